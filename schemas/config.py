@@ -1,0 +1,309 @@
+"""The configuration of a run: one class a process, a docstring under each field.
+
+A TOML file holds it, dotted flags override it (``--learner.steps 10``), unknown keys are refused.
+Units are in the names: ``_s`` seconds, ``_bytes``, ``_tokens``.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from schemas.errors import ConfigError
+from schemas.limits import MAX_GROUP_SIZE, MAX_TRAJECTORY_BYTES
+from schemas.topics import Topics
+
+Seconds = Annotated[float, Field(gt=0)]
+Positive = Annotated[int, Field(ge=1)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class KafkaConfig(_Section):
+    """How to reach Kafka, and the shape of the topics."""
+
+    bootstrap: str = "127.0.0.1:9092"
+    """Brokers, ``host:port`` separated by commas."""
+    partitions: Positive = 2
+    """Partitions of the prompts, trajectories, pending and feedback topics."""
+    replication: Positive = 1
+    """Copies of every partition; 3 in production."""
+    request_timeout_s: Seconds = 30.0
+    """How long a request may take before it is tried again."""
+    transaction_timeout_s: Seconds = 60.0
+    """How long a transaction may stay open before the broker aborts it."""
+    client: dict[str, str | int | bool] = Field(default_factory=dict)
+    """Further arguments of kafka-python's clients, such as ``security_protocol``."""
+
+    def client_options(self) -> dict[str, Any]:
+        """Keyword arguments that every client of kafka-python takes."""
+        return {
+            "bootstrap_servers": self.bootstrap.split(","),
+            "request_timeout_ms": int(self.request_timeout_s * 1000),
+            "reconnect_backoff_ms": 50,
+            "reconnect_backoff_max_ms": 500,
+            "retry_backoff_ms": 50,
+            **self.client,
+        }
+
+    def consumer_options(self) -> dict[str, Any]:
+        """Keyword arguments of a ``KafkaConsumer`` that sees committed records only, commits nothing
+        by itself and never jumps over a lost range: it raises instead."""
+        return {
+            **self.client_options(),
+            "isolation_level": "read_committed",
+            "enable_auto_commit": False,
+            "auto_offset_reset": "none",
+            "fetch_max_wait_ms": 50,
+            "max_partition_fetch_bytes": MAX_TRAJECTORY_BYTES,
+        }
+
+    def producer_options(self, transactional_id: str | None = None) -> dict[str, Any]:
+        """Keyword arguments of a ``KafkaProducer`` that waits for all replicas."""
+        options = {
+            **self.client_options(),
+            "acks": "all",
+            "linger_ms": 5,
+            "max_request_size": MAX_TRAJECTORY_BYTES + (1 << 20),
+        }
+        if transactional_id is None:
+            return options
+        timeout_ms = int(self.transaction_timeout_s * 1000)
+        return {**options, "transactional_id": transactional_id, "transaction_timeout_ms": timeout_ms}
+
+
+class ModelConfig(_Section):
+    """The model that is trained."""
+
+    path: str = ""
+    """A Hugging Face directory: config.json, tokenizer and safetensors."""
+    dtype: Dtype = "auto"
+    """Of engine and learner. ``auto`` takes what this machine multiplies fastest."""
+
+
+class WeightsConfig(_Section):
+    """The weight store."""
+
+    root: str = "weights"
+    """Where versions are written and read: an fsspec URL or a path. Each process has its own view of
+    it; no path travels in a record."""
+    keep: Positive = 3
+    """Newest versions that stay in the store."""
+
+
+class WorkerConfig(_Section):
+    """A vLLM worker."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Port to listen on."""
+    max_model_len_tokens: Positive = 2048
+    """Longest prompt and response together."""
+    max_num_seqs: Positive = 64
+    """Sequences that the engine computes at once."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Memory of the key-value cache on a CPU in GiB."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the GPU's memory that the engine may take; on a CPU 0.2 is used."""
+    enforce_eager: bool = True
+    """Starts faster; False compiles, which answers faster on a GPU."""
+    probe_tolerance: Annotated[float, Field(gt=0)] | None = None
+    """Largest mean difference between the engine's and the learner's logprobs of the probe that a new
+    version may show; null for 1e-3 in float32 and 0.1 in bfloat16."""
+    max_wait_for_version_s: Seconds = 120.0
+    """How long a request waits for the weight version that it asks for before it is answered 503."""
+    engine_args: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    """Further arguments of ``vllm serve``, such as ``tensor_parallel_size``."""
+
+
+class SamplingConfig(_Section):
+    """How answers are drawn where a prompt does not say."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the softmax; logprobs are those of the scaled distribution."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus; below 1 the logprobs of the learner no longer match."""
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """Most likely tokens to draw from; -1 for all."""
+    max_tokens: Positive = 256
+    """Longest answer."""
+
+
+class RolloutConfig(_Section):
+    """The rollout pipeline."""
+
+    workers: tuple[str, ...] = ("http://127.0.0.1:8000",)
+    """Base URLs of the vLLM workers."""
+    group_size: Annotated[int, Field(ge=1, le=MAX_GROUP_SIZE)] = 8
+    """Samples of a prompt that does not say."""
+    sampling: SamplingConfig = SamplingConfig()
+    """Sampling of a prompt that does not say."""
+    max_in_flight: Positive = 64
+    """Groups being answered at once, by each share."""
+    shares: Positive = 1
+    """Into how many restrictions the prompts partitions are divided."""
+    attempts: Positive = 3
+    """Requests for one group before it becomes a dead letter."""
+    request_timeout_s: Seconds = 600.0
+    """How long one request may take."""
+    max_bundle_groups: Positive = 64
+    """Most groups in one Beam bundle, so in one Kafka transaction."""
+    poll_interval_s: Seconds = 0.02
+    """Pause between two looks for finished groups."""
+    max_record_bytes: Annotated[int, Field(ge=1024, le=MAX_TRAJECTORY_BYTES)] = 900_000
+    """A trajectories record is closed before it exceeds this, unless one group alone does."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the Prometheus endpoint; 0 for none."""
+
+
+class RewardsConfig(_Section):
+    """The processes that compute rewards."""
+
+    processes: Positive = 1
+    """How many."""
+    timeout_s: Seconds = 5.0
+    """How long the reward of one sample may take before its process is killed."""
+    memory_bytes: Positive = 4 << 30
+    """Address space of one process."""
+    modules: tuple[str, ...] = ()
+    """Importable modules that register further rewards."""
+
+
+class LearnerConfig(_Section):
+    """The learner."""
+
+    steps: Positive = 24
+    """Optimizer steps after which the learner ends."""
+    groups_per_step: Positive = 8
+    """Groups that contribute to one optimizer step."""
+    max_staleness: Annotated[int, Field(ge=0)] = 1
+    """Most weight versions between the one that answered and the one that is trained; 0 is on policy."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-5
+    """Of AdamW, after warm-up."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after warm-up, down to 0 at the last step."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of AdamW."""
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """The ratio is clipped below 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    """The ratio is clipped above 1 + clip_high."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this norm."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """Of the policy that is trained; null for that of ``rollout.sampling``."""
+    micro_batch_tokens: Positive = 8192
+    """Most tokens of one packed forward pass; a longer sequence gets a pass of its own."""
+    zero_stage: Literal[0, 1, 2] = 0
+    """DeepSpeed's ZeRO stage."""
+    checkpoint_root: str = "checkpoints"
+    """Where checkpoints are written: a path."""
+    checkpoint_every: Positive = 10
+    """Steps between two checkpoints."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints that stay."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the Prometheus endpoint; 0 for none."""
+
+
+class RunConfig(_Section):
+    """Everything that the processes of one run read."""
+
+    name: str = "demo"
+    """Prefix of the topics and name of the run's directory."""
+    seed: int = 0
+    """Of everything random."""
+    kafka: KafkaConfig = KafkaConfig()
+    model: ModelConfig = ModelConfig()
+    weights: WeightsConfig = WeightsConfig()
+    worker: WorkerConfig = WorkerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    rewards: RewardsConfig = RewardsConfig()
+    learner: LearnerConfig = LearnerConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _is_topic_prefix(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", name):
+            raise ValueError("expected letters, digits, '_' and '-', at most 100, starting with a letter or digit")
+        return name
+
+    @model_validator(mode="after")
+    def _enough_in_flight(self) -> Self:
+        if self.rollout.shares > self.kafka.partitions:
+            raise ValueError(
+                f"rollout.shares = {self.rollout.shares} exceeds kafka.partitions = {self.kafka.partitions}: "
+                "a share needs a partition of its own"
+            )
+        return self
+
+    @property
+    def topics(self) -> Topics:
+        """The names of the run's topics."""
+        return Topics(self.name)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of the policy that is trained."""
+        return self.learner.temperature or self.rollout.sampling.temperature
+
+
+def load(path: Path) -> RunConfig:
+    """Reads a TOML file.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong.
+    """
+    try:
+        tree = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"configuration {path}: {error.strerror}; give an existing TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path}: not TOML: {error}") from error
+    return validate(tree, str(path))
+
+
+def validate(tree: dict[str, Any], source: str) -> RunConfig:
+    """Checks a configuration tree.
+
+    Raises:
+        ConfigError: naming every wrong key, what was given and what was expected.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"configuration {source}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's complaints, one line a key, with the nearest known key for a misspelt one."""
+    return "\n  ".join(_explain_one(fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors())
+
+
+def _explain_one(where: tuple[int | str, ...], kind: str, message: str, given: object) -> str:
+    key = ".".join(str(part) for part in where)
+    if kind == "extra_forbidden":
+        return f"unknown key {key}{_did_you_mean(where)}"
+    message = message.removeprefix("Value error, ")
+    return f"{key} = {given!r}: {message}" if key else message
+
+
+def _did_you_mean(where: tuple[int | str, ...]) -> str:
+    from difflib import get_close_matches
+
+    section: Any = RunConfig
+    for part in where[:-1]:
+        section = section.model_fields[str(part)].annotation
+    known = list(section.model_fields)
+    near = get_close_matches(str(where[-1]), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"

@@ -1,0 +1,90 @@
+"""Every exception of the project.
+
+    AsyncFlowError
+    ├── UserError              the user can mend it: one message, no traceback, exit code 2
+    │   ├── ConfigError        a key, a value or a combination of values of the configuration
+    │   ├── ModelError         a model directory that is missing or does not fit
+    │   ├── BrokerError        Kafka cannot be reached, or a topic has the wrong settings
+    │   ├── PortError          a port that something else listens on
+    │   ├── DiskError          no room, or no permission to write
+    │   └── RunError           a run that exists already, does not exist, or is in use
+    ├── RecordError            bytes from outside that are not a valid record: a dead letter
+    ├── EngineError            an engine did not answer; another attempt may succeed
+    ├── EngineRefusal          an engine understood the request and refused it; no attempt will succeed
+    ├── StateError             a checkpoint, manifest or weight file that does not verify
+    ├── FencedError            a newer process took over this one's transactional id
+    └── ProcessDied            a process of the local stack ended although it should run
+
+To add one: derive it here, draw it above, and let its message say what was given, what was
+expected and what to change. All arguments are passed to ``Exception.__init__`` so that every error
+survives pickling (Beam and reward processes send them across process borders).
+"""
+
+
+class AsyncFlowError(Exception):
+    """Base of all errors that this project raises on purpose."""
+
+
+class UserError(AsyncFlowError):
+    """Something that the user can mend; the command line prints the message and exits with 2."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot work: unknown key, wrong type, contradicting sizes."""
+
+
+class ModelError(UserError):
+    """A model directory that is missing, incomplete or of another shape than expected."""
+
+
+class BrokerError(UserError):
+    """Kafka cannot be reached, or a topic is missing or has the wrong settings."""
+
+
+class PortError(UserError):
+    """A port that was asked for by number and is taken."""
+
+
+class DiskError(UserError):
+    """No room left on the device, or no permission to write there."""
+
+
+class RunError(UserError):
+    """A run that exists already, does not exist, or is in use by another process."""
+
+
+class RecordError(AsyncFlowError):
+    """Bytes from outside that are not a valid record.
+
+    Attributes:
+        reason: one word for counters and dead letters, such as ``not_json``.
+        detail: one sentence for people.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+class EngineError(AsyncFlowError):
+    """An engine did not answer in time, closed the connection or answered 5xx."""
+
+
+class EngineRefusal(AsyncFlowError):
+    """An engine understood the request and refused it (4xx): trying again is useless."""
+
+
+class StateError(AsyncFlowError):
+    """A checkpoint, a manifest or a weight file that does not verify."""
+
+
+class FencedError(AsyncFlowError):
+    """A newer process holds this process's transactional id; this one has to stop."""
+
+
+class ProcessDied(AsyncFlowError):
+    """A process of the local stack ended although it should be running."""

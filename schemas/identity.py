@@ -1,0 +1,52 @@
+"""Names of groups and samples. They come from the log alone: never a time, a worker or an attempt."""
+
+import re
+from typing import NamedTuple, Self
+
+_ROLLOUT = re.compile(r"(?P<run>[A-Za-z0-9._-]+)/(?P<partition>\d+)/(?P<offset>\d+)/(?P<index>\d+)")
+
+
+class GroupId(NamedTuple):
+    """A group is the place of its prompt in the prompts topic.
+
+    Example: ``GroupId(partition=0, offset=38)``, as a record key ``b"0/38"``.
+    """
+
+    partition: int
+    offset: int
+
+    def key(self) -> bytes:
+        """The key of Kafka records about this group."""
+        return f"{self.partition}/{self.offset}".encode()
+
+    def __str__(self) -> str:
+        return f"{self.partition}/{self.offset}"
+
+
+class RolloutId(NamedTuple):
+    """One sample of one group of one run. Example: ``demo/0/38/3``."""
+
+    run: str
+    partition: int
+    offset: int
+    index: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads ``{run}/{prompts partition}/{offset}/{sample index}``.
+
+        Raises:
+            ValueError: the text has another form.
+        """
+        match = _ROLLOUT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"rollout id {text!r}: expected RUN/PARTITION/OFFSET/SAMPLE, such as demo/0/38/3")
+        return cls(match["run"], int(match["partition"]), int(match["offset"]), int(match["index"]))
+
+    @property
+    def group(self) -> GroupId:
+        """The group that the sample belongs to."""
+        return GroupId(self.partition, self.offset)
+
+    def __str__(self) -> str:
+        return f"{self.run}/{self.partition}/{self.offset}/{self.index}"

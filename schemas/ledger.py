@@ -1,0 +1,149 @@
+"""Records of ``{run}.ledger``: written by the learner, read by the learner at its start and by the audit.
+
+The *surviving line* is what counts: starting from the newest ``start`` entry and going back, the
+steps of a generation up to the step that the next generation continues from.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from schemas.errors import RecordError
+from schemas.identity import GroupId
+from schemas.records import Instant, Record, first_fault, now
+
+DropReason = Literal["stale", "zero_variance", "duplicate", "unknown_version", "bad_weights", "nonfinite"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Position(_Part):
+    """A point of the surviving line. Example: ``{"generation": 1, "step": 10}``."""
+
+    generation: int = Field(ge=1)
+    step: int = Field(ge=0)
+
+
+class TrainedGroup(_Part):
+    """A group that contributed to a step.
+
+    Example: ``{"group": [0, 38], "at": [1, 17], "attempt": "…", "samples": 8, "versions": [11, 12]}``.
+    """
+
+    group: GroupId
+    at: tuple[int, int]
+    """Partition and offset of its record in the trajectories topic."""
+    attempt: str
+    samples: int = Field(ge=1)
+    """Rows of the group, those without a reward included."""
+    versions: tuple[int, int]
+    """Oldest and newest weight version among its tokens."""
+
+
+class DroppedGroup(_Part):
+    """A group that was consumed without contributing.
+
+    Example: ``{"group": [1, 35], "at": [0, 16], "reason": "stale"}``.
+    """
+
+    group: GroupId
+    at: tuple[int, int]
+    reason: DropReason
+
+
+class Settings(_Part):
+    """What the audit needs to know of the learner's configuration."""
+
+    max_staleness: int = Field(ge=0)
+    groups_per_step: int = Field(ge=1)
+
+
+class StartEntry(Record):
+    """A learner started.
+
+    Example: ``{"schema": 1, "kind": "start", "generation": 2,
+    "continues": {"generation": 1, "step": 10}, "settings": {"max_staleness": 1, "groups_per_step": 8}}``.
+    """
+
+    kind: Literal["start"] = "start"
+    generation: int = Field(ge=1)
+    continues: Position | None = None
+    """Null for the first start of a run."""
+    settings: Settings | None = None
+    """Null where another program wrote the entry."""
+    at: Instant = Field(default_factory=now)
+
+
+class StepEntry(Record):
+    """One optimizer step, in the same transaction as its weight version and admission frontier.
+
+    Example::
+
+        {"schema": 1, "kind": "step", "generation": 2, "step": 11, "version": 13,
+         "trained": [{"group": [0, 38], "at": [1, 17], "attempt": "…", "samples": 8, "versions": [11, 12]}],
+         "dropped": [{"group": [1, 35], "at": [0, 16], "reason": "stale"}],
+         "metrics": {"loss": 0.1, "grad_norm": 0.7, "reward_mean": 0.55, "staleness_max": 1}}
+    """
+
+    kind: Literal["step"] = "step"
+    generation: int = Field(ge=1)
+    step: int = Field(ge=1)
+    """Steps done after this one."""
+    version: int = Field(ge=1)
+    """The weight version that this step produced."""
+    trained: tuple[TrainedGroup, ...]
+    """Empty for a step that was skipped because its gradient was not finite."""
+    dropped: tuple[DroppedGroup, ...]
+    metrics: dict[str, float] = Field(default_factory=dict)
+    at: Instant = Field(default_factory=now)
+
+
+class CheckpointEntry(Record):
+    """A checkpoint was written and verified.
+
+    Example: ``{"schema": 1, "kind": "checkpoint", "generation": 2, "step": 20,
+    "manifest_sha256": "…", "parent_sha256": "…"}``.
+    """
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    generation: int = Field(ge=1)
+    step: int = Field(ge=0)
+    manifest_sha256: str
+    parent_sha256: str | None = None
+    """Null for the first checkpoint of a run."""
+    at: Instant = Field(default_factory=now)
+
+
+LedgerEntry = StartEntry | StepEntry | CheckpointEntry
+_ADAPTER: TypeAdapter[LedgerEntry] = TypeAdapter(Annotated[LedgerEntry, Field(discriminator="kind")])
+
+
+def decode_entry(value: bytes) -> LedgerEntry:
+    """Reads one ledger record.
+
+    Raises:
+        RecordError: ``bad_record``.
+    """
+    try:
+        return _ADAPTER.validate_json(value)
+    except ValidationError as error:
+        raise RecordError("bad_record", first_fault(error)) from error
+
+
+def surviving_steps(entries: Iterable[LedgerEntry]) -> list[StepEntry]:
+    """The step entries of the surviving line, in order of steps.
+
+    Entries are given in log order. When a generation starts, everything later than the point that
+    it continues from leaves the line.
+    """
+    line: list[StepEntry] = []
+    for entry in entries:
+        if isinstance(entry, StartEntry):
+            keep = entry.continues.step if entry.continues else 0
+            line = [step for step in line if step.step <= keep]
+        elif isinstance(entry, StepEntry):
+            line.append(entry)
+    return line

@@ -1,0 +1,103 @@
+"""Records of ``{run}.prompts``: written by producers in any language, read by the rollout pipeline."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schemas.errors import RecordError
+from schemas.limits import MAX_GROUP_SIZE, MAX_PROMPT_BYTES
+from schemas.records import Record
+
+FEEDBACK_REWARD = "feedback"
+"""The reward name of prompts that people or programs score later."""
+
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+
+
+class Part(BaseModel):
+    """A piece of a prompt. Unknown keys are refused: they are misspelt more often than new."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Message(Part):
+    """One turn of a conversation. Example: ``{"role": "user", "content": "What is 2+3?"}``."""
+
+    role: str = Field(min_length=1, max_length=64)
+    content: str
+
+
+class RewardSpec(Part):
+    """Which reward scores the answers. Example: ``{"name": "last_number", "args": {"answer": "5"}}``."""
+
+    name: str = Field(min_length=1, max_length=128)
+    """A registered name (``asyncflow`` lists them), or ``feedback``."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """The arguments of that reward, such as the right answer."""
+
+
+class Sampling(Part):
+    """How answers are drawn; what is null comes from the pipeline's configuration."""
+
+    temperature: float | None = Field(default=None, gt=0, le=100)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of one answer."""
+    min_tokens: int | None = Field(default=None, ge=0)
+    """Fewest tokens of one answer, before an end-of-sequence token may be drawn."""
+    stop: tuple[str, ...] | None = None
+    seed: int | None = None
+
+
+class Prompt(Record):
+    """One prompt, given as exactly one of ``messages``, ``text`` and ``token_ids``.
+
+    Example::
+
+        {"schema": 1, "prompt_id": "gsm8k/17", "task": "sums",
+         "messages": [{"role": "user", "content": "What is 2+3?"}],
+         "reward": {"name": "last_number", "args": {"answer": "5"}},
+         "group_size": null, "sampling": null, "purpose": "train", "metadata": {}}
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt_id: str | None = Field(default=None, max_length=1024)
+    """The producer's own name for the prompt; null if it has none. It identifies nothing here."""
+    task: str = Field(default="default", min_length=1, max_length=256)
+    """For grouping figures."""
+    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    """A conversation, put through the model's chat template."""
+    text: str | None = Field(default=None, min_length=1)
+    """Raw text, tokenised without a template."""
+    token_ids: tuple[TokenId, ...] | None = Field(default=None, min_length=1)
+    """Token ids, sent as they are."""
+    reward: RewardSpec
+    group_size: int | None = Field(default=None, ge=1, le=MAX_GROUP_SIZE)
+    """Samples to draw; null for the pipeline's configured number."""
+    sampling: Sampling | None = None
+    """Null for the pipeline's configured sampling."""
+    purpose: Literal["train"] = "train"
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """Anything; not read by this project."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        given = [name for name in ("messages", "text", "token_ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected exactly one of messages, text and token_ids, got {given or 'none'}")
+        return self
+
+    @classmethod
+    def decode(cls, value: bytes | None) -> Self:
+        """Reads a record's value.
+
+        Raises:
+            RecordError: ``too_large``, ``not_json`` or ``bad_record``.
+        """
+        if value is None:
+            raise RecordError("bad_record", "the value is null, expected a JSON object")
+        if len(value) > MAX_PROMPT_BYTES:
+            raise RecordError("too_large", f"{len(value)} bytes, expected at most {MAX_PROMPT_BYTES}")
+        return super().decode(value)

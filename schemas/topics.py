@@ -1,0 +1,100 @@
+"""The topics of a run: their names, and the settings that the promises need."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.limits import MAX_PROMPTS_MESSAGE_BYTES, MAX_TRAJECTORY_BYTES
+
+_FOREVER: Final = {"retention.ms": "-1", "retention.bytes": "-1"}
+_MARGIN_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The names of all topics of one run. Example: ``Topics("demo").prompts == "demo.prompts"``."""
+
+    run: str
+
+    @property
+    def prompts(self) -> str:
+        """What is to be answered."""
+        return f"{self.run}.prompts"
+
+    @property
+    def trajectories(self) -> str:
+        """Scored groups."""
+        return f"{self.run}.trajectories"
+
+    @property
+    def pending(self) -> str:
+        """Groups that wait for feedback."""
+        return f"{self.run}.pending"
+
+    @property
+    def feedback(self) -> str:
+        """Judgements of people and programs."""
+        return f"{self.run}.feedback"
+
+    @property
+    def weights(self) -> str:
+        """Announcements of weight versions."""
+        return f"{self.run}.weights"
+
+    @property
+    def admission(self) -> str:
+        """How far the prompts may be generated."""
+        return f"{self.run}.admission"
+
+    @property
+    def ledger(self) -> str:
+        """What was trained."""
+        return f"{self.run}.ledger"
+
+    @property
+    def evals(self) -> str:
+        """Held-out accuracies."""
+        return f"{self.run}.evals"
+
+    @property
+    def dead_letters(self) -> str:
+        """Inputs that could not be used."""
+        return f"{self.run}.dead-letters"
+
+    @property
+    def rollout_group(self) -> str:
+        """The consumer group under which the rollout pipeline commits finished prompts."""
+        return f"{self.run}.rollout"
+
+    @property
+    def learner_id(self) -> str:
+        """The learner's transactional id: a second learner fences the first."""
+        return f"{self.run}.learner"
+
+    def rollout_id(self, share: int) -> str:
+        """The transactional id of one share of the rollout pipeline."""
+        return f"{self.run}.rollout.{share}"
+
+    def specs(self, partitions: int) -> list["TopicSpec"]:
+        """Every topic with its partitions and settings."""
+        large = {"max.message.bytes": str(MAX_TRAJECTORY_BYTES + _MARGIN_BYTES)}
+        prompts = {"max.message.bytes": str(MAX_PROMPTS_MESSAGE_BYTES)}
+        return [
+            TopicSpec(self.prompts, partitions, {**prompts, **_FOREVER}),
+            TopicSpec(self.trajectories, partitions, {**large, **_FOREVER}),
+            TopicSpec(self.pending, partitions, {**large, **_FOREVER}),
+            TopicSpec(self.feedback, partitions, _FOREVER),
+            TopicSpec(self.weights, 1, _FOREVER),
+            TopicSpec(self.admission, 1, _FOREVER),
+            TopicSpec(self.ledger, 1, _FOREVER),
+            TopicSpec(self.evals, 1, _FOREVER),
+            TopicSpec(self.dead_letters, 1, _FOREVER),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as it should be. All have ``cleanup.policy=delete``; nothing is ever compacted away."""
+
+    name: str
+    partitions: int
+    settings: dict[str, str]

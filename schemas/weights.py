@@ -1,0 +1,36 @@
+"""Records of ``{run}.weights``: written by the learner, read by workers and the audit."""
+
+from pydantic import Field
+
+from schemas.records import Instant, Record, now
+
+
+class WeightVersion(Record):
+    """The announcement of one version of the weights. It carries no path: a worker builds the path
+    from its own configured root (:func:`version_path`).
+
+    Example::
+
+        {"schema": 1, "version": 12, "step": 12, "generation": 1, "manifest_sha256": "ab…",
+         "dtype": "bfloat16", "base_model": "SmolLM2-135M-Instruct",
+         "published_at": "2026-01-31T12:00:00.000Z"}
+    """
+
+    version: int = Field(ge=1)
+    """A counter that never goes back and is never used twice, also across restarts."""
+    step: int = Field(ge=0)
+    """Optimizer steps that these weights have seen."""
+    generation: int = Field(ge=1)
+    """One per learner start."""
+    manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of the bytes of the version's ``MANIFEST.json``."""
+    dtype: str
+    """``float32``, ``bfloat16`` or ``float16``."""
+    base_model: str
+    """The name of the model that training started from."""
+    published_at: Instant = Field(default_factory=now)
+
+
+def version_path(root: str, version: int) -> str:
+    """The directory of a version below a store's root (an fsspec URL or a local path)."""
+    return f"{root.rstrip('/')}/{version:08d}"
