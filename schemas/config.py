@@ -6,6 +6,7 @@ Units are in the names: ``_s`` seconds, ``_bytes``, ``_tokens``.
 
 import re
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -52,8 +53,11 @@ class KafkaConfig(_Section):
         }
 
     def consumer_options(self) -> dict[str, Any]:
-        """Keyword arguments of a ``KafkaConsumer`` that sees committed records only, commits nothing
-        by itself and never jumps over a lost range: it raises instead."""
+        """Keyword arguments of a ``KafkaConsumer`` that every reader of a run uses.
+
+        It sees committed records only, commits nothing by itself and never jumps over a lost range:
+        it raises instead.
+        """
         return {
             **self.client_options(),
             "isolation_level": "read_committed",
@@ -287,7 +291,9 @@ def validate(tree: dict[str, Any], source: str) -> RunConfig:
 
 def explain(error: ValidationError) -> str:
     """Pydantic's complaints, one line a key, with the nearest known key for a misspelt one."""
-    return "\n  ".join(_explain_one(fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors())
+    return "\n  ".join(
+        _explain_one(fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors()
+    )
 
 
 def _explain_one(where: tuple[int | str, ...], kind: str, message: str, given: object) -> str:
@@ -299,8 +305,6 @@ def _explain_one(where: tuple[int | str, ...], kind: str, message: str, given: o
 
 
 def _did_you_mean(where: tuple[int | str, ...]) -> str:
-    from difflib import get_close_matches
-
     section: Any = RunConfig
     for part in where[:-1]:
         section = section.model_fields[str(part)].annotation

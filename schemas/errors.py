@@ -10,6 +10,8 @@
     │   └── RunError           a run that exists already, does not exist, or is in use
     ├── RecordError            bytes from outside that are not a valid record: a dead letter
     ├── EngineError            an engine did not answer; another attempt may succeed
+    │   ├── EngineUnavailable  there was no engine to ask: the request was not begun
+    │   └── EngineLost         the engine went away while it was answering; it may have died of the request
     ├── EngineRefusal          an engine understood the request and refused it; no attempt will succeed
     ├── StateError             a checkpoint, manifest or weight file that does not verify
     ├── FencedError            a newer process took over this one's transactional id
@@ -72,6 +74,14 @@ class RecordError(AsyncFlowError):
 
 class EngineError(AsyncFlowError):
     """An engine did not answer in time, closed the connection or answered 5xx."""
+
+
+class EngineUnavailable(EngineError):
+    """No engine took the request: connection refused, still starting, waiting for weights. No attempt was used up."""
+
+
+class EngineLost(EngineError):
+    """The connection broke while the engine was answering; it may have died of the request."""
 
 
 class EngineRefusal(AsyncFlowError):

@@ -29,7 +29,7 @@ class RolloutId(NamedTuple):
     run: str
     partition: int
     offset: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
     @classmethod
     def parse(cls, text: str) -> Self:

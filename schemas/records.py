@@ -28,8 +28,10 @@ Instant = Annotated[
 
 
 class Record(BaseModel):
-    """A JSON record of a topic. ``schema`` is the version of its form; unknown keys are ignored, so
-    that a newer writer may add some."""
+    """A JSON record of a topic.
+
+    ``schema`` is the version of its form; unknown keys are ignored, so that a newer writer may add some.
+    """
 
     model_config = ConfigDict(populate_by_name=True, extra="ignore", frozen=True, allow_inf_nan=False)
 

@@ -6,8 +6,9 @@ from schemas.records import Instant, Record, now
 
 
 class WeightVersion(Record):
-    """The announcement of one version of the weights. It carries no path: a worker builds the path
-    from its own configured root (:func:`version_path`).
+    """The announcement of one version of the weights.
+
+    It carries no path: a worker builds the path from its own configured root (:func:`version_path`).
 
     Example::
 

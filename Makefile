@@ -1,0 +1,66 @@
+# asyncflow: everything that a checkout needs, from nothing but Python and make.
+#
+#   make demo      prompts to a rising reward on this machine; DEMO_ARGS="--seed 1 --steps 30" reach the command
+#   make test      everything that a change must pass
+#   make lint      ruff, mypy, import-linter, codespell
+#   make format    let ruff rewrite the files
+#   make lock      resolve the requirements again
+#   make clean     remove what the other targets made, runs excepted
+#
+# PLATFORM=cpu or cuda chooses the locked requirements; PYTHON the interpreter to begin with.
+
+PYTHON   ?= python3
+PLATFORM ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+UV_VERSION := 0.13.9
+UV    := .tools/bin/uv
+BIN   := .venv/bin
+LOCKS := deploy/requirements
+READY := .venv/.ready-$(PLATFORM)
+COMPILE = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet --no-emit-index-url \
+	--custom-compile-command "make lock" --extra local --extra dev
+
+export HF_HUB_OFFLINE = 1
+export DS_BUILD_OPS = 0
+
+.PHONY: demo test lint format lock clean
+
+demo: $(READY)
+	$(BIN)/asyncflow demo $(DEMO_ARGS)
+
+test: $(READY)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: $(UV)
+	$(COMPILE) --extra cpu --override $(LOCKS)/overrides-cpu.txt --excludes $(LOCKS)/excludes-cpu.txt -o $(LOCKS)/cpu.txt
+	$(COMPILE) --extra cuda -o $(LOCKS)/cuda.txt
+
+clean:
+	rm -rf .venv .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(UV):
+	@command -v $(PYTHON) >/dev/null || { echo "asyncflow needs Python 3.11 to 3.13 on the PATH, or PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+# Python 3.12 if there is one, else another that fits, else one that uv fetches.
+$(READY): $(LOCKS)/$(PLATFORM).txt pyproject.toml | $(UV)
+	test -x $(BIN)/python || $(UV) venv --quiet --no-python-downloads --python 3.12 .venv 2>/dev/null \
+		|| $(UV) venv --quiet --no-python-downloads --python '>=3.11,<3.14' .venv || $(UV) venv --quiet --python 3.12 .venv
+	VIRTUAL_ENV=.venv $(UV) pip sync --quiet --require-hashes $<
+	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,264 @@
+"""Is every promise of the log kept? ``audit`` says so from the topics alone.
+
+    topics ──► RunLog ──► audit() ──► Verdict
+
+Each admitted prompt must end in exactly one of trained, dropped with a reason, and dead letter; what
+has no end yet is either on its way (``in_flight``: the pipeline did not commit it; ``waiting``: its
+group lies in the trajectories topic, unread by the surviving line) or ``lost``. A group is lost when
+the pipeline committed its prompt as finished but no topic holds an outcome, or when the surviving
+line consumed a later record of the same trajectories partition: the learner consumes each partition
+in order.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from pydantic import BaseModel
+
+from pipelines.log import GroupRecord, RunLog, RunReader
+from pipelines.runs import served
+from schemas.identity import GroupId
+from schemas.ledger import LedgerEntry, Settings, StartEntry, StepEntry, surviving_steps
+
+_FAULTS_SHOWN = 20
+
+
+class Verdict(BaseModel):
+    """The result of an audit; ``ok`` is the conjunction of all promises."""
+
+    run: str
+    ok: bool
+    steps: int
+    """Steps of the surviving line."""
+    generations: int
+    """Starts of the learner."""
+    admitted: int
+    """Prompts below the newest admission frontier."""
+    trained: int
+    """Groups that contributed to a step of the surviving line."""
+    dropped: dict[str, int]
+    """Groups dropped by the surviving line, by reason."""
+    dead_letters: int
+    """Admitted prompts that ended as a dead letter."""
+    waiting: int
+    """Finished groups that no step has consumed yet."""
+    in_flight: int
+    """Admitted prompts that are not finished yet."""
+    lost: int
+    """Must be 0: admitted prompts without an end that nothing works on."""
+    duplicate: int
+    """Must be 0: groups with more than one end."""
+    mixed_attempts: int
+    """Must be 0: trained groups that are not, whole, the attempt that the ledger names."""
+    unknown_versions: int
+    """Must be 0: trained groups with a token of a weight version that was never announced."""
+    zombie_commits: int
+    """Must be 0: records of a generation that a newer one had replaced."""
+    admission_excess: int
+    """Must be 0: prompts admitted beyond what steps, drops and staleness allow."""
+    unreadable: int
+    """Must be 0: records that no reader can decode and that no dead letter accounts for."""
+    staleness_max: int
+    """Most steps between the weights that answered and the weights that were trained."""
+    staleness_bound: int
+    """``max_staleness`` of the newest start."""
+    faults: list[str]
+    """The first faults, in words."""
+
+
+@dataclass
+class _Findings:
+    """Counts of faults, and the first of them in words."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    words: list[str] = field(default_factory=list)
+
+    def add(self, kind: str, text: str) -> None:
+        self.counts[kind] += 1
+        if len(self.words) < _FAULTS_SHOWN:
+            self.words.append(f"{kind}: {text}")
+
+
+def audit(run: str, log: RunLog) -> Verdict:
+    """Checks everything that DESIGN.md promises of the log of ``run``."""
+    line, findings = surviving_steps(log.ledger), _Findings()
+    admitted = _admitted(log)
+    ends = _ends(log, line)
+    waiting, in_flight = _unfinished(log, line, admitted, ends, findings)
+    _check_ends(ends, findings)
+    _check_trained(log, line, findings)
+    _check_order(log, findings)
+    settings = _settings(log.ledger)
+    staleness = _staleness(log, line)
+    if staleness > settings.max_staleness:
+        findings.add("staleness", f"{staleness} versions, bound {settings.max_staleness}")
+    dropped: Counter[str] = Counter(group.reason for step in line for group in step.dropped)
+    dead = sum(1 for group in admitted if "dead letter" in ends.get(group, ()))
+    # Drops move admission at once and reach the ledger with the next step: until then they wait.
+    allowed = (len(line) + 1 + settings.max_staleness) * settings.groups_per_step + dropped.total() + dead + waiting
+    if log.ledger and len(admitted) > allowed:
+        findings.counts["admission_excess"] = len(admitted) - allowed
+        findings.words.append(f"admission_excess: {len(admitted)} admitted, at most {allowed} allowed")
+    counts = findings.counts
+    return Verdict(
+        run=run,
+        ok=not counts,
+        steps=len(line),
+        generations=sum(isinstance(entry, StartEntry) for entry in log.ledger),
+        admitted=len(admitted),
+        trained=sum(len(step.trained) for step in line),
+        dropped=dict(dropped),
+        dead_letters=dead,
+        waiting=waiting,
+        in_flight=in_flight,
+        lost=counts["lost"],
+        duplicate=counts["duplicate"],
+        mixed_attempts=counts["mixed_attempts"],
+        unknown_versions=counts["unknown_versions"],
+        zombie_commits=counts["zombie_commits"],
+        admission_excess=counts["admission_excess"],
+        unreadable=counts["unreadable"],
+        staleness_max=staleness,
+        staleness_bound=settings.max_staleness,
+        faults=findings.words,
+    )
+
+
+def _admitted(log: RunLog) -> set[GroupId]:
+    frontier = log.admission[-1].frontier if log.admission else {}
+    return {
+        GroupId(partition, offset)
+        for partition, offsets in log.prompts.items()
+        for offset in offsets
+        if offset < frontier.get(partition, 0)
+    }
+
+
+def _settings(ledger: Iterable[LedgerEntry]) -> Settings:
+    found = [entry.settings for entry in ledger if isinstance(entry, StartEntry) and entry.settings]
+    return found[-1] if found else Settings(max_staleness=0, groups_per_step=1)
+
+
+def _ends(log: RunLog, line: list[StepEntry]) -> dict[GroupId, list[str]]:
+    """How each group ended on the surviving line: more than one entry is a fault."""
+    ends: dict[GroupId, list[str]] = {}
+    for step in line:
+        for trained in step.trained:
+            ends.setdefault(trained.group, []).append(f"trained in step {step.step}")
+        for dropped in step.dropped:
+            if dropped.reason != "duplicate":
+                ends.setdefault(dropped.group, []).append(f"dropped in step {step.step}")
+    prompts = {GroupId(partition, offset) for partition, offsets in log.prompts.items() for offset in offsets}
+    for group in {letter.group for letter in log.dead_letters if letter.topic.endswith(".prompts")} & prompts:
+        ends.setdefault(group, []).append("dead letter")
+    return ends
+
+
+def _check_ends(ends: dict[GroupId, list[str]], findings: _Findings) -> None:
+    for group, ways in ends.items():
+        if len(ways) > 1:
+            findings.add("duplicate", f"group {group}: {', '.join(ways)}")
+
+
+def _unfinished(
+    log: RunLog, line: list[StepEntry], admitted: set[GroupId], ends: dict[GroupId, list[str]], findings: _Findings
+) -> tuple[int, int]:
+    """Sorts the admitted groups without an end; returns how many wait and how many are in flight."""
+    written = {record.group: record.at for record in reversed(log.groups)}
+    pending = {record.group for record in log.pending}
+    consumed = dict(_consumed_up_to(line))
+    waiting = in_flight = 0
+    for group in admitted - ends.keys():
+        at = written.get(group)
+        if at is not None and at[1] < consumed.get(at[0], 0):
+            findings.add("lost", f"group {group} at trajectories {at}: passed over by the learner")
+        elif at is not None or group in pending:
+            waiting += 1
+        elif group.partition in log.finished and group.offset in log.finished[group.partition]:
+            findings.add("lost", f"group {group}: committed as finished, but no topic holds an outcome")
+        else:
+            in_flight += 1
+    return waiting, in_flight
+
+
+def _consumed_up_to(line: list[StepEntry]) -> Iterator[tuple[int, int]]:
+    """For each trajectories partition the newest record that the surviving line consumed."""
+    newest: dict[int, int] = {}
+    for step in line:
+        for partition, offset in (*(group.at for group in step.trained), *(group.at for group in step.dropped)):
+            newest[partition] = max(newest.get(partition, 0), offset)
+    yield from newest.items()
+
+
+def _check_trained(log: RunLog, line: list[StepEntry], findings: _Findings) -> None:
+    """Every trained group must be, whole, in the record that the ledger names."""
+    records: dict[tuple[GroupId, tuple[int, int]], GroupRecord] = {(r.group, r.at): r for r in log.groups}
+    known = {version.version for version in log.weights}
+    for step in line:
+        for trained in step.trained:
+            record = records.get((trained.group, trained.at))
+            if record is None or (record.attempt, record.samples) != (trained.attempt, trained.samples):
+                findings.add("mixed_attempts", f"group {trained.group} of step {step.step}: the record has {record}")
+            elif not record.spanned <= known or record.versions != trained.versions:
+                unknown = sorted(record.spanned - known) or f"{record.versions}, the ledger says {trained.versions}"
+                findings.add("unknown_versions", f"group {trained.group} of step {step.step}: {unknown}")
+
+
+def _check_order(log: RunLog, findings: _Findings) -> None:
+    """Generations, versions and frontiers must never go back; unreadable records are faults."""
+    for name, generations in (
+        ("ledger", [entry.generation for entry in log.ledger]),
+        ("weights", [version.generation for version in log.weights]),
+        ("admission", [frontier.generation for frontier in log.admission]),
+    ):
+        for before, after in pairwise(generations):
+            if after < before:
+                findings.add("zombie_commits", f"{name}: a record of generation {after} after generation {before}")
+    versions = [version.version for version in log.weights]
+    for before, after in pairwise(versions):
+        if after <= before:
+            findings.add("versions", f"version {after} was announced after {before}")
+    for older, newer in pairwise(log.admission):
+        if any(newer.frontier.get(partition, 0) < offset for partition, offset in older.frontier.items()):
+            findings.add("frontier", f"the admission frontier went back from {older.frontier} to {newer.frontier}")
+    _check_unreadable(log, findings)
+
+
+def _check_unreadable(log: RunLog, findings: _Findings) -> None:
+    accounted = {f"{letter.topic}/{letter.partition}/{letter.offset}" for letter in log.dead_letters}
+    details = " ".join(letter.detail for letter in log.dead_letters)
+    for text in log.unreadable:
+        where = text.split(":", 1)[0]
+        if where not in accounted and where not in details:
+            findings.add("unreadable", text)
+
+
+def _staleness(log: RunLog, line: list[StepEntry]) -> int:
+    """Counted again from the records: steps done before a step minus the step of the oldest version."""
+    step_of = {version.version: version.step for version in log.weights}
+    oldest = {(record.group, record.at): record.versions[0] for record in log.groups}
+    found = [0]
+    for step in line:
+        for trained in step.trained:
+            version = oldest.get((trained.group, trained.at), trained.versions[0])
+            found.append(step.step - 1 - step_of.get(version, 0))
+    return max(found)
+
+
+def run(run: str, bootstrap: str | None = None) -> int:
+    """Audits a run and prints the verdict as JSON.
+
+    Args:
+        run: a run directory, or the name of a run.
+        bootstrap: where its log is served; null for where its configuration says. The log of a
+            finished run of this machine is served for the time of the audit.
+
+    Returns:
+        0 if every promise is kept, else 1.
+    """
+    with served(run, bootstrap) as config, RunReader(config.kafka, config.name) as reader:
+        verdict = audit(config.name, reader.advance())
+    print(verdict.model_dump_json(indent=2))  # noqa: T201 - the product of this command
+    return 0 if verdict.ok else 1

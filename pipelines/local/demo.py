@@ -1,0 +1,184 @@
+"""From prompts to a rising reward on one machine, and what it achieved.
+
+    prepare ─► serve ─► held-out before ─► train ─► held-out after ─► audit ─► summary.json, report.html
+
+The stack is the real one: broker, Prism, vLLM worker, rollout pipeline, learner, each a process of
+its own. Everything shown is read from the topics.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from pipelines.audit import audit
+from pipelines.cli.options import DemoOptions
+from pipelines.local.demo_model import demo_model
+from pipelines.local.demo_prompts import DemoPrompts, from_file, sums
+from pipelines.local.held_out import evaluate
+from pipelines.local.monitor import Monitor, Snapshot
+from pipelines.local.report import ReportData, write_report
+from pipelines.local.stack import Stack
+from pipelines.local.submit import submit
+from pipelines.local.summary import Summary, summarise
+from pipelines.local.table import plain, render
+from pipelines.presets import load_preset
+from schemas.config import RunConfig, validate
+from schemas.evals import EvalResult
+from schemas.records import now
+
+_EPOCH_FACTOR = 8
+"""Prompts written for each group that contributes to a step: the others replace dropped groups."""
+_REFRESH_S = 0.5
+_PLAIN_LINE_S = 10.0
+
+
+def run(options: DemoOptions) -> int:
+    """Runs the demo; 0 if the audit passed."""
+    console = Console()
+    prompts = from_file(options.prompts) if options.prompts else sums(options.seed)
+    config = demo_config(options, options.model or demo_model())
+    with Stack(config, restarts=0) as stack:
+        summary = _run_stack(console, stack, prompts)
+    console.print(f"\n[bold]{_verdict(summary)}[/bold]\n{stack.directory / 'report.html'}")
+    return 0 if summary.audit.ok else 1
+
+
+def demo_config(options: DemoOptions, model: Path) -> RunConfig:
+    """The preset with the command's options over it."""
+    tree = load_preset("demo")
+    tree |= {"name": options.name, "seed": options.seed, "model": {"path": str(model)}}
+    given = {"steps": options.steps, "max_staleness": options.max_staleness}
+    tree["learner"] |= {key: value for key, value in given.items() if value is not None}
+    return validate(tree, "of the demo")
+
+
+@dataclass
+class _Clock:
+    """When things happened, in seconds since the start."""
+
+    started: float
+    first_step_s: float = 0.0
+
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self.started
+
+
+def _run_stack(console: Console, stack: Stack, prompts: DemoPrompts) -> Summary:
+    clock = _Clock(time.monotonic())
+    console.print(f"run [bold]{stack.config.name}[/bold] in {stack.directory}")
+    stack.start_serving()
+    monitor = Monitor(stack.config, stack.directory)
+    try:
+        _submit(stack.config, prompts)
+        before = evaluate(stack.config, prompts.held_out, version=1)
+        console.print(f"held-out accuracy before: {before.value:.2f} of {before.samples} ({clock.elapsed_s():.0f} s)")
+        stack.start_rollout()
+        _train(console, stack, monitor, clock)
+        after = evaluate(stack.config, prompts.held_out, version=monitor.log.weights[-1].version)
+        console.print(f"held-out accuracy after:  {after.value:.2f} of {after.samples} ({clock.elapsed_s():.0f} s)")
+        return _conclude(stack, monitor, clock, before, after)
+    finally:
+        monitor.close()
+
+
+def _submit(config: RunConfig, prompts: DemoPrompts) -> None:
+    wanted = config.learner.steps * config.learner.groups_per_step * _EPOCH_FACTOR
+    lines = [*prompts.rejected, *(prompt.encode() for prompt in prompts.stream(wanted, config.seed))]
+    submit(config.kafka, config.topics.prompts, lines)
+
+
+def _train(console: Console, stack: Stack, monitor: Monitor, clock: _Clock) -> None:
+    """Shows the run until the learner has done its steps."""
+    with _screen(console, stack.config, monitor) as show:
+        next_look = 0.0
+
+        def on_tick() -> None:
+            nonlocal next_look
+            if time.monotonic() < next_look:
+                return
+            snapshot = monitor.advance()
+            if snapshot.steps and not clock.first_step_s:
+                clock.first_step_s = clock.elapsed_s()
+            show(snapshot)
+            next_look = time.monotonic() + _REFRESH_S
+
+        stack.wait(on_tick)
+        show(monitor.advance())
+
+
+@contextmanager
+def _screen(console: Console, config: RunConfig, monitor: Monitor) -> Iterator[Callable[[Snapshot], None]]:
+    """A live table on a terminal, else one line every ten seconds and at every tenth step."""
+    steps, title = config.learner.steps, f"{config.name}: training"
+    if not console.is_terminal:
+        yield _plain_printer(console, steps)
+        return
+    with Live(console=console, auto_refresh=False) as live:
+
+        def show(snapshot: Snapshot) -> None:
+            rewards = [step.metrics.get("reward_mean", 0.0) for step in monitor.line]
+            live.update(render(title, snapshot, steps, rewards), refresh=True)
+
+        yield show
+
+
+def _plain_printer(console: Console, steps: int) -> Callable[[Snapshot], None]:
+    next_line, last = 0.0, -1
+
+    def show(snapshot: Snapshot) -> None:
+        nonlocal next_line, last
+        if time.monotonic() < next_line and snapshot.steps < steps or snapshot.steps == last == steps:
+            return
+        console.print(plain(snapshot, steps), highlight=False, soft_wrap=True)
+        next_line, last = time.monotonic() + _PLAIN_LINE_S, snapshot.steps
+
+    return show
+
+
+def _conclude(stack: Stack, monitor: Monitor, clock: _Clock, before: EvalResult, after: EvalResult) -> Summary:
+    seconds_total = clock.elapsed_s()
+    stack.stop_rollout()
+    monitor.advance()
+    submit(stack.config.kafka, stack.config.topics.evals, [before.encode(), after.encode()])
+    summary = summarise(
+        monitor.log,
+        monitor.line,
+        audit(stack.config.name, monitor.log),
+        held_out=(before.value, after.value),
+        updates_in_flight=len(monitor.versions_taken_in_flight),
+        tokens_generated=monitor.response_tokens,
+        seconds_to_first_step=clock.first_step_s,
+        seconds_total=seconds_total,
+    )
+    _write(stack, monitor, summary, [before, after])
+    return summary
+
+
+def _write(stack: Stack, monitor: Monitor, summary: Summary, evals: list[EvalResult]) -> None:
+    tree = summary.model_dump(mode="json")
+    (stack.directory / "summary.json").write_text(json.dumps(tree, indent=1) + "\n")
+    data = ReportData(
+        run=stack.config.name,
+        summary=tree,
+        steps=monitor.line,
+        samples=list(monitor.samples),
+        evals=evals,
+        config=(stack.directory / "config.toml").read_text(),
+        made_at=now(),
+    )
+    write_report(stack.directory / "report.html", data)
+
+
+def _verdict(summary: Summary) -> str:
+    promises = "audit passed" if summary.audit.ok else f"audit FAILED: {'; '.join(summary.audit.faults)}"
+    return (
+        f"held-out accuracy {summary.heldout_before:.2f} → {summary.heldout_after:.2f}, "
+        f"training reward {summary.reward_first3:.2f} → {summary.reward_last3:.2f} "
+        f"in {summary.steps} steps and {summary.seconds_total:.0f} s; {promises}"
+    )

@@ -1,0 +1,353 @@
+"""The local stack of one run: every process on this machine, in one directory.
+
+broker ─► topics ─► worker, learner, Prism (at once) ─► worker serves its first version ─► rollout pipeline
+
+runs/<name>/
+    config.toml     what the processes read: ports, absolute paths and dtype filled in
+    lock            held while the run is in use
+    logs/           <process>.log
+    kafka/          the log itself
+    weights/        the weight store
+    checkpoints/    of the learner
+"""
+
+import fcntl
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Final, Self
+
+import structlog
+import tomli_w
+
+from pipelines.local.broker import Broker
+from pipelines.local.paths import DEFAULT_RUNS, make_directory
+from pipelines.local.ports import LOOPBACK, accepts, free_ports, require_free
+from pipelines.local.prism import find_prism, prism_command
+from pipelines.local.supervisor import TICK_S, Spec, Supervisor
+from pipelines.local.threads import cores, thread_environment
+from pipelines.local.topics import create_topics
+from pipelines.runs import CONFIG_NAME, KAFKA_NAME
+from schemas.config import KafkaConfig, RunConfig, WorkerConfig, load, validate
+from schemas.errors import ConfigError, DiskError, ModelError, RunError
+
+BROKER: Final = "kafka"
+PRISM: Final = "prism"
+WORKER: Final = "worker"
+LEARNER: Final = "learner"
+ROLLOUT: Final = "rollout"
+
+_STATUS_TIMEOUT_S: Final = 2.0
+_WORKER_READY_S: Final = 600.0  # compiling for a GPU takes minutes
+_SPARE_BYTES: Final = 1 << 30
+
+_log = structlog.get_logger(__name__)
+
+
+class Stack:
+    """The processes of one run, from the broker to the pipeline.
+
+    Args:
+        config: of the run; its name becomes the directory's. Ports that differ from their defaults are
+            taken as asked for; the others are chosen free.
+        runs: where runs have their directories.
+        resume: go on with a run that exists, under the configuration given.
+        restarts: how often each process may die.
+
+    Attributes:
+        directory: ``runs/<name>``, absolute.
+        config: what the processes read; written to ``config.toml``.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, runs: Path = DEFAULT_RUNS, resume: bool = False, restarts: int = 0
+    ) -> None:
+        self.directory = (runs / config.name).absolute()
+        self._given, self._resume, self._restarts = config, resume, restarts
+        self.config = config
+        self._lock: IO[str] | None = None
+        self._supervisor: Supervisor | None = None
+
+    def __enter__(self) -> Self:
+        """Takes the run's directory.
+
+        Raises:
+            RunError: the run exists and is not to be resumed, does not exist and is, or is in use.
+            ModelError: there is no model where the configuration says.
+            PortError: a port that was asked for is taken.
+            DiskError: there is no room.
+        """
+        check_model(self._given)
+        self._claim()
+        try:
+            self._prepare()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def supervisor(self) -> Supervisor:
+        """Who looks after the processes, between enter and stop."""
+        assert self._supervisor is not None, "enter the stack first"
+        return self._supervisor
+
+    def start_serving(self, on_tick: Callable[[], None] | None = None) -> None:
+        """Starts broker, worker, learner and Prism; returns when the worker serves its first version.
+
+        Raises:
+            ProcessDied: one died too often or did not come up in time.
+            UserError: one says what the user can mend.
+        """
+        prism = find_prism()
+        self.supervisor.start(self._broker_spec())
+        self.supervisor.wait_ready(BROKER, on_tick=on_tick)
+        create_topics(self.config)
+        self.supervisor.start(self._prism_spec(prism), self._worker_spec(), self._learner_spec())
+        self.supervisor.wait_ready(WORKER, PRISM, on_tick=on_tick)
+
+    def start_rollout(self) -> None:
+        """Starts the pipeline."""
+        self.supervisor.start(self._rollout_spec())
+
+    def wait(self, on_tick: Callable[[], None] | None = None) -> None:
+        """Returns when the learner has done all its steps.
+
+        Args:
+            on_tick: called about ten times a second.
+
+        Raises:
+            ProcessDied: one died too often.
+            UserError: one says what the user can mend.
+        """
+        while not self.supervisor.is_done(LEARNER):
+            self.supervisor.tick()
+            if on_tick:
+                on_tick()
+            time.sleep(TICK_S)
+
+    def stop(self) -> None:
+        """Ends everything in good order and gives the directory back. Harmless when nothing runs."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
+            self._supervisor = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _claim(self) -> None:
+        exists = (self.directory / CONFIG_NAME).exists()
+        name = self._given.name
+        if self._resume and not exists:
+            raise RunError(f"no run {name!r} to resume: {self.directory / CONFIG_NAME} does not exist; start it first")
+        make_directory(self.directory)
+        self._lock = lock_run(self.directory)
+        if exists and not self._resume:
+            self.stop()
+            raise RunError(
+                f"run {name!r} exists already ({self.directory}); give another --name, or go on with it: "
+                f"asyncflow up --name {name} --resume"
+            )
+
+    def _prepare(self) -> None:
+        check_room(self._given, self.directory)
+        ports = free_ports(6)
+        self._controller_port, self._prism_port = ports[4:]
+        self.config = resolve(self._given, self.directory, ports[:4])
+        (self.directory / CONFIG_NAME).write_text(tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True)))
+        self._supervisor = Supervisor(self.directory / "logs", self.directory)
+
+    def _broker_spec(self) -> Spec:
+        port = _local_port(self.config.kafka.bootstrap)
+        broker = Broker(self.directory / KAFKA_NAME, port, self._controller_port)
+        return broker.spec(BROKER, self._restarts)
+
+    def _prism_spec(self, prism: Path) -> Spec:
+        port = self._prism_port
+        return Spec(
+            PRISM, prism_command(prism, port), _environment(PRISM), ready=lambda: accepts(port),
+            restarts=self._restarts, grace_s=5, bound=ROLLOUT,
+        )  # fmt: skip
+
+    def _worker_spec(self) -> Spec:
+        status = f"http://{LOOPBACK}:{self.config.worker.port}/asyncflow/status"
+        return Spec(
+            WORKER, self._command("worker"), _environment(WORKER), ready=lambda: _answers(status),
+            ready_timeout_s=_WORKER_READY_S, restarts=self._restarts,
+        )  # fmt: skip
+
+    def _learner_spec(self) -> Spec:
+        return Spec(
+            LEARNER, self._command("learn"), _environment(LEARNER), restarts=self._restarts, grace_s=60, ends=True
+        )
+
+    def _rollout_spec(self) -> Spec:
+        beam = [
+            "--runner=PortableRunner",
+            f"--job_endpoint={LOOPBACK}:{self._prism_port}",
+            "--environment_type=LOOPBACK",
+        ]
+        return Spec(
+            ROLLOUT, self._command("rollout", *beam), _environment(ROLLOUT), restarts=self._restarts, grace_s=30,
+            bound=ROLLOUT,
+        )  # fmt: skip
+
+    def _command(self, verb: str, *more: str) -> list[str]:
+        return [*asyncflow_command(), verb, "--config", str(self.directory / CONFIG_NAME), *more]
+
+
+def asyncflow_command() -> list[str]:
+    """What starts the command line of this environment."""
+    script = Path(sys.executable).with_name("asyncflow")
+    return [str(script)] if script.exists() else [sys.executable, "-m", "pipelines.cli.main"]
+
+
+def lock_run(directory: Path) -> IO[str]:
+    """Takes a run's directory for this process, until the returned file is closed.
+
+    Raises:
+        RunError: another process has it.
+    """
+    lock = (directory / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        where = _bootstrap_of(directory)
+        raise RunError(f"run {directory.name!r} is in use by another process{where}; end that one first") from error
+    return lock
+
+
+def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
+    """The configuration with everything filled in that the processes have to agree about.
+
+    Args:
+        config: as the user gave it.
+        directory: of the run; relative paths become absolute below it.
+        ports: four free ones, for Kafka, worker and the metrics of pipeline and learner.
+    """
+    tree = config.model_dump(mode="json")
+    kafka_port = _asked_port(
+        _local_port(config.kafka.bootstrap), _local_port(KafkaConfig().bootstrap), "kafka.bootstrap"
+    )
+    worker_port = _asked_port(config.worker.port, WorkerConfig().port, "worker.port")
+    rollout_metrics = _asked_port(config.rollout.metrics_port, 0, "rollout.metrics_port")
+    learner_metrics = _asked_port(config.learner.metrics_port, 0, "learner.metrics_port")
+    tree["kafka"]["bootstrap"] = f"{LOOPBACK}:{kafka_port or ports[0]}"
+    tree["worker"] |= {"host": LOOPBACK, "port": worker_port or ports[1]}
+    tree["rollout"] |= {
+        "workers": [f"http://{LOOPBACK}:{worker_port or ports[1]}"],
+        "metrics_port": rollout_metrics or ports[2],
+    }
+    tree["learner"] |= {
+        "metrics_port": learner_metrics or ports[3],
+        "checkpoint_root": _below(config.learner.checkpoint_root, directory),
+    }
+    tree["weights"]["root"] = _below(config.weights.root, directory)
+    tree["model"] = {"path": str(Path(config.model.path).absolute()), "dtype": _dtype(config)}
+    return validate(tree, "resolved")
+
+
+def check_model(config: RunConfig) -> Path:
+    """The model's directory.
+
+    Raises:
+        ModelError: it is not a Hugging Face directory with safetensors and a tokenizer.
+    """
+    path = Path(config.model.path)
+    expected = "expected a directory with config.json, tokenizer.json and *.safetensors; give one with --model DIR"
+    if not config.model.path or not path.is_dir():
+        raise ModelError(f"model.path = {config.model.path!r}: no such directory; {expected}")
+    missing = [name for name in ("config.json", "tokenizer.json") if not (path / name).exists()]
+    if not any(path.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        raise ModelError(f"model.path = {config.model.path!r} lacks {', '.join(missing)}; {expected}")
+    return path
+
+
+def check_room(config: RunConfig, directory: Path) -> None:
+    """Whether the weights and checkpoints of the run will fit.
+
+    Raises:
+        DiskError: there is less room than they need.
+    """
+    model_bytes = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
+    checkpoint_bytes = 3 * model_bytes  # weights and AdamW's two moments
+    copies = config.weights.keep + 1
+    needed = copies * model_bytes + (config.learner.keep_checkpoints + 1) * checkpoint_bytes + _SPARE_BYTES
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise DiskError(
+            f"{directory} has {free / 1e9:.1f} GB free and the run needs {needed / 1e9:.1f} GB "
+            f"({copies} weight versions, {config.learner.keep_checkpoints + 1} checkpoints, 1 GB for the rest); "
+            "make room, or lower weights.keep or learner.keep_checkpoints"
+        )
+
+
+def saved_config(name: str, runs: Path = DEFAULT_RUNS) -> RunConfig:
+    """The configuration that a run was started with, with its ports to be chosen anew.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    file = runs / name / CONFIG_NAME
+    if not file.exists():
+        raise RunError(f"no run {name!r} to resume: {file} does not exist; start it first")
+    tree: dict[str, Any] = load(file).model_dump(mode="json")
+    tree["kafka"]["bootstrap"] = KafkaConfig().bootstrap
+    tree["worker"]["port"] = WorkerConfig().port
+    tree["rollout"]["metrics_port"] = tree["learner"]["metrics_port"] = 0
+    return validate(tree, str(file))
+
+
+def _environment(process: str) -> dict[str, str]:
+    own = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **thread_environment(process, cores())}
+    return {**os.environ, **own}
+
+
+def _asked_port(port: int, default: int, key: str) -> int | None:
+    return None if port == default else require_free(port, key)
+
+
+def _local_port(bootstrap: str) -> int:
+    host, _, port = bootstrap.rpartition(":")
+    if host not in (LOOPBACK, "localhost") or not port.isdigit():
+        raise ConfigError(
+            f"kafka.bootstrap = {bootstrap!r}: the local stack starts a broker of its own; "
+            f"give {LOOPBACK}:PORT, or nothing for a free port"
+        )
+    return int(port)
+
+
+def _below(path: str, directory: Path) -> str:
+    return path if "://" in path else str(directory / path)
+
+
+def _dtype(config: RunConfig) -> str:
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    from trainers.precision import fastest_dtype
+
+    return fastest_dtype()
+
+
+def _answers(url: str) -> bool:
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(url, timeout=_STATUS_TIMEOUT_S) as answer:  # noqa: S310 - our own address
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _bootstrap_of(directory: Path) -> str:
+    file = directory / CONFIG_NAME
+    return f" (its log: {load(file).kafka.bootstrap})" if file.exists() else ""

@@ -1,0 +1,120 @@
+"""The topics of a run: created with the settings that the promises need, and checked if they exist."""
+
+import time
+from typing import Any, Final
+
+from schemas.config import KafkaConfig, RunConfig
+from schemas.errors import BrokerError
+from schemas.topics import TopicSpec
+
+_LONGEST_PAUSE_S: Final = 1.0
+
+
+def wait_for_broker(kafka: KafkaConfig, timeout_s: float) -> None:
+    """Returns once the broker answers.
+
+    Raises:
+        BrokerError: it did not within ``timeout_s``.
+    """
+    deadline, pause_s = time.monotonic() + timeout_s, 0.05
+    while True:
+        try:
+            _connect(kafka, min(timeout_s, 5.0)).close()
+            return
+        except BrokerError:
+            if time.monotonic() + pause_s > deadline:
+                raise
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
+    """Creates what is missing of the run's topics and returns the names of those.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or a topic exists with other partitions or settings.
+    """
+    from kafka.errors import KafkaError
+
+    wait_for_broker(config.kafka, timeout_s)
+    specs = config.topics.specs(config.kafka.partitions)
+    admin = _connect(config.kafka, timeout_s)
+    try:
+        existing = set(admin.list_topics())
+        _check([spec for spec in specs if spec.name in existing], admin)
+        missing = [spec for spec in specs if spec.name not in existing]
+        if missing:
+            admin.create_topics(_requests(missing, config.kafka.replication), wait_for_metadata=True)
+        return [spec.name for spec in missing]
+    except KafkaError as error:
+        raise BrokerError(
+            f"Kafka at {config.kafka.bootstrap} could not create the topics of {config.name}: {error}"
+        ) from error
+    finally:
+        admin.close()
+
+
+def topic_partitions(kafka: KafkaConfig, topic: str, timeout_s: float = 10.0) -> int:
+    """How many partitions a topic has.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or has no such topic.
+    """
+    admin = _connect(kafka, timeout_s)
+    try:
+        if topic not in admin.list_topics():
+            raise BrokerError(f"Kafka at {kafka.bootstrap} has no topic {topic}; create it with asyncflow topics")
+        return len(admin.describe_topics([topic])[0]["partitions"])
+    finally:
+        admin.close()
+
+
+def _connect(kafka: KafkaConfig, timeout_s: float) -> Any:
+    from kafka import KafkaAdminClient
+    from kafka.errors import KafkaError
+
+    try:
+        return KafkaAdminClient(**{**kafka.client_options(), "bootstrap_timeout_ms": int(timeout_s * 1000)})
+    except (KafkaError, OSError, ValueError) as error:
+        raise BrokerError(
+            f"Kafka at {kafka.bootstrap} cannot be reached ({error}); start it (asyncflow up, or asyncflow kafka RUN), "
+            "or give another kafka.bootstrap"
+        ) from error
+
+
+def _requests(specs: list[TopicSpec], replication: int) -> dict[str, dict[str, Any]]:
+    return {
+        spec.name: {"num_partitions": spec.partitions, "replication_factor": replication, "configs": spec.settings}
+        for spec in specs
+    }
+
+
+def _check(specs: list[TopicSpec], admin: Any) -> None:
+    """Compares existing topics with what they should be."""
+    from kafka.admin import ConfigResource, ConfigResourceType
+
+    if not specs:
+        return
+    partitions = {
+        topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics([spec.name for spec in specs])
+    }
+    resources = [ConfigResource(ConfigResourceType.TOPIC, spec.name) for spec in specs]
+    settings = admin.describe_configs(resources, config_filter="all")["topic"]
+    faults = [fault for spec in specs for fault in _faults(spec, partitions[spec.name], settings[spec.name])]
+    if faults:
+        raise BrokerError(
+            "topics of another shape exist:\n  " + "\n  ".join(faults) + "\nuse another run name, or delete them"
+        )
+
+
+def _faults(spec: TopicSpec, partitions: int, settings: dict[str, Any]) -> list[str]:
+    expected = {"cleanup.policy": "delete", **spec.settings}
+    given = {key: str(settings[key]["value"]) for key in expected}
+    wrong = [
+        f"{spec.name}: {key} is {given[key]}, expected {expected[key]}"
+        for key in expected
+        if given[key] != expected[key]
+    ]
+    if partitions != spec.partitions:
+        wrong.insert(0, f"{spec.name}: {partitions} partitions, expected {spec.partitions}")
+    return wrong

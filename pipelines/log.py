@@ -1,0 +1,195 @@
+"""Reading the log of a run as any reader can: from the first record, committed records only.
+
+TopicReader    one topic, from its beginning, without a consumer group
+RunLog         all that was read of a run so far; ``advance`` reads on
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from schemas.admission import AdmissionFrontier
+from schemas.config import KafkaConfig
+from schemas.dead_letters import DeadLetter
+from schemas.errors import BrokerError, RecordError
+from schemas.evals import EvalResult
+from schemas.identity import GroupId
+from schemas.ledger import LedgerEntry, decode_entry
+from schemas.offsets import OffsetSet
+from schemas.topics import Topics
+from schemas.trajectories import Sample, decode
+from schemas.weights import WeightVersion
+
+_POLL_MS = 200
+
+
+class TopicReader:
+    """One topic from its beginning; remembers how far it has read."""
+
+    def __init__(self, kafka: KafkaConfig, topic: str) -> None:
+        from kafka import KafkaConsumer, TopicPartition
+        from kafka.errors import KafkaError
+
+        try:
+            self._consumer = KafkaConsumer(**kafka.consumer_options())
+            partitions = self._consumer.partitions_for_topic(topic)
+        except KafkaError as error:
+            raise BrokerError(
+                f"Kafka at {kafka.bootstrap} cannot be reached ({error}); start it, or give its address"
+            ) from error
+        if not partitions:
+            raise BrokerError(
+                f"topic {topic} does not exist at {kafka.bootstrap}; give the name of a run that was started"
+            )
+        self.partitions = [TopicPartition(topic, partition) for partition in sorted(partitions)]
+        self._consumer.assign(self.partitions)
+        for partition, offset in self._consumer.beginning_offsets(self.partitions).items():
+            self._consumer.seek(partition, offset)
+
+    def read_on(self) -> Iterator[Any]:
+        """The records from where it stands to the present end of the topic, as kafka-python's ``ConsumerRecord``."""
+        ends = self._consumer.end_offsets(self.partitions)
+        while any(self._consumer.position(partition) < end for partition, end in ends.items()):
+            for records in self._consumer.poll(timeout_ms=_POLL_MS).values():
+                yield from records
+
+    def ends(self) -> dict[int, int]:
+        """The offset after the last record of each partition."""
+        return {partition.partition: end for partition, end in self._consumer.end_offsets(self.partitions).items()}
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._consumer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRecord:
+    """What the log says of one group in one trajectories record."""
+
+    group: GroupId
+    at: tuple[int, int]
+    """Partition and offset of the record."""
+    attempt: str
+    samples: int
+    versions: tuple[int, int]
+    """Oldest and newest weight version among its tokens."""
+    spanned: frozenset[int]
+    """All weight versions among its tokens."""
+
+
+def summarise(samples: list[Sample], at: tuple[int, int]) -> GroupRecord:
+    """The facts of one decoded group that accounting needs."""
+    spanned = frozenset(span.version for sample in samples for span in sample.weight_version_spans)
+    return GroupRecord(
+        group=samples[0].group,
+        at=at,
+        attempt=samples[0].attempt_id,
+        samples=len(samples),
+        versions=(min(spanned), max(spanned)),
+        spanned=spanned,
+    )
+
+
+@dataclass
+class RunLog:
+    """Everything that the topics of a run say, trajectories as summaries."""
+
+    prompts: dict[int, list[int]] = field(default_factory=dict)
+    """Offsets of the real records of each prompts partition, ascending."""
+    groups: list[GroupRecord] = field(default_factory=list)
+    """Of trajectories, in log order within a partition."""
+    pending: list[GroupRecord] = field(default_factory=list)
+    """Of groups that wait for feedback."""
+    unreadable: list[str] = field(default_factory=list)
+    """Records that could not be decoded: where and why."""
+    weights: list[WeightVersion] = field(default_factory=list)
+    admission: list[AdmissionFrontier] = field(default_factory=list)
+    ledger: list[LedgerEntry] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
+    evals: list[EvalResult] = field(default_factory=list)
+    finished: dict[int, OffsetSet] = field(default_factory=dict)
+    """What the rollout pipeline committed as finished, by prompts partition."""
+
+
+class RunReader:
+    """Follows all topics of a run into a :class:`RunLog`.
+
+    Args:
+        kafka: how to reach the broker.
+        run: name of the run.
+        on_group: called with the samples of every group that is read from trajectories.
+    """
+
+    def __init__(self, kafka: KafkaConfig, run: str, on_group: Callable[[list[Sample]], None] | None = None) -> None:
+        self.log = RunLog()
+        self._kafka, self._topics, self._on_group = kafka, Topics(run), on_group
+        names = [spec.name for spec in self._topics.specs(1)]
+        self._readers = {name: TopicReader(kafka, name) for name in names if name != self._topics.feedback}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes all connections."""
+        for reader in self._readers.values():
+            reader.close()
+
+    def advance(self) -> RunLog:
+        """Reads every topic to its present end.
+
+        The order makes a snapshot of a live run consistent: what one topic refers to is read after
+        it (commits before outputs, admission before the steps that allow it, ledger before the
+        trajectories that it names).
+        """
+        self.log.finished = self._read_finished()
+        topics, log = self._topics, self.log
+        log.admission += self._read_all(topics.admission, AdmissionFrontier)
+        log.ledger += [entry for record in self._read(topics.ledger) if (entry := self._decode(decode_entry, record))]
+        log.weights += self._read_all(topics.weights, WeightVersion)
+        log.groups += self._read_groups(topics.trajectories, self._on_group)
+        log.pending += self._read_groups(topics.pending, None)
+        log.dead_letters += self._read_all(topics.dead_letters, DeadLetter)
+        log.evals += self._read_all(topics.evals, EvalResult)
+        for record in self._read(topics.prompts):
+            log.prompts.setdefault(record.partition, []).append(record.offset)
+        return log
+
+    def _read(self, topic: str) -> Iterator[Any]:
+        return self._readers[topic].read_on()
+
+    def _read_all(self, topic: str, kind: Any) -> list[Any]:
+        return [found for record in self._read(topic) if (found := self._decode(kind.decode, record))]
+
+    def _decode(self, decoder: Callable[[bytes], Any], record: Any) -> Any | None:
+        try:
+            return decoder(record.value or b"")
+        except RecordError as error:
+            self.log.unreadable.append(f"{record.topic}/{record.partition}/{record.offset}: {error}")
+            return None
+
+    def _read_groups(self, topic: str, on_group: Callable[[list[Sample]], None] | None) -> Iterator[GroupRecord]:
+        for record in self._read(topic):
+            for samples in self._decode(lambda value, r=record: decode(value, dict(r.headers)), record) or []:  # type: ignore[misc]
+                if on_group:
+                    on_group(samples)
+                yield summarise(samples, (record.partition, record.offset))
+
+    def _read_finished(self) -> dict[int, OffsetSet]:
+        from kafka import KafkaConsumer
+
+        consumer = KafkaConsumer(group_id=self._topics.rollout_group, **self._kafka.consumer_options())
+        try:
+            committed = {
+                partition.partition: consumer.committed(partition, metadata=True)
+                for partition in self._readers[self._topics.prompts].partitions
+            }
+        finally:
+            consumer.close()
+        return {
+            partition: OffsetSet.decode(found.offset, found.metadata)
+            for partition, found in committed.items()
+            if found is not None and found.offset >= 0
+        }

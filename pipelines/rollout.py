@@ -1,0 +1,130 @@
+"""The rollout pipeline: prompts become scored groups, exactly once.
+
+    prompts ──► Generate ──► Score ──► Assemble ──► Write ──► trajectories, pending, dead-letters
+                   ▲                                            (and the prompts' offsets)
+    admission ─────┤
+    vLLM workers ──┘
+
+All of it is one fused stage: the pool that Generate reads from is the one that Write commits through.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import apache_beam as beam
+import psutil
+import structlog
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
+from prometheus_client import start_http_server
+
+from pipelines.local.prism import find_prism
+from pipelines.local.topics import create_topics
+from schemas.config import RunConfig
+from schemas.errors import PortError
+from transforms.assemble import Assemble
+from transforms.generation.generate import Generate
+from transforms.generation.pool import all_pools, drain_all, first_error
+from transforms.generation.tokenizer import Tokenizer
+from transforms.kafka import Write
+from transforms.rewards import registry
+from transforms.score import Score
+
+_LOG = structlog.get_logger(__name__)
+_DEFAULT_RUNNER: Final = "PrismRunner"
+_FAILED: Final = 1
+
+
+def build(pipeline: beam.Pipeline, config: RunConfig) -> None:
+    """Puts the rollout pipeline together."""
+    _ = (
+        pipeline
+        | "Generate" >> Generate(config)
+        | "Score" >> Score(config)
+        | "Assemble" >> Assemble(config)
+        | "Write" >> Write(config)
+    )
+
+
+def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
+    """Runs until it is told to end: SIGTERM or SIGINT finishes what is in flight, a second one does not wait.
+
+    Args:
+        config: of the run.
+        beam_args: any of Beam's options, such as ``--runner=FlinkRunner``.
+
+    Returns:
+        0 if it was drained, 1 if it failed.
+
+    Raises:
+        UserError: the model, a reward module, Kafka, its topics or a port is not as it has to be.
+    """
+    check(config)
+    options = beam_options(beam_args)
+    _end_on_signals()
+    _serve_metrics(config.rollout.metrics_port)
+    pipeline = beam.Pipeline(options=options)
+    build(pipeline, config)
+    try:
+        state = pipeline.run().wait_until_finish()
+    except Exception as error:  # noqa: BLE001 - a runner's errors have no common class
+        _LOG.error("rollout_failed", error=repr(first_error(all_pools()) or error)[:2000])
+        return _FAILED
+    _LOG.info("rollout_ended", state=state)
+    return 0 if state == PipelineState.DONE else _FAILED
+
+
+def check(config: RunConfig) -> None:
+    """Finds what would not work before anything starts.
+
+    Raises:
+        UserError: in words.
+    """
+    registry.load(config.rewards.modules)
+    Tokenizer.load(config.model.path)
+    create_topics(config)
+
+
+def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
+    """Beam's options: Prism unless another runner is named, and its binary unless that is given too."""
+    arguments = list(beam_args)
+    if not _names(arguments, "--runner"):
+        arguments.append(f"--runner={_DEFAULT_RUNNER}")
+    prism = any(argument.endswith(_DEFAULT_RUNNER) for argument in arguments)
+    if prism and not _names(arguments, "--prism_location") and not _names(arguments, "--job_endpoint"):
+        arguments.append(f"--prism_location={find_prism()}")
+    return PipelineOptions(arguments, streaming=True, save_main_session=False)
+
+
+def _names(arguments: Sequence[str], option: str) -> bool:
+    return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
+
+
+def _serve_metrics(port: int) -> None:
+    if not port:
+        return
+    try:
+        start_http_server(port, addr="127.0.0.1")
+    except OSError as error:
+        raise PortError(f"rollout.metrics_port = {port}: {error.strerror}; give a free port, or 0 for none") from error
+
+
+def _end_on_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _drain)
+
+
+def _drain(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, _end_at_once)
+    drain_all()
+
+
+def _end_at_once(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
+    sys.stderr.write("ended without waiting for what was in flight; the next start answers it\n")
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(128 + number)

@@ -1,0 +1,62 @@
+"""Finding a run and its log: live, elsewhere, or finished on this machine."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from schemas.config import RunConfig, load
+from schemas.errors import RunError
+
+CONFIG_NAME = "config.toml"
+KAFKA_NAME = "kafka"
+
+
+def find_config(run: str, bootstrap: str | None = None) -> tuple[RunConfig, Path | None]:
+    """The configuration of a run, and its directory if it has one on this machine.
+
+    Args:
+        run: a run directory, or the name of a run (looked for in ``runs/``).
+        bootstrap: where its log is served; null for where its configuration says.
+
+    Raises:
+        RunError: there is no such directory, and no address to look for the name at.
+    """
+    for directory in (Path(run), Path("runs") / run):
+        if (directory / CONFIG_NAME).is_file():
+            config = load(directory / CONFIG_NAME)
+            return _with_bootstrap(config, bootstrap), directory
+    if bootstrap is None or "/" in run:
+        known = ", ".join(sorted(path.parent.name for path in Path("runs").glob(f"*/{CONFIG_NAME}"))) or "none"
+        raise RunError(
+            f"no run {run!r}: neither {run}/{CONFIG_NAME} nor runs/{run}/{CONFIG_NAME} exists (runs here: {known}); "
+            "give its directory, or its name and --bootstrap"
+        )
+    return _with_bootstrap(RunConfig(name=run), bootstrap), None
+
+
+def _with_bootstrap(config: RunConfig, bootstrap: str | None) -> RunConfig:
+    if bootstrap is None:
+        return config
+    return config.model_copy(update={"kafka": config.kafka.model_copy(update={"bootstrap": bootstrap})})
+
+
+@contextmanager
+def served(run: str, bootstrap: str | None = None) -> Iterator[RunConfig]:
+    """The configuration of a run whose log can be read while the context lasts.
+
+    The log of a finished run of this machine is served by a broker of its own for that time.
+
+    Raises:
+        RunError: there is no such run.
+        BrokerError: its log can be read nowhere.
+    """
+    from pipelines.local.broker import Broker
+    from pipelines.local.ports import accepts
+
+    config, directory = find_config(run, bootstrap)
+    port = int(config.kafka.bootstrap.split(",")[0].rpartition(":")[2] or 9092)
+    if bootstrap or directory is None or not (directory / KAFKA_NAME).is_dir() or accepts(port):
+        yield config
+        return
+    with Broker(directory / KAFKA_NAME) as broker:
+        yield _with_bootstrap(config, broker.bootstrap)

@@ -1,0 +1,38 @@
+"""Literal samples to vary in tests."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from schemas.trajectories import Sample, Span
+
+SAMPLE = Sample(
+    run="demo",
+    prompt_partition=0,
+    prompt_offset=38,
+    sample_index=0,
+    attempt_id="a1",
+    prompt_id="sums/2+3",
+    task="sums",
+    purpose="train",
+    prompt_token_ids=(3, 78, 4),
+    response_token_ids=(11, 12, 2),
+    response_logprobs=(-0.5, -1.25, -0.125),
+    loss_mask=(True, True, True),
+    weight_version_spans=(Span(11, 0), Span(12, 2)),
+    weight_version_min=11,
+    weight_version_max=12,
+    reward=1.0,
+    reward_parts={"last_number": 1.0},
+    reward_error=None,
+    finish_reason="stop",
+    worker="http://127.0.0.1:8000",
+    prompt_at=datetime(2026, 1, 31, 12, 0, tzinfo=UTC),
+    generated_at=datetime(2026, 1, 31, 12, 0, 1, tzinfo=UTC),
+    response_text="5",
+)
+
+
+def group(partition=0, offset=38, size=2, **changes):
+    """The samples of one group."""
+    changes = {"prompt_partition": partition, "prompt_offset": offset, **changes}
+    return [replace(SAMPLE, sample_index=index, **changes) for index in range(size)]

@@ -1,0 +1,187 @@
+"""A server with the HTTP interface of vLLM 0.32 and no model behind it: a named instrument of tests.
+
+It answers ``POST /inference/v1/generate`` with seeded random tokens, after a time drawn from a
+distribution, under a weight version that can be set while it runs, and misbehaves on request.
+It never stands in for an engine where results are reported as vLLM's.
+
+    with SimulatedEngine(seed=1) as engine:
+        engine.version = 2
+        engine.faults.append("refuse")     # the next request is refused
+        engine.url, engine.requests        # where it listens, what it was asked
+
+As a process: ``python -m tests.support.simulated_engine --port 9000``.
+"""
+
+import argparse
+import asyncio
+import random
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+END = 2
+"""The end-of-sequence token of the tiny model."""
+
+
+@dataclass
+class Asked:
+    """One request."""
+
+    body: dict
+    min_version: int
+
+
+@dataclass
+class SimulatedEngine:
+    """The instrument; used as a context manager it listens in a thread of its own."""
+
+    seed: int = 0
+    version: int = 1
+    port: int = 0
+    mean_s: float = 0.0
+    """Mean time of an answer, exponentially distributed; 0 answers at once."""
+    mean_tokens: int = 8
+    """Mean length of an answer, uniform from 1 to twice that."""
+    fixed_tokens: int = 0
+    """Length of every answer, if not 0."""
+    vocabulary: tuple[int, int] = (6, 16)
+    """Tokens are drawn from this range; the default are the tiny model's digits."""
+    slow_s: dict[int, float] = field(default_factory=dict)
+    """Seconds for prompts that begin with this token."""
+    faults: deque = field(default_factory=deque)
+    """What goes wrong with the next requests, one each: error, refuse, garbage, hang, close, nan,
+    short, no_versions, version_zero, unavailable, abort."""
+    always: dict[int, str] = field(default_factory=dict)
+    """What goes wrong with every request whose prompt begins with this token."""
+    requests: list = field(default_factory=list)
+    most_at_once: int = 0
+
+    def __post_init__(self):
+        self._random = random.Random(self.seed)
+        self._at_once = 0
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    def application(self):
+        application = web.Application(client_max_size=64 << 20)
+        application.router.add_post("/inference/v1/generate", self._generate)
+        application.router.add_get("/health", self._health)
+        return application
+
+    async def _health(self, request):
+        return web.Response()
+
+    async def _generate(self, request):
+        body = await request.json()
+        self.requests.append(Asked(body, int(request.headers.get("X-AsyncFlow-Min-Version", 0))))
+        fault = self.always.get(body["token_ids"][0]) or (self.faults.popleft() if self.faults else None)
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            return await self._misbehave(fault, request, body) if fault else await self._answer(body)
+        finally:
+            self._at_once -= 1
+
+    async def _answer(self, body):
+        started_under = self.version
+        seconds = self.slow_s.get(body["token_ids"][0])
+        if seconds is None and self.mean_s:
+            seconds = self._random.expovariate(1 / self.mean_s)
+        if seconds:
+            await asyncio.sleep(seconds)
+        choices = [self._choice(index, body, started_under) for index in range(body["sampling_params"]["n"])]
+        return web.json_response({"request_id": "simulated", "choices": choices, "usage": None})
+
+    def _choice(self, index, body, started_under):
+        tokens = self.fixed_tokens or self._random.randint(1, 2 * self.mean_tokens)
+        tokens = min(tokens, body["sampling_params"]["max_tokens"])
+        ids = [self._random.randrange(*self.vocabulary) for _ in range(tokens - 1)] + [END]
+        content = [
+            {"token_id": token, "logprob": -self._random.random(), "rank": 1, "top_logprobs": []} for token in ids
+        ]
+        half = tokens // 2
+        spans = [{"version": str(started_under), "start": 0, "end": tokens}]
+        if started_under != self.version and half:
+            spans = [
+                {"version": str(started_under), "start": 0, "end": half},
+                {"version": str(self.version), "start": half, "end": tokens},
+            ]
+        return {
+            "index": index,
+            "logprobs": {"content": content},
+            "finish_reason": "stop",
+            "stop_reason": None,
+            "token_ids": ids,
+            "weight_versions": spans,
+        }
+
+    async def _misbehave(self, fault, request, body):
+        if fault == "error":
+            return web.json_response({"error": {"message": "engine is broken", "code": 500}}, status=500)
+        if fault == "refuse":
+            return web.json_response({"error": {"message": "max_tokens is too large", "code": 400}}, status=400)
+        if fault == "unavailable":
+            return web.json_response({"error": {"message": "no weights yet", "code": 503}}, status=503)
+        if fault == "garbage":
+            return web.Response(body=b"\x00\xff<html>", content_type="application/json")
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        if fault == "close":
+            request.transport.close()
+            return web.Response()
+        choices = [self._choice(index, body, self.version) for index in range(body["sampling_params"]["n"])]
+        self._spoil(fault, choices[-1])
+        return web.json_response({"request_id": "simulated", "choices": choices})
+
+    def _spoil(self, fault, choice):
+        if fault == "nan":
+            choice["logprobs"]["content"][0]["logprob"] = float("nan")
+        elif fault == "short":
+            choice["logprobs"]["content"].append(choice["logprobs"]["content"][0])
+        elif fault == "no_versions":
+            choice["weight_versions"] = None
+        elif fault == "version_zero":
+            choice["weight_versions"] = [{"version": "0", "start": 0, "end": 1}]
+        elif fault == "unknown_version":
+            choice["weight_versions"] = [{"version": "default", "start": 0, "end": 1}]
+        elif fault == "abort":
+            choice["finish_reason"] = "abort"
+        else:
+            raise ValueError(f"unknown fault {fault!r}")
+
+    def __enter__(self):
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="simulated-engine", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(10)
+        return self
+
+    async def _listen(self):
+        self._runner = web.AppRunner(self.application(), access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        await site.start()
+        self.port = site._server.sockets[0].getsockname()[1]
+
+    def __exit__(self, *_):
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+
+def main():
+    parser = argparse.ArgumentParser(description="vLLM's HTTP interface without a model")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--mean-s", type=float, default=0.0)
+    given = parser.parse_args()
+    engine = SimulatedEngine(fixed_tokens=given.tokens, mean_s=given.mean_s)
+    web.run_app(engine.application(), host="127.0.0.1", port=given.port, print=None, access_log=None)
+
+
+if __name__ == "__main__":
+    main()

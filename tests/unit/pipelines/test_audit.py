@@ -1,0 +1,193 @@
+"""The audit finds every broken promise: each test breaks exactly one thing in a clean log."""
+
+from dataclasses import replace
+
+import pytest
+
+from pipelines.audit import audit
+from pipelines.log import GroupRecord, RunLog
+from schemas.admission import AdmissionFrontier
+from schemas.dead_letters import DeadLetter
+from schemas.identity import GroupId
+from schemas.ledger import DroppedGroup, Position, Settings, StartEntry, StepEntry, TrainedGroup
+from schemas.offsets import OffsetSet
+from schemas.weights import WeightVersion
+
+SETTINGS = Settings(max_staleness=1, groups_per_step=2)
+
+
+def weight(version, step, generation=1):
+    return WeightVersion(
+        version=version, step=step, generation=generation, manifest_sha256="a" * 64, dtype="float32", base_model="m"
+    )
+
+
+def record(offset, version=1, attempt="a"):
+    group = GroupId(0, offset)
+    return GroupRecord(group, (0, 10 * offset), attempt, 4, (version, version), frozenset({version}))
+
+
+def trained(offset, version=1):
+    return TrainedGroup(
+        group=GroupId(0, offset), at=(0, 10 * offset), attempt="a", samples=4, versions=(version, version)
+    )
+
+
+def dropped(offset, reason="zero_variance"):
+    return DroppedGroup(group=GroupId(0, offset), at=(0, 10 * offset), reason=reason)
+
+
+def step(number, groups, drops=(), generation=1, version=None):
+    return StepEntry(
+        generation=generation, step=number, version=version or number + 1, trained=tuple(groups), dropped=tuple(drops)
+    )
+
+
+def letter(offset):
+    return DeadLetter.of("generate", "not_json", "x", ("demo.prompts", 0, offset), b"x")
+
+
+@pytest.fixture
+def log():
+    """Two steps of two groups, one drop, one dead letter, one group waiting, one in flight."""
+    return RunLog(
+        prompts={0: list(range(10))},
+        groups=[record(0), record(1), record(2, 2), record(3, 2), record(5), record(6, 2)],
+        weights=[weight(1, 0), weight(2, 1), weight(3, 2)],
+        admission=[
+            AdmissionFrontier(version=1, generation=1, frontier={0: 4}),
+            AdmissionFrontier(version=3, generation=1, frontier={0: 8}),
+        ],
+        ledger=[
+            StartEntry(generation=1, settings=SETTINGS),
+            step(1, [trained(0), trained(1)]),
+            step(2, [trained(2, 2), trained(3, 2)], [dropped(5)]),
+        ],
+        dead_letters=[letter(4)],
+        finished={0: OffsetSet(7)},
+    )
+
+
+def test_a_clean_log_passes_and_everything_is_counted(log):
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    counted = verdict.model_dump(include={"admitted", "trained", "dropped", "dead_letters", "waiting", "in_flight"})
+    assert counted == {
+        "admitted": 8, "trained": 4, "dropped": {"zero_variance": 1}, "dead_letters": 1, "waiting": 1, "in_flight": 1,
+    }  # fmt: skip
+    assert (verdict.steps, verdict.staleness_max, verdict.staleness_bound) == (2, 0, 1)
+
+
+def broken(log, kind, number=1):
+    verdict = audit("demo", log)
+    assert not verdict.ok
+    assert any(fault.startswith(kind) for fault in verdict.faults)
+    assert getattr(verdict, kind, number) == number
+    return verdict
+
+
+def test_a_prompt_that_was_committed_without_an_outcome_is_lost(log):
+    log.finished = {0: OffsetSet(8)}
+    broken(log, "lost")
+
+
+def test_a_group_that_the_learner_passed_over_is_lost(log):
+    log.groups = [*log.groups[:-1], replace(record(6, 2), at=(0, 35))]
+    broken(log, "lost")
+
+
+def test_a_lost_dead_letter_is_a_lost_prompt(log):
+    log.dead_letters = []
+    broken(log, "lost")
+
+
+def test_a_group_in_two_steps_is_a_duplicate(log):
+    log.ledger[2] = step(2, [trained(2, 2), trained(0)], [dropped(5), dropped(3)])
+    broken(log, "duplicate")
+
+
+def test_a_group_that_is_trained_and_dropped_is_a_duplicate(log):
+    log.ledger[2] = step(2, [trained(2, 2), trained(3, 2)], [dropped(5), dropped(3)])
+    broken(log, "duplicate")
+
+
+def test_a_second_attempt_that_was_refused_as_duplicate_is_none(log):
+    log.groups.append(replace(record(0, attempt="b"), at=(0, 49)))
+    log.ledger[2] = step(2, [trained(2, 2), trained(3, 2)], [dropped(5), dropped(0, "duplicate")])
+    assert audit("demo", log).ok
+
+
+def test_a_step_in_a_dead_line_and_again_in_the_new_one_is_no_duplicate(log):
+    log.ledger += [
+        StartEntry(generation=2, continues=Position(generation=1, step=1), settings=SETTINGS),
+        step(2, [trained(2, 2), trained(3, 2)], [dropped(5)], generation=2, version=5),
+    ]
+    log.weights += [weight(4, 1, 2), weight(5, 2, 2)]
+    assert audit("demo", log).ok
+
+
+def test_an_attempt_other_than_the_ledgers_is_mixed(log):
+    log.groups[0] = replace(log.groups[0], attempt="b")
+    broken(log, "mixed_attempts")
+
+
+def test_a_trained_group_without_a_record_is_mixed(log):
+    del log.groups[0]
+    broken(log, "mixed_attempts")
+
+
+def test_a_version_that_was_never_announced_is_unknown(log):
+    log.weights[1:2] = []
+    verdict = broken(log, "unknown_versions", 2)
+    assert "[2]" in verdict.faults[0]
+
+
+def test_staleness_is_counted_again_from_the_records(log):
+    log.ledger += [step(3, [trained(6, 1), trained(7, 1)])]
+    log.groups[-1:] = [record(6, 1), record(7, 1)]
+    log.finished = {0: OffsetSet(8)}
+    assert broken(log, "staleness").staleness_max == 2
+
+
+def test_a_restart_does_not_age_samples(log):
+    log.ledger += [
+        StartEntry(generation=2, continues=Position(generation=1, step=2), settings=SETTINGS),
+        step(3, [trained(6, 2), trained(7, 3)], generation=2, version=8),
+    ]
+    log.weights += [weight(7, 2, 2), weight(8, 3, 2)]
+    log.groups += [record(7, 3)]
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    assert verdict.staleness_max == 1
+
+
+def test_a_commit_of_a_replaced_generation_is_a_zombie(log):
+    log.ledger += [
+        StartEntry(generation=2, continues=Position(generation=1, step=2), settings=SETTINGS),
+        step(3, [], generation=1),
+    ]
+    broken(log, "zombie_commits")
+
+
+def test_admitting_more_than_the_bound_is_found(log):
+    log.admission.append(AdmissionFrontier(version=3, generation=1, frontier={0: 10}))
+    log.prompts = {0: list(range(40))}
+    log.admission.append(AdmissionFrontier(version=3, generation=1, frontier={0: 14}))
+    broken(log, "admission_excess", 14 - (3 + 1) * 2 - 1 - 1 - 1)
+
+
+def test_a_frontier_that_goes_back_is_found(log):
+    log.admission.append(AdmissionFrontier(version=3, generation=1, frontier={0: 7}))
+    broken(log, "frontier")
+
+
+def test_a_version_that_is_used_twice_is_found(log):
+    log.weights.append(weight(3, 2))
+    broken(log, "versions")
+
+
+def test_an_unreadable_record_counts_unless_a_dead_letter_tells_of_it(log):
+    log.unreadable.append("demo.trajectories/0/70: bad_sha256: …")
+    broken(log, "unreadable")
+    log.dead_letters.append(DeadLetter.of("learn", "bad_sha256", "x", ("demo.trajectories", 0, 70), b"x"))
+    assert audit("demo", log).ok

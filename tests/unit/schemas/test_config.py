@@ -1,0 +1,42 @@
+"""Configuration: unknown keys, wrong values and contradictions are named."""
+
+import pytest
+
+from schemas.config import RunConfig, load, validate
+from schemas.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"learner": {"step": 3}}, "unknown key learner.step; did you mean steps?"),
+        ({"lerner": {}}, "unknown key lerner; did you mean learner?"),
+        ({"learner": {"max_staleness": -1}}, "learner.max_staleness = -1"),
+        ({"name": "a b"}, "name = 'a b'"),
+        ({"rollout": {"shares": 3}}, "rollout.shares = 3 exceeds kafka.partitions = 2"),
+        ({"rollout": {"sampling": {"temprature": 1}}}, "did you mean temperature?"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(tree, words):
+    with pytest.raises(ConfigError, match=r"file\.toml") as caught:
+        validate(tree, "file.toml")
+    assert words in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_not_toml_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = ")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load(tmp_path / "bad.toml")
+
+
+def test_every_field_says_what_it_is():
+    def check(model):
+        for name, field in model.model_fields.items():
+            if hasattr(field.annotation, "model_fields"):
+                check(field.annotation)
+            else:
+                assert field.description, f"{model.__name__}.{name} has no docstring"
+
+    check(RunConfig)

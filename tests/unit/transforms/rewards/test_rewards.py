@@ -1,0 +1,129 @@
+"""The rewards that come with the project, and the registry."""
+
+from dataclasses import replace
+
+import pytest
+
+from schemas.errors import ConfigError, RecordError
+from schemas.prompts import RewardSpec
+from tests.support.samples import SAMPLE
+from transforms.rewards import registry
+from transforms.rewards.exact_match import RightText, exact_match
+from transforms.rewards.last_number import RightNumber, find_last_number, last_number
+from transforms.rewards.math import RightExpression, math
+from transforms.rewards.registry import Arguments, Reward, reward
+
+registry.load()
+
+
+def answering(text):
+    return replace(SAMPLE, response_text=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "value"),
+    [
+        ("2 + 3 = 5", "5", 1.0),
+        ("5 is right, not 6", "5", 0.0),
+        ("The answer is 1,234.50.", 1234.5, 1.0),
+        ("it is -7", "-7", 1.0),
+        ("9-7", "7", 1.0),
+        ("it is 05", 5, 1.0),
+        ("0.1", 0.1, 1.0),
+        ("", "5", 0.0),
+        ("no number", "5", 0.0),
+    ],
+)
+def test_last_number_compares_the_last_number_of_the_answer(text, answer, value):
+    assert last_number(answering(text), RightNumber(answer=answer)).value == value
+
+
+def test_find_last_number_gives_none_where_there_is_none():
+    assert find_last_number("none") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "value"),
+    [
+        (" Paris \n", RightText(answer="Paris"), 1.0),
+        ("paris", RightText(answer="Paris"), 0.0),
+        ("paris", RightText(answer="Paris", ignore_case=True), 1.0),
+        ("It is Paris", RightText(answer="Paris"), 0.0),
+    ],
+)
+def test_exact_match_ignores_white_space_and_on_request_case(text, arguments, value):
+    assert exact_match(answering(text), arguments).value == value
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "value"),
+    [
+        (r"so it is \boxed{0.5}", r"\frac{1}{2}", 1.0),
+        ("The answer is 1/2", "0.5", 1.0),
+        (r"$x^2 + 2x + 1$", r"$(x+1)^2$", 1.0),
+        (r"so it is \boxed{2}", r"\frac{1}{2}", 0.0),
+        ("I do not know", "3", 0.0),
+        ("", "3", 0.0),
+    ],
+)
+def test_math_compares_expressions(text, answer, value):
+    assert math(answering(text), RightExpression(answer=answer)).value == value
+
+
+def test_math_works_outside_the_main_thread():
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(math, answering("The answer is 3"), RightExpression(answer="3"))
+    assert future.result().value == 1.0
+
+
+def test_math_raises_for_a_right_answer_that_is_no_expression():
+    with pytest.raises(ValueError, match="not a mathematical expression"):
+        math(answering("3"), RightExpression(answer="?!"))
+
+
+def test_an_unknown_reward_names_the_nearest_one():
+    with pytest.raises(RecordError, match="did you mean 'last_number'") as caught:
+        registry.check(RewardSpec(name="last_numbr"))
+    assert caught.value.reason == "unknown_reward"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"answer": "five"}, {"answer": "5", "more": 1}, {"answer": "inf"}])
+def test_wrong_arguments_are_found_when_the_prompt_arrives(arguments):
+    with pytest.raises(RecordError) as caught:
+        registry.check(RewardSpec(name="last_number", args=arguments))
+    assert caught.value.reason == "bad_reward_arguments"
+
+
+def test_feedback_is_a_valid_reward_with_any_arguments():
+    registry.check(RewardSpec(name="feedback", args={"anything": 1}))
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(ConfigError, match="registered twice"):
+
+        @reward("last_number")
+        def another(sample, arguments: RightNumber):
+            return Reward(0.0)
+
+
+def test_a_reward_without_typed_arguments_is_refused():
+    with pytest.raises(ConfigError, match="pydantic model"):
+
+        @reward("untyped")
+        def untyped(sample, arguments: dict):
+            return Reward(0.0)
+
+
+def test_a_module_that_cannot_be_imported_is_named():
+    with pytest.raises(ConfigError, match="no_such_module"):
+        registry.load(["no_such_module"])
+
+
+def test_arguments_refuse_unknown_keys():
+    class One(Arguments):
+        one: int = 1
+
+    with pytest.raises(ValueError, match="extra"):
+        One.model_validate({"two": 2})

@@ -1,0 +1,199 @@
+"""Checkpoints: one directory each, under a name that is never used again.
+
+    {root}/g0002-s00000010-1f3c…/shards/…      DeepSpeed: model, optimizer, random states
+                                /state.json    what the learner knows besides (State)
+                                /MANIFEST.json sha256 of every file and of the parent's manifest, created
+                                               last and atomically: without it there is no checkpoint
+
+The ledger entry comes after the manifest; a crash in between leaves a good checkpoint, which the next
+start records. Shards are pickles, so code: nothing is loaded before its hash was compared.
+"""
+
+import json
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from schemas.errors import ConfigError, StateError
+from schemas.ledger import CheckpointEntry, Position
+from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256, verify
+from trainers.disk import disk_errors, sync_tree, write_atomically
+from trainers.restart import History
+
+_log = structlog.get_logger(__name__)
+_STATE_NAME: Final = "state.json"
+_KIND: Final = "checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a learner must know to go on, besides what DeepSpeed saves. All values are JSON."""
+
+    generation: int
+    step: int
+    version: int
+    """The highest weight version used so far."""
+    fingerprint: dict[str, str | int]
+    """What has to be the same for the shards to fit: name and value, for the error message."""
+    config_sha256: str
+    """Of the whole configuration: for people."""
+    topic_ids: dict[str, str]
+    positions: dict[str, int]
+    """Next offset of each trajectories partition."""
+    letters_position: int
+    """Next offset of the dead-letters topic."""
+    accounts: dict[str, Any]
+    """See :meth:`trainers.accounts.Accounts.dump`."""
+    frontier: dict[str, int]
+    admitted: int
+    """Prompts below the frontier."""
+    drops: list[dict[str, Any]] = field(default_factory=list)
+    """Dropped groups that no ledger entry names yet."""
+    baselines: dict[str, float] = field(default_factory=dict)
+    """Empty: the baseline of GRPO is the group's own mean."""
+
+    @property
+    def at(self) -> Position:
+        """The point of the line."""
+        return Position(generation=self.generation, step=self.step)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint on the disk whose hashes were compared."""
+
+    directory: Path
+    state: State
+    manifest_sha256: str
+    parent_sha256: str | None
+
+    def entry(self) -> CheckpointEntry:
+        """Its line in the ledger."""
+        return CheckpointEntry(
+            generation=self.state.generation,
+            step=self.state.step,
+            manifest_sha256=self.manifest_sha256,
+            parent_sha256=self.parent_sha256,
+        )
+
+
+class CheckpointStore:
+    """The checkpoints below one root, a path that all ranks see."""
+
+    def __init__(self, root: Path, keep: int) -> None:
+        self._root, self._keep = root, keep
+        with disk_errors("checkpoints", root):
+            root.mkdir(parents=True, exist_ok=True)
+
+    def new_directory(self, generation: int, step: int) -> Path:
+        """Makes the directory of a checkpoint to come."""
+        directory = self._root / f"g{generation:04d}-s{step:08d}-{uuid.uuid4().hex[:8]}"
+        with disk_errors("checkpoint", directory):
+            directory.mkdir()
+        return directory
+
+    def finish(self, directory: Path, state: State, parent_sha256: str | None) -> Checkpoint:
+        """Makes the shards that lie in the directory a checkpoint."""
+        with disk_errors("checkpoint", directory):
+            (directory / _STATE_NAME).write_text(json.dumps(asdict(state), indent=1, sort_keys=True))
+            sync_tree(directory)
+            manifest = _describe_all(directory, parent_sha256).encode()
+            write_atomically(directory / MANIFEST_NAME, manifest)
+        return Checkpoint(directory, state, sha256(manifest), parent_sha256)
+
+    def prune(self) -> None:
+        """Removes all but the newest checkpoints, and what never became one."""
+        found = sorted(self._root.glob("g*-s*-*"), key=_age)
+        whole = [directory for directory in found if (directory / MANIFEST_NAME).is_file()]
+        for directory in found:
+            if directory not in whole[-self._keep :]:
+                (directory / MANIFEST_NAME).unlink(missing_ok=True)
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def newest_verified(self, history: History) -> Checkpoint | None:
+        """The newest checkpoint of the surviving line whose hashes are right.
+
+        Returns:
+            None if the run never had a checkpoint.
+
+        Raises:
+            StateError: there are or were checkpoints, but none can be used.
+        """
+        faults: list[str] = []
+        for directory in sorted(self._root.glob("g*-s*-*"), key=_age, reverse=True):
+            if not (directory / MANIFEST_NAME).is_file():
+                _log.warning("unfinished checkpoint passed over", directory=str(directory))
+                continue
+            try:
+                return _verified(directory, history)
+            except StateError as error:
+                _log.error("checkpoint cannot be used, falling back to an older one", reason=str(error))
+                faults.append(str(error))
+        recorded = history.checkpoints()
+        if not faults and not recorded:
+            return None
+        named = f"the ledger names one at step {recorded[-1].step}" if recorded else "the ledger names none"
+        raise StateError(
+            f"no usable checkpoint below {self._root}, although the run has had some ({named}): "
+            f"{'; '.join(faults) or 'the directory is empty'}. Restore one, correct learner.checkpoint_root, "
+            "or start a run of another name"
+        )
+
+
+def _age(directory: Path) -> tuple[str, float]:
+    name = directory.name.rsplit("-", 1)[0]
+    return name, directory.stat().st_mtime
+
+
+def _describe_all(directory: Path, parent_sha256: str | None) -> Manifest:
+    files = _local_files()
+    names = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    entries = tuple(describe(files, str(directory), name) for name in names)
+    return Manifest(files=entries, facts={"kind": _KIND, "parent_sha256": parent_sha256})
+
+
+def _verified(directory: Path, history: History) -> Checkpoint:
+    manifest_sha256, manifest = _read_manifest(directory)
+    verify(_local_files(), str(directory), manifest)
+    state = State(**json.loads((directory / _STATE_NAME).read_bytes()))
+    parent: str | None = manifest.facts.get("parent_sha256")
+    recorded = {entry.manifest_sha256 for entry in history.checkpoints()}
+    if not history.is_on_line(state.at):
+        raise StateError(
+            f"{directory}: step {state.step} of generation {state.generation} is not on the surviving line"
+        )
+    if parent is not None and parent not in recorded:
+        raise StateError(f"{directory}: its parent {parent} is not known to the ledger")
+    return Checkpoint(directory, state, manifest_sha256, parent)
+
+
+def _read_manifest(directory: Path) -> tuple[str, Manifest]:
+    value = (directory / MANIFEST_NAME).read_bytes()
+    return sha256(value), Manifest.decode(value, sha256(value))
+
+
+def _local_files() -> Any:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return LocalFileSystem()
+
+
+def require_fit(saved: dict[str, str | int], given: dict[str, str | int], directory: Path) -> None:
+    """Compares what a checkpoint was made with.
+
+    Raises:
+        ConfigError: naming both values of everything that differs.
+    """
+    differing = [
+        f"{name} is {saved.get(name)!r} in the checkpoint and {given.get(name)!r} now"
+        for name in sorted(saved.keys() | given.keys())
+        if saved.get(name) != given.get(name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"checkpoint {directory} does not fit: {'; '.join(differing)}. Set it back, or start a new run"
+        )

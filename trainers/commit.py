@@ -1,0 +1,85 @@
+"""What the learner writes to Kafka: all of a step in one transaction, or nothing of it.
+
+    ledger entry + weight version + admission frontier (+ dead letters) ──► one transaction, id {run}.learner
+
+``init_transactions`` of a newer learner aborts what this one left open and fences it for ever.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+from kafka import KafkaProducer
+from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedError
+
+from schemas.admission import AdmissionFrontier
+from schemas.config import RunConfig
+from schemas.dead_letters import DeadLetter
+from schemas.errors import BrokerError, FencedError
+from schemas.ledger import CheckpointEntry, StartEntry, StepEntry
+from schemas.weights import WeightVersion
+from trainers.log import CONNECT_TIMEOUT_MS
+
+Announcement = StartEntry | StepEntry | CheckpointEntry | WeightVersion | AdmissionFrontier | DeadLetter
+
+_ATTEMPTS: Final = 5
+_log = structlog.get_logger(__name__)
+
+
+class Committer:
+    """The learner's producer. Creating it fences every older learner of the run."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._run, self._topics = config.name, config.topics
+        options = config.kafka.producer_options(config.topics.learner_id)
+        self._producer = KafkaProducer(**{"bootstrap_timeout_ms": CONNECT_TIMEOUT_MS, **options})
+        self._producer.init_transactions()
+
+    def commit(self, records: Sequence[Announcement]) -> None:
+        """Writes all records in one transaction; returns when it is committed.
+
+        Raises:
+            FencedError: a newer learner has taken over.
+            BrokerError: the transaction failed again and again, or its outcome is unknown.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                self._try(records)
+            except (ProducerFencedError, InvalidProducerEpochError) as error:
+                raise FencedError(f"a newer learner writes to run {self._run!r}: this one ends") from error
+            except KafkaError as error:
+                _log.error("transaction failed", attempt=attempt, error=str(error))
+                self._abort(error)
+            else:
+                return
+        raise BrokerError(f"Kafka refused a transaction of run {self._run!r} {_ATTEMPTS} times; see its log")
+
+    def _try(self, records: Sequence[Announcement]) -> None:
+        self._producer.begin_transaction()
+        futures = [self._producer.send(*self._place(record)) for record in records]
+        self._producer.commit_transaction()
+        for future in futures:
+            future.get(timeout=0)  # committed means delivered; this raises what went wrong otherwise
+
+    def _abort(self, cause: KafkaError) -> None:
+        try:
+            self._producer.abort_transaction()
+        except (ProducerFencedError, InvalidProducerEpochError) as error:
+            raise FencedError(f"a newer learner writes to run {self._run!r}: this one ends") from error
+        except KafkaError as error:
+            raise BrokerError(f"a transaction of run {self._run!r} failed ({cause}) and cannot be aborted") from error
+
+    def _place(self, record: Announcement) -> tuple[str, bytes, bytes]:
+        key = record.key() if isinstance(record, DeadLetter) else self._run.encode()
+        return self._topic(record), record.encode(), key
+
+    def _topic(self, record: Announcement) -> str:
+        if isinstance(record, WeightVersion):
+            return self._topics.weights
+        if isinstance(record, AdmissionFrontier):
+            return self._topics.admission
+        return self._topics.dead_letters if isinstance(record, DeadLetter) else self._topics.ledger
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._producer.close(timeout=5)

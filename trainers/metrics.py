@@ -1,0 +1,83 @@
+"""Figures of a step: for the ledger, for Prometheus and for the log."""
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+
+from schemas.errors import PortError
+from trainers.accounts import Versions
+from trainers.engine import Outcome
+from trainers.planner import Arrival, Plan, known_rewards
+
+_log = structlog.get_logger(__name__)
+_HOST: Final = "127.0.0.1"
+
+
+def of_plan(plan: Plan, versions: Versions, steps_done: int) -> dict[str, float]:
+    """What can be said of a plan before it is trained."""
+    figures: dict[str, float] = {"groups_dropped": len(plan.dropped)}
+    if plan.rewards:
+        figures["reward_mean"] = _mean(plan.rewards)
+    if plan.again and "reward_mean" in plan.again.metrics:
+        figures["reward_mean"] = plan.again.metrics["reward_mean"]  # the groups without variance are not read again
+    if plan.arrivals:
+        figures |= _of_arrivals(plan.arrivals, versions, steps_done)
+    return figures
+
+
+def _of_arrivals(arrivals: Sequence[Arrival], versions: Versions, steps_done: int) -> dict[str, float]:
+    samples = [sample for arrival in arrivals for sample in arrival.samples]
+    ages = [versions.staleness(sample.weight_version_min, steps_done) for sample in samples]
+    lengths = [len(sample.response_token_ids) for sample in samples]
+    return {
+        "reward_mean_trained": _mean(known_rewards(arrivals)),
+        "staleness_max": max(ages),
+        "staleness_mean": _mean(ages),
+        "tokens": sum(lengths) + sum(len(sample.prompt_token_ids) for sample in samples),
+        "response_tokens_mean": _mean(lengths),
+    }
+
+
+def of_outcome(outcome: Outcome) -> dict[str, float]:
+    """What training says; what is not finite cannot stand in JSON and is left out."""
+    figures = {
+        "loss": outcome.loss,
+        "grad_norm": outcome.grad_norm,
+        "logprob_gap_mean": outcome.logprob_gap_mean,
+        "clip_fraction": outcome.clip_fraction,
+    }
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+class Gauges:
+    """The Prometheus endpoint: ``asyncflow_learner_…``, one gauge a figure of the last step."""
+
+    def __init__(self, port: int) -> None:
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        self._registry = CollectorRegistry()
+        self._gauges: dict[str, object] = {}
+        if port:
+            try:
+                start_http_server(port, addr=_HOST, registry=self._registry)
+            except OSError as error:
+                raise PortError(
+                    f"learner.metrics_port = {port}: {error.strerror}; choose another, or 0 for none"
+                ) from error
+
+    def show(self, figures: dict[str, float]) -> None:
+        """Sets all gauges."""
+        from prometheus_client import Gauge
+
+        for name, value in figures.items():
+            gauge = self._gauges.get(name)
+            if not isinstance(gauge, Gauge):
+                gauge = Gauge(f"asyncflow_learner_{name}", f"Of the last step: {name}", registry=self._registry)
+                self._gauges[name] = gauge
+            gauge.set(value)

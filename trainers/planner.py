@@ -1,0 +1,162 @@
+"""Which groups make the next step.
+
+    arrivals ──► known? duplicate? variance? ──► waiting ──► too old? ──► the oldest ones: a Plan
+                        └──────────────┴──────── drops ────────┘
+
+Pure bookkeeping: no Kafka, no tensors. Of a dead line's steps the ledger is the planner (:func:`again`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from schemas.identity import GroupId
+from schemas.ledger import DroppedGroup, DropReason, StepEntry, TrainedGroup
+from schemas.trajectories import Sample
+from trainers.accounts import Accounts, Place, Versions
+from trainers.advantages import has_variance
+
+FRUITLESS_FACTOR: Final = 4
+"""A step goes on with what it has after this many times its groups were dropped for zero variance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A whole group, as it lies in the trajectories topic."""
+
+    group: GroupId
+    at: Place
+    samples: tuple[Sample, ...]
+
+    @property
+    def rewards(self) -> list[float | None]:
+        """Of the samples, in their order."""
+        return [sample.reward for sample in self.samples]
+
+    @property
+    def oldest(self) -> int:
+        """The oldest weight version among its tokens."""
+        return min(sample.weight_version_min for sample in self.samples)
+
+    @property
+    def newest(self) -> int:
+        """The newest weight version among its tokens."""
+        return max(sample.weight_version_max for sample in self.samples)
+
+    def versions(self) -> set[int]:
+        """All versions among its tokens."""
+        return {span.version for sample in self.samples for span in sample.weight_version_spans}
+
+    def trained(self) -> TrainedGroup:
+        """Its line in the ledger."""
+        return TrainedGroup(
+            group=self.group,
+            at=self.at,
+            attempt=self.samples[0].attempt_id,
+            samples=len(self.samples),
+            versions=(self.oldest, self.newest),
+        )
+
+    def dropped(self, reason: DropReason) -> DroppedGroup:
+        """Its line in the ledger."""
+        return DroppedGroup(group=self.group, at=self.at, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one step consumes. No arrivals: the step is recorded and changes nothing."""
+
+    arrivals: tuple[Arrival, ...]
+    dropped: tuple[DroppedGroup, ...]
+    rewards: tuple[float, ...]
+    """Known rewards of all groups consumed for their reward's sake, those without variance included."""
+    again: StepEntry | None = None
+    """The step of the dead line that this is."""
+
+
+@dataclass(slots=True)
+class Planner:
+    """Takes arrivals one by one and gives plans."""
+
+    groups_per_step: int
+    max_staleness: int
+    accounts: Accounts
+    versions: Versions
+    drops: list[DroppedGroup] = field(default_factory=list)
+    """Since the last plan; the next step's entry names them."""
+    waiting: dict[GroupId, Arrival] = field(default_factory=dict)
+    """Accepted and not yet used, in the order of arrival."""
+    _fruitless: int = 0
+    _rewards: list[float] = field(default_factory=list)
+
+    def offer(self, arrival: Arrival) -> DropReason | None:
+        """Accepts a group, or drops it and says why. What the ledger knows already is passed over."""
+        if (arrival.group, arrival.at) in self.accounts.settled:
+            return None
+        reason = self._judge(arrival)
+        if reason is None:
+            self.waiting[arrival.group] = arrival
+        else:
+            self._drop(arrival, reason)
+        return reason
+
+    def _judge(self, arrival: Arrival) -> DropReason | None:
+        if arrival.group in self.waiting or self.accounts.is_finished(arrival.group):
+            return "duplicate"
+        if not self.versions.know_all(arrival.versions()):
+            return "unknown_version"
+        return None if has_variance(arrival.rewards) else "zero_variance"
+
+    def _drop(self, arrival: Arrival, reason: DropReason) -> None:
+        self.drops.append(arrival.dropped(reason))
+        self.accounts.settle(arrival.group, arrival.at)
+        if reason == "duplicate":
+            return  # the group itself is accounted for by its first attempt
+        self.accounts.finish(arrival.group)
+        if reason == "zero_variance":
+            self._fruitless += 1
+            self._rewards += [reward for reward in arrival.rewards if reward is not None]
+
+    def drop_stale(self, steps_done: int) -> None:
+        """Drops what has become too old for the next step."""
+        for arrival in list(self.waiting.values()):
+            if self.versions.staleness(arrival.oldest, steps_done) > self.max_staleness:
+                del self.waiting[arrival.group]
+                self._drop(arrival, "stale")
+
+    def is_ready(self) -> bool:
+        """Whether the next step can be planned: it is full, or too much came that teaches nothing."""
+        enough = len(self.waiting) >= self.groups_per_step
+        return enough or self._fruitless > FRUITLESS_FACTOR * self.groups_per_step
+
+    def take(self, steps_done: int) -> Plan:
+        """The next step: the groups with the oldest weights, in the order of their arrival."""
+        self.drop_stale(steps_done)
+        oldest_first = sorted(self.waiting.values(), key=lambda arrival: self.versions.steps[arrival.oldest])
+        chosen = tuple(oldest_first[: self.groups_per_step])
+        for arrival in chosen:
+            del self.waiting[arrival.group]
+            self.accounts.finish(arrival.group)
+            self.accounts.settle(arrival.group, arrival.at)
+        plan = Plan(chosen, tuple(self.drops), tuple(self._rewards) + known_rewards(chosen))
+        self.drops, self._rewards, self._fruitless = [], [], 0
+        return plan
+
+    def again(self, entry: StepEntry, arrivals: Sequence[Arrival]) -> Plan:
+        """The plan of a step of the dead line: what the ledger says, whatever the weights' age now."""
+        self.accounts.redo(entry)
+        self.drops = [drop for drop in self.drops if (drop.group, drop.at) not in self.accounts.settled]
+        return Plan(tuple(arrivals), entry.dropped, known_rewards(arrivals), entry)
+
+    def positions(self, next_offsets: dict[int, int]) -> dict[int, int]:
+        """From where a successor has to read each trajectories partition to find what is waiting here."""
+        positions = dict(next_offsets)
+        for arrival in self.waiting.values():
+            partition, offset = arrival.at
+            positions[partition] = min(positions.get(partition, offset), offset)
+        return positions
+
+
+def known_rewards(arrivals: Sequence[Arrival]) -> tuple[float, ...]:
+    """All rewards that are not null."""
+    return tuple(reward for arrival in arrivals for reward in arrival.rewards if reward is not None)

@@ -1,0 +1,100 @@
+"""The learner's side of the weight store: one directory a version.
+
+    state dict ──► model.safetensors ──► sha256 ──► MANIFEST.json (last, atomically) ──► announced by commit.py
+
+The manifest's facts are ``{"kind": "weights", "version", "step", "dtype", "probe": {"token_ids",
+"logprobs"}}``. The probe is what workers compare their engine with after loading: the learner's own
+logprobs (temperature 1) of each token but the first, by exactly the weights that are published.
+Files are not forced to the disk: a version that a power failure tore is announced anew, under another
+number, by the learner's next start.
+"""
+
+import random
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from schemas.config import WeightsConfig
+from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256
+from schemas.weights import version_path
+from trainers.disk import disk_errors
+
+_log = structlog.get_logger(__name__)
+_MODEL_NAME: Final = "model.safetensors"
+_PROBE_TOKENS: Final = 32
+
+
+def draw_probe(vocabulary: int, seed: int) -> list[int]:
+    """Token ids of the probe: any will do, as long as both sides compute the same ones."""
+    return random.Random(seed).choices(range(vocabulary), k=_PROBE_TOKENS)
+
+
+class WeightStore:
+    """Writes versions below a root: a local path or an fsspec URL of the configuration."""
+
+    def __init__(self, config: WeightsConfig) -> None:
+        from fsspec.core import url_to_fs
+        from fsspec.implementations.local import LocalFileSystem
+
+        self._keep = config.keep
+        self._files, self._root = url_to_fs(config.root)
+        self._local = isinstance(self._files, LocalFileSystem)
+        with disk_errors("weight store", config.root):
+            self._files.makedirs(self._root, exist_ok=True)
+
+    def newest(self) -> int:
+        """The highest version that has a directory, announced or not; 0 if none has."""
+        return max(self._versions(), default=0)
+
+    def _versions(self) -> list[int]:
+        self._files.invalidate_cache()
+        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in self._files.ls(self._root, detail=False))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def write(self, tensors: dict[str, Any], *, version: int, step: int, dtype: str, probe: dict[str, Any]) -> str:
+        """Writes a version and returns the sha256 of its manifest.
+
+        Raises:
+            DiskError: there is no room or no permission.
+            FileExistsError: the version was written before; versions are never used twice.
+        """
+        directory = version_path(self._root, version)
+        facts = {"kind": "weights", "version": version, "step": step, "dtype": dtype, "probe": probe}
+        with disk_errors(f"weight version {version}", directory):
+            self._files.mkdir(directory, create_parents=True)
+            self._write_tensors(f"{directory}/{_MODEL_NAME}", tensors)
+            manifest = Manifest(files=(describe(self._files, directory, _MODEL_NAME),), facts=facts).encode()
+            self._write_manifest(directory, manifest)
+        return sha256(manifest)
+
+    def _write_tensors(self, path: str, tensors: dict[str, Any]) -> None:
+        from safetensors.torch import save, save_file
+
+        if self._local:
+            save_file(tensors, path, metadata={"format": "pt"})
+        else:
+            self._files.pipe_file(path, save(tensors, metadata={"format": "pt"}))
+
+    def _write_manifest(self, directory: str, manifest: bytes) -> None:
+        path = f"{directory}/{MANIFEST_NAME}"
+        if not self._local:
+            self._files.pipe_file(path, manifest)  # object stores create objects whole
+            return
+        temporary = Path(f"{directory}/.{MANIFEST_NAME}")
+        temporary.write_bytes(manifest)
+        temporary.rename(path)
+
+    def prune(self, announced: int) -> None:
+        """Removes all but the newest versions; never the one that was announced last."""
+        for version in self._versions()[: -self._keep]:
+            if version < announced:
+                self._remove(version_path(self._root, version))
+
+    def _remove(self, directory: str) -> None:
+        try:
+            if self._files.exists(f"{directory}/{MANIFEST_NAME}"):
+                self._files.rm(f"{directory}/{MANIFEST_NAME}")  # without it no reader takes it for a version
+            self._files.rm(directory, recursive=True)
+        except OSError as error:
+            _log.warning("old weights not removed", directory=directory, error=str(error))

@@ -1,0 +1,62 @@
+"""What the ledger tells a learner that starts: its generation, which checkpoints count, what to redo."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from schemas.ledger import CheckpointEntry, LedgerEntry, Position, StartEntry, StepEntry
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The ledger as it was when the learner started, in log order."""
+
+    entries: Sequence[LedgerEntry]
+
+    @property
+    def generation(self) -> int:
+        """The newest generation; 0 if nothing ever started."""
+        return max((entry.generation for entry in self._starts()), default=0)
+
+    def _starts(self) -> list[StartEntry]:
+        return [entry for entry in self.entries if isinstance(entry, StartEntry)]
+
+    def checkpoints(self) -> list[CheckpointEntry]:
+        """All that were recorded."""
+        return [entry for entry in self.entries if isinstance(entry, CheckpointEntry)]
+
+    def is_on_line(self, position: Position) -> bool:
+        """Whether the point still belongs to the surviving line: no later generation started from before it."""
+        known = {entry.generation for entry in self._starts()}
+        later = [entry for entry in self._starts() if entry.generation > position.generation]
+        return position.generation in known and all(position.step <= _continued(entry) for entry in later)
+
+    def skipped_steps(self, step: int) -> list[int]:
+        """Steps of the line, up to ``step``, that changed no weight."""
+        line, _ = self._replay()
+        return [entry.step for entry in line if entry.step <= step and not entry.trained]
+
+    def steps_after(self, step: int) -> list[StepEntry]:
+        """The steps to do again by a learner that continues from ``step``.
+
+        These are the later steps of the line, and beyond them those that an earlier learner was
+        about to redo when it ended.
+        """
+        line, ahead = self._replay()
+        return [entry for entry in (*line, *ahead) if entry.step > step]
+
+    def _replay(self) -> tuple[list[StepEntry], list[StepEntry]]:
+        line: list[StepEntry] = []
+        ahead: list[StepEntry] = []
+        for entry in self.entries:
+            if isinstance(entry, StartEntry):
+                kept = _continued(entry)
+                ahead = [step for step in line if step.step > kept] + ahead
+                line = [step for step in line if step.step <= kept]
+            elif isinstance(entry, StepEntry):
+                line.append(entry)
+                ahead = [step for step in ahead if step.step > entry.step]
+        return line, ahead
+
+
+def _continued(entry: StartEntry) -> int:
+    return entry.continues.step if entry.continues else 0

@@ -1,0 +1,124 @@
+"""From Kafka to events: whole groups, unusable records and dead letters of other stages.
+
+    trajectories ──► schemas.trajectories.decode ──► Arrival (one a group) or Fault (one a record)
+    dead-letters ──► Letter (one a prompt that an earlier stage gave up)
+
+Offsets come from the checkpoint; a lost range is an error and never jumped over.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from kafka import TopicPartition
+
+from schemas.config import RunConfig
+from schemas.dead_letters import DeadLetter
+from schemas.errors import RecordError, StateError
+from schemas.identity import GroupId
+from schemas.ledger import StepEntry, TrainedGroup
+from schemas.trajectories import decode, groups_named_in
+from trainers.accounts import Place
+from trainers.log import assign, open_consumer, partitions_of, read_record, read_to_end
+from trainers.planner import Arrival
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A trajectories record that cannot be used."""
+
+    at: Place
+    groups: tuple[GroupId, ...]
+    """Those that its headers name, if they can be read."""
+    reason: str
+    detail: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A record of the dead-letters topic."""
+
+    letter: DeadLetter
+
+
+Event = Arrival | Fault | Letter
+
+
+class Stream:
+    """The learner's view of the trajectories and dead-letters topics."""
+
+    def __init__(self, config: RunConfig, positions: dict[int, int] | None, letters_from: int | None) -> None:
+        self._trajectories = config.topics.trajectories
+        self._consumer = open_consumer(config)
+        self._lookup = open_consumer(config)
+        positions = positions or {}
+        here = partitions_of(self._consumer, self._trajectories)
+        self._letters = partitions_of(self._consumer, config.topics.dead_letters)[0]
+        self._early = list(read_to_end(self._lookup, {self._letters: letters_from}))
+        after = self._lookup.position(self._letters)
+        starts = {partition: positions.get(partition.partition) for partition in here}
+        assign(self._consumer, {**starts, self._letters: after})
+
+    def letters_so_far(self) -> list[Letter]:
+        """The dead letters that were there when the stream was opened: known before the first group."""
+        return [letter for record in self._early for letter in _read_letter(record)]
+
+    def poll(self, timeout_s: float) -> Iterator[Event]:
+        """What has come, after a wait of at most ``timeout_s`` if nothing has."""
+        for partition, records in self._consumer.poll(timeout_ms=int(timeout_s * 1000)).items():
+            for record in records:
+                yield from _read_letter(record) if partition == self._letters else read_trajectories(record)
+
+    def positions(self) -> dict[int, int]:
+        """The next offset of each trajectories partition."""
+        return {p.partition: self._consumer.position(p) for p in self._consumer.assignment() if p != self._letters}
+
+    def letters_position(self) -> int:
+        """The next offset of the dead-letters topic."""
+        return int(self._consumer.position(self._letters))
+
+    def fetch(self, entry: StepEntry) -> list[Arrival]:
+        """The groups that a step of the ledger trained, read again from where they lie.
+
+        Raises:
+            StateError: one of them is not there any more.
+        """
+        return [self._fetch(trained) for trained in entry.trained]
+
+    def _fetch(self, trained: TrainedGroup) -> Arrival:
+        record = read_record(self._lookup, TopicPartition(self._trajectories, trained.at[0]), trained.at[1])
+        for event in read_trajectories(record):
+            if isinstance(event, Arrival) and event.trained() == trained:
+                return event
+        raise StateError(f"group {trained.group} is not at {trained.at} of {self._trajectories}, as the ledger says")
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._consumer.close()
+        self._lookup.close()
+
+
+def read_trajectories(record: Any) -> Iterator[Arrival | Fault]:
+    """The groups of one record, or what is wrong with it."""
+    at = (record.partition, record.offset)
+    headers = dict(record.headers)
+    try:
+        groups = decode(record.value, headers)
+    except RecordError as error:
+        _log.error("bad trajectories record", partition=at[0], offset=at[1], reason=error.reason, detail=error.detail)
+        yield Fault(at, tuple(groups_named_in(headers)), error.reason, error.detail, record.value or b"")
+        return
+    for samples in groups:
+        ordered = tuple(sorted(samples, key=lambda sample: sample.sample_index))
+        yield Arrival(ordered[0].group, at, ordered)
+
+
+def _read_letter(record: Any) -> Iterator[Letter]:
+    try:
+        yield Letter(DeadLetter.decode(record.value or b""))
+    except RecordError as error:
+        _log.error("bad dead letter passed over", offset=record.offset, detail=str(error))

@@ -1,0 +1,118 @@
+"""One prompt from its bytes to its outcome: checked, asked for until it is answered, or given up."""
+
+import asyncio
+import random
+import time
+from datetime import UTC, datetime
+from typing import Final
+
+import aiohttp
+import structlog
+
+from schemas.config import RunConfig
+from schemas.dead_letters import DeadLetter
+from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable, RecordError
+from schemas.trajectories import Group, new_attempt_id
+from transforms import metrics
+from transforms.generation import engine
+from transforms.generation.outcome import Outcome
+from transforms.generation.request import PromptRecord, Request, prepare
+from transforms.generation.tokenizer import Tokenizer
+from transforms.generation.workers import Worker, Workers
+
+_LOG = structlog.get_logger(__name__)
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 5.0
+_KILLED_ENGINES: Final = 2
+"""A prompt under whose attempts so many engines died is not tried on another."""
+
+
+class Answerer:
+    """Turns prompts into outcomes. Lives in one event loop."""
+
+    def __init__(
+        self, config: RunConfig, tokenizer: Tokenizer, session: aiohttp.ClientSession, workers: Workers
+    ) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        self._session = session
+        self._workers = workers
+
+    async def answer(self, record: PromptRecord, min_version: int) -> Outcome:
+        """A group, or a dead letter of stage ``generate``.
+
+        Raises:
+            AbandonedError: the pipeline ends first.
+        """
+        started = time.monotonic()
+        try:
+            request = await asyncio.to_thread(prepare, record, self._config.rollout, self._tokenizer, min_version)
+            group = await self._ask(request)
+        except RecordError as error:
+            return self._dead(record, error.reason, error.detail)
+        except EngineRefusal as error:
+            return self._dead(record, "engine_refused", str(error))
+        except EngineLost as error:
+            return self._dead(record, "engine_killed", f"{_KILLED_ENGINES} engines died while answering; {error}")
+        except EngineError as error:
+            return self._dead(record, "engine_failed", f"{self._config.rollout.attempts} attempts failed; {error}")
+        metrics.GENERATION_SECONDS.observe(time.monotonic() - started)
+        metrics.GROUPS_FINISHED.inc()
+        metrics.RESPONSE_TOKENS.inc(sum(len(sample.response_token_ids) for sample in group.samples))
+        return group
+
+    def _dead(self, record: PromptRecord, reason: str, detail: str) -> DeadLetter:
+        _LOG.warning("prompt_dead", prompt=str(record.id), reason=reason, detail=detail[:300])
+        source = (self._config.topics.prompts, *record.id)
+        return DeadLetter.of("generate", reason, detail, source, record.value or b"")
+
+    async def _ask(self, request: Request) -> Group:
+        """Attempts until one succeeds; those that no engine took up do not count."""
+        failed, killed, pause_s, avoid = 0, 0, _FIRST_PAUSE_S, set[str]()
+        while True:
+            async with self._workers.taken(request.token_ids, request.group_size, avoid) as worker:
+                error = await self._attempt(request, worker)
+            if isinstance(error, Group):
+                return error
+            if isinstance(error, EngineUnavailable):
+                self._workers.leave_out(worker, str(error))
+            else:
+                failed += 1
+                killed += await self._has_died(worker, error)
+                avoid.add(worker.url)
+            if killed >= _KILLED_ENGINES:
+                raise EngineLost(str(error)) from error
+            if failed >= self._config.rollout.attempts:
+                raise EngineError(str(error)) from error
+            metrics.RETRIES.inc()
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _has_died(self, worker: Worker, error: EngineError) -> bool:
+        """Whether the worker is gone after it broke a connection; if so it is left out."""
+        if not isinstance(error, EngineLost) or await self._workers.is_healthy(worker):
+            return False
+        self._workers.leave_out(worker, str(error))
+        return True
+
+    async def _attempt(self, request: Request, worker: Worker) -> Group | EngineError:
+        """One request; what went wrong is returned, a refusal is raised."""
+        try:
+            return await self._generate(request, worker)
+        except EngineRefusal:
+            metrics.ENGINE_ERRORS.labels("EngineRefusal").inc()
+            raise
+        except EngineError as error:
+            fault = error
+        except Exception as error:  # noqa: BLE001 - the engine call is a seam: an answer may break anything
+            fault = EngineError(f"{worker.url}: {error!r}")
+        metrics.ENGINE_ERRORS.labels(type(fault).__name__).inc()
+        _LOG.warning("engine_error", prompt=str(request.record.id), kind=type(fault).__name__, error=str(fault)[:300])
+        return fault
+
+    async def _generate(self, request: Request, worker: Worker) -> Group:
+        completions = await engine.generate(self._session, worker.url, request, self._tokenizer.vocabulary_tokens)
+        texts = self._tokenizer.decode([completion.token_ids for completion in completions])
+        attempt = engine.Attempt(new_attempt_id(), worker.url, datetime.now(UTC))
+        samples = engine.build_samples(self._config.name, request, attempt, completions, texts)
+        return Group(request.record.id, request.prompt, samples, request.record.value or b"")

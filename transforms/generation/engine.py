@@ -1,0 +1,201 @@
+"""The client of one engine: vLLM's token-in token-out route, and its answer as samples.
+
+    Request ──POST /inference/v1/generate──► choices ──checked──► Completion (n) ──► Sample (n)
+
+The engine call is a seam: whatever comes back is distrusted. What is malformed is an EngineError,
+so that the group is asked for again, and never becomes a row.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from http import HTTPStatus
+from typing import Any, Final
+
+import aiohttp
+
+from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable
+from schemas.trajectories import Sample, Span, find_fault
+from transforms.generation.request import Request
+
+ROUTE: Final = "/inference/v1/generate"
+MIN_VERSION_HEADER: Final = "X-AsyncFlow-Min-Version"
+_REFUSALS: Final = frozenset(
+    {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
+)
+_UNAVAILABLE: Final = frozenset(
+    {
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+    }
+)
+"""Answers that say something of the server and nothing of the request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One of the n answers to a request. T is its number of tokens."""
+
+    token_ids: tuple[int, ...]
+    """Length T."""
+    logprobs: tuple[float, ...]
+    """Length T."""
+    spans: tuple[Span, ...]
+    """Which weight version produced which tokens; neighbours differ."""
+    finish_reason: str
+
+
+async def generate(
+    session: aiohttp.ClientSession, url: str, request: Request, vocabulary_tokens: int
+) -> list[Completion]:
+    """Asks the engine at ``url`` for a group.
+
+    Raises:
+        EngineRefusal: it understood the request and refused it.
+        EngineUnavailable: it did not take the request.
+        EngineLost: it went away while answering.
+        EngineError: it failed, took too long, or answered something else than a group.
+    """
+    headers = {MIN_VERSION_HEADER: str(request.min_version)} if request.min_version else {}
+    try:
+        async with session.post(url + ROUTE, json=request.body(), headers=headers) as response:
+            body = await response.read()
+            status = response.status
+    except aiohttp.ClientConnectorError as error:
+        raise EngineUnavailable(f"{url}: {error}") from error
+    except (aiohttp.ServerTimeoutError, TimeoutError) as error:
+        raise EngineError(f"{url}: no answer in time") from error
+    except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError) as error:
+        raise EngineLost(f"{url}: {error!r}") from error
+    except aiohttp.ClientError as error:
+        raise EngineError(f"{url}: {error!r}") from error
+    _raise_for_status(url, status, body)
+    return read_completions(url, body, request.group_size, vocabulary_tokens)
+
+
+def _raise_for_status(url: str, status: int, body: bytes) -> None:
+    if status == HTTPStatus.OK:
+        return
+    message = f"{url}: {status} {_read_message(body)}"
+    if status in _REFUSALS:
+        raise EngineRefusal(message)
+    if status in _UNAVAILABLE:
+        raise EngineUnavailable(message)
+    raise EngineError(message)
+
+
+def _read_message(body: bytes) -> str:
+    text = body[:2000].decode(errors="replace")
+    try:
+        return str(json.loads(body)["error"]["message"])[:500]
+    except (ValueError, KeyError, TypeError):
+        return text[:500]
+
+
+def read_completions(url: str, body: bytes, group_size: int, vocabulary_tokens: int) -> list[Completion]:
+    """The ``group_size`` completions of an answer, by index.
+
+    Raises:
+        EngineError: the answer has another form.
+    """
+    try:
+        choices = sorted(json.loads(body)["choices"], key=lambda choice: choice["index"])
+        if [choice["index"] for choice in choices] != list(range(group_size)):
+            raise EngineError(f"{url}: {len(choices)} choices, expected {group_size}")
+        return [_read_choice(choice, vocabulary_tokens) for choice in choices]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise EngineError(f"{url}: the answer is not one of vLLM's: {error!r}, {body[:100]!r}") from error
+
+
+def _read_choice(choice: dict[str, Any], vocabulary_tokens: int) -> Completion:
+    content = choice["logprobs"]["content"]
+    token_ids = tuple(choice["token_ids"])
+    if not all(type(token) is int and 0 <= token < vocabulary_tokens for token in token_ids):
+        raise ValueError(f"token_ids outside the vocabulary of {vocabulary_tokens}")
+    if [entry.get("token_id", token) for entry, token in zip(content, token_ids, strict=True)] != list(token_ids):
+        raise ValueError("logprobs are not those of token_ids")
+    if choice["finish_reason"] not in ("stop", "length"):
+        raise ValueError(f"finish_reason {choice['finish_reason']!r}, expected 'stop' or 'length'")
+    return Completion(
+        token_ids=token_ids,
+        logprobs=tuple(float(entry["logprob"]) for entry in content),
+        spans=read_spans(choice["weight_versions"]),
+        finish_reason=choice["finish_reason"],
+    )
+
+
+def read_spans(weight_versions: Sequence[dict[str, Any]]) -> tuple[Span, ...]:
+    """Spans from vLLM's ``[{version, start, end}]``; neighbours of one version become one.
+
+    Raises:
+        ValueError: a version that is not a number above 0: those were never announced.
+    """
+    spans: list[Span] = []
+    for given in weight_versions:
+        version = int(given["version"])
+        if version < 1:
+            raise ValueError(f"weight version {given['version']!r}, expected 1 or more")
+        if not spans or spans[-1].version != version:
+            spans.append(Span(version, int(given["start"])))
+    return tuple(spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """Which attempt on which worker gave the completions, and when."""
+
+    id: str
+    worker: str
+    generated_at: datetime
+
+
+def build_samples(
+    run: str, request: Request, attempt: Attempt, completions: Sequence[Completion], texts: Sequence[str]
+) -> tuple[Sample, ...]:
+    """The rows of a group.
+
+    Raises:
+        EngineError: a value is outside its domain.
+    """
+    answers = enumerate(zip(completions, texts, strict=True))
+    samples = tuple(_build_sample(run, request, attempt, index, answer) for index, answer in answers)
+    for sample in samples:
+        fault = find_fault(sample)
+        if fault:
+            raise EngineError(f"{attempt.worker}: sample {sample.sample_index}: {fault}")
+    return samples
+
+
+def _build_sample(run: str, request: Request, attempt: Attempt, index: int, answer: tuple[Completion, str]) -> Sample:
+    completion, text = answer
+    versions = [span.version for span in completion.spans]
+    return Sample(
+        run=run,
+        prompt_partition=request.record.id.partition,
+        prompt_offset=request.record.id.offset,
+        sample_index=index,
+        attempt_id=attempt.id,
+        prompt_id=request.prompt.prompt_id,
+        task=request.prompt.task,
+        purpose=request.prompt.purpose,
+        prompt_token_ids=request.token_ids,
+        response_token_ids=completion.token_ids,
+        response_logprobs=completion.logprobs,
+        loss_mask=(True,) * len(completion.token_ids),
+        weight_version_spans=completion.spans,
+        weight_version_min=min(versions, default=0),
+        weight_version_max=max(versions, default=0),
+        reward=None,
+        reward_parts={},
+        reward_error=None,
+        finish_reason=completion.finish_reason,
+        worker=attempt.worker,
+        prompt_at=request.record.written_at,
+        generated_at=attempt.generated_at,
+        response_text=text,
+    )

@@ -1,0 +1,116 @@
+"""The ``weights`` topic, as a worker reads it: only the newest announcement counts.
+
+    weights topic ──► Announcements.newest() ──► follower
+
+Kafka's consumer blocks and belongs to one thread at a time, so every call here is made in a thread
+beside the event loop, one after the other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from schemas.errors import BrokerError, RecordError, StateError
+from schemas.weights import WeightVersion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from schemas.config import RunConfig
+
+_PARTITION: Final = 0
+"""The topic has one."""
+
+log = structlog.get_logger(__name__)
+
+
+class Announcements:
+    """A reader that starts at the beginning of the topic and remembers how far it came."""
+
+    def __init__(self, config: RunConfig, on_bad_record: Callable[[str], None] = lambda _: None) -> None:
+        """Connects.
+
+        Args:
+            config: names the brokers and the run.
+            on_bad_record: called with the reason of every record that is not an announcement.
+
+        Raises:
+            BrokerError: no broker answered within ``kafka.request_timeout_s``, or the topic is missing.
+        """
+        self._topic = config.topics.weights
+        self._on_bad_record = on_bad_record
+        self._consumer = _connect(config)
+        try:
+            self._seek_to_beginning(config.kafka.bootstrap)
+        except BaseException:
+            self.close()
+            raise
+
+    def _seek_to_beginning(self, bootstrap: str) -> None:
+        from kafka import TopicPartition
+
+        if _PARTITION not in self._consumer.partitions_for_topic(self._topic):
+            raise BrokerError(f"topic {self._topic} does not exist at {bootstrap}; create it, or check the run's name")
+        partition = TopicPartition(self._topic, _PARTITION)
+        self._consumer.assign([partition])
+        self._consumer.seek(partition, self._consumer.beginning_offsets([partition])[partition])
+
+    def newest(self, timeout_s: float) -> WeightVersion | None:
+        """Reads what was announced since the last call; waits if nothing was.
+
+        Returns:
+            The last announcement, the superseded ones skipped; None if none came within ``timeout_s``.
+
+        Raises:
+            StateError: the topic lost records that were not read yet.
+        """
+        newest: WeightVersion | None = None
+        records = self._poll(timeout_s)
+        while records:
+            for record in records:
+                newest = self._decode(record) or newest
+            records = self._poll(0)
+        return newest
+
+    def _poll(self, timeout_s: float) -> list[Any]:
+        from kafka.errors import NoOffsetForPartitionError, OffsetOutOfRangeError
+
+        try:
+            polled = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+            raise StateError(f"topic {self._topic} was cut or created anew under this worker: {error}") from error
+        return [record for records in polled.values() for record in records]
+
+    def _decode(self, record: Any) -> WeightVersion | None:
+        try:
+            return WeightVersion.decode(record.value or b"")
+        except RecordError as error:
+            log.error(
+                "bad_announcement", topic=self._topic, offset=record.offset, reason=error.reason, detail=error.detail
+            )
+            self._on_bad_record("bad_record")
+            return None
+
+    def close(self) -> None:
+        """Leaves the broker."""
+        self._consumer.close()
+
+
+def _connect(config: RunConfig) -> Any:
+    from kafka import KafkaConsumer
+    from kafka.errors import KafkaError
+
+    options = {
+        "bootstrap_timeout_ms": int(config.kafka.request_timeout_s * 1000),
+        "allow_auto_create_topics": False,
+        **config.kafka.consumer_options(),
+    }
+    try:
+        return KafkaConsumer(**options)
+    except (KafkaError, OSError) as error:
+        raise BrokerError(
+            f"no Kafka broker answered at {config.kafka.bootstrap} within {config.kafka.request_timeout_s:g} s "
+            f"({type(error).__name__}); start it or set kafka.bootstrap"
+        ) from error

@@ -1,0 +1,128 @@
+"""The weight follower: takes every announced version into the running engine, or refuses it.
+
+    weights topic ─► newest announcement ─► fetch ─► verify ─► open ─► pause, load, resume ─► probe ─► applied
+                                              └──────── refused: logged, counted, the old version stays
+
+Nothing that does not verify is loaded. A version that verifies and then answers the probe otherwise
+than the learner did ends the worker: its weights are wrong and the right ones are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+
+from schemas.errors import RecordError, StateError
+from transforms.generation.worker.engine import Engine
+from transforms.generation.worker.store import WeightStore
+from transforms.generation.worker.verify import Expectation, Verified
+
+if TYPE_CHECKING:
+    from schemas.weights import WeightVersion
+    from transforms.generation.worker.state import WorkerState
+
+_POLL_S: Final = 0.5
+"""Longest wait of one look at the topic, and so the longest that stopping waits for it."""
+
+log = structlog.get_logger(__name__)
+
+
+class Source(Protocol):
+    """Where announcements come from: ``announcements.Announcements``, or a list in a test."""
+
+    def newest(self, timeout_s: float) -> WeightVersion | None:
+        """The newest announcement since the last call; None if none came in time."""
+
+
+@dataclass(frozen=True)
+class Follower:
+    """Keeps the engine at the newest version."""
+
+    source: Source
+    store: WeightStore
+    expectation: Expectation
+    engine: Engine
+    state: WorkerState
+    probe_tolerance: float
+    """Largest mean absolute difference between the engine's and the learner's logprobs of the probe."""
+
+    async def run(self, first: WeightVersion | None = None) -> None:
+        """Follows until it is cancelled.
+
+        Args:
+            first: an announcement that was read already.
+
+        Raises:
+            StateError: the engine's weights are not those that were announced.
+        """
+        announced = first
+        while True:
+            if announced is not None:
+                await self.take(announced)
+            announced = await asyncio.to_thread(self.source.newest, _POLL_S)
+
+    async def take(self, announced: WeightVersion) -> bool:
+        """Loads one version, or refuses it.
+
+        Returns:
+            Whether it was loaded.
+
+        Raises:
+            StateError: it was loaded and is wrong.
+        """
+        if announced.version <= self.state.version:
+            log.warning("old_announcement", version=announced.version, serving=self.state.version)
+            self.state.refuse("old")
+            return False
+        try:
+            verified = await asyncio.to_thread(self._fetch_and_verify, announced)
+            await self.engine.open_files(verified.files)
+        except RecordError as refusal:
+            self._refuse(announced, refusal)
+            return False
+        await self._load(verified)
+        return True
+
+    def _fetch_and_verify(self, announced: WeightVersion) -> Verified:
+        directory, manifest = self.store.fetch(announced)
+        try:
+            return self.expectation.check(announced, directory, manifest)
+        except RecordError as refusal:
+            if self.store.has(announced.version):
+                raise
+            raise RecordError("vanished", f"removed while it was read ({refusal.detail})") from refusal
+
+    def _refuse(self, announced: WeightVersion, refusal: RecordError) -> None:
+        log.error(
+            "version_refused",
+            version=announced.version,
+            reason=refusal.reason,
+            detail=refusal.detail,
+            serving=self.state.version,
+        )
+        self.state.refuse(refusal.reason)
+
+    async def _load(self, verified: Verified) -> None:
+        announced, probe = verified.announced, verified.probe
+        in_flight = self.state.requests_running > 0
+        self.state.begin_update()
+        loading = await self.engine.load(verified.files, announced.version, probe.token_ids)
+        difference = probe.difference(loading.probe_logprobs)
+        if not difference <= self.probe_tolerance:
+            raise StateError(
+                f"version {announced.version} is loaded, but the engine's logprobs of the probe differ from the "
+                f"learner's by {difference:.2e} in the mean, allowed are {self.probe_tolerance:.0e}; the worker stops"
+            )
+        await self.state.apply(announced, in_flight=in_flight, pause_s=loading.pause_s)
+        log.info(
+            "version_applied",
+            version=announced.version,
+            step=announced.step,
+            in_flight=in_flight,
+            pause_s=round(loading.pause_s, 3),
+            load_s=round(loading.load_s, 3),
+            probe_difference=f"{difference:.1e}",
+        )

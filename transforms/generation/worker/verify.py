@@ -1,0 +1,189 @@
+"""What a version must be before the engine is even paused for it.
+
+    manifest's hash ─► facts ─► size and sha256 of every file ─► names and shapes ─► finite numbers
+
+A refusal is a ``RecordError`` whose reason is the label of a counter: ``bad_manifest``,
+``bad_files``, ``bad_tensors``, ``nonfinite`` or ``bad_probe``. Everything here reads memory-mapped files and is
+called in a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.errors import ModelError, RecordError, StateError
+from schemas.manifests import Manifest, verify
+from schemas.records import first_fault
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from schemas.weights import WeightVersion
+
+Shapes = dict[str, tuple[int, ...]]
+"""The shape of every tensor by its Hugging Face name."""
+
+_HEAD: Final = "lm_head.weight"
+_DERIVED: Final = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
+"""Old checkpoints hold these; they follow from config.json and no learner trains them."""
+
+
+class Probe(BaseModel):
+    """Tokens and what the learner says of them: ``{"token_ids": [1, 5, 7], "logprobs": [-2.1, -0.4]}``."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    token_ids: tuple[int, ...] = Field(min_length=2)
+    """Length P."""
+    logprobs: tuple[float, ...]
+    """Length P - 1: natural logarithm of the probability of token i + 1 given tokens 0 to i, at temperature 1."""
+
+    def difference(self, logprobs: list[float]) -> float:
+        """Mean absolute difference to the engine's logprobs, of length P - 1; infinite if one is not a number."""
+        if len(logprobs) != len(self.logprobs):
+            return math.inf
+        difference = sum(abs(mine - theirs) for mine, theirs in zip(self.logprobs, logprobs, strict=True))
+        return difference / len(logprobs) if math.isfinite(difference) else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A version that may be loaded."""
+
+    announced: WeightVersion
+    files: tuple[str, ...]
+    """Local safetensors files, absolute, 1 or more."""
+    probe: Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What the model directory says about every version."""
+
+    shapes: Shapes
+    vocab_size: int
+    max_tokens: int
+    """Longest probe that the engine takes, in tokens."""
+
+    def check(self, announced: WeightVersion, directory: Path, manifest: Manifest) -> Verified:
+        """Verifies a version that lies in a local directory.
+
+        Raises:
+            RecordError: with the reason; nothing of it may be loaded.
+        """
+        probe = self._check_facts(announced, manifest)
+        _check_files(directory, manifest)
+        files = tuple(
+            str((directory / entry.name).resolve()) for entry in manifest.files if entry.name.endswith(".safetensors")
+        )
+        _check_shapes(self.shapes, files)
+        _check_finite(files)
+        return Verified(announced, files, probe)
+
+    def _check_facts(self, announced: WeightVersion, manifest: Manifest) -> Probe:
+        facts = manifest.facts
+        if (facts.get("kind"), facts.get("version")) != ("weights", announced.version):
+            given = f"kind {facts.get('kind')!r}, version {facts.get('version')!r}"
+            raise RecordError("bad_manifest", f"{given}, expected kind 'weights', version {announced.version}")
+        try:
+            probe = Probe.model_validate(facts.get("probe"))
+        except ValidationError as error:
+            raise RecordError("bad_probe", first_fault(error)) from error
+        tokens = len(probe.token_ids)
+        if len(probe.logprobs) != tokens - 1 or tokens > self.max_tokens:
+            raise RecordError(
+                "bad_probe", f"{tokens} tokens, {len(probe.logprobs)} logprobs, at most {self.max_tokens} fit"
+            )
+        if not all(0 <= token < self.vocab_size for token in probe.token_ids):
+            raise RecordError("bad_probe", f"a token id outside the vocabulary of {self.vocab_size}")
+        return probe
+
+
+def read_expectation(model: Path, max_model_len: int) -> Expectation:
+    """Reads what a model directory's configuration and safetensors promise about every version.
+
+    Raises:
+        ModelError: the directory is missing or incomplete.
+    """
+    try:
+        config = json.loads((model / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model {str(model)!r}: config.json cannot be read ({error}); set model.path to a Hugging Face directory"
+        ) from error
+    files = tuple(str(path) for path in sorted(model.glob("*.safetensors")))
+    if not files:
+        raise ModelError(f"model {str(model)!r}: holds no *.safetensors; save it with save_pretrained()")
+    shapes = _expected_shapes(files, model)
+    text = {**config, **config.get("text_config", {})}
+    if text.get("tie_word_embeddings", False):
+        shapes.pop(_HEAD, None)
+    return Expectation(shapes, int(text.get("vocab_size", 0)), max_model_len - 1)
+
+
+def _expected_shapes(files: tuple[str, ...], model: Path) -> Shapes:
+    try:
+        shapes = _read_shapes(files)
+    except RecordError as error:
+        raise ModelError(f"model {str(model)!r}: {error.detail}; download or convert it again") from error
+    return {name: shape for name, shape in shapes.items() if not name.endswith(_DERIVED)}
+
+
+def _check_files(directory: Path, manifest: Manifest) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    try:
+        verify(LocalFileSystem(), str(directory), manifest)
+    except (StateError, OSError) as error:
+        raise RecordError("bad_files", str(error)) from error
+
+
+def _read_shapes(files: tuple[str, ...]) -> Shapes:
+    from safetensors import SafetensorError, safe_open
+
+    shapes: Shapes = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError) as error:
+            raise RecordError("bad_tensors", f"{path}: {error}") from error
+        if twice := shapes.keys() & found.keys():
+            raise RecordError("bad_tensors", f"{path}: {sorted(twice)[:3]} are in another file too")
+        shapes.update(found)
+    return shapes
+
+
+def _check_shapes(expected: Shapes, files: tuple[str, ...]) -> None:
+    found = _read_shapes(files)
+    if found == expected:
+        return
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        raise RecordError("bad_tensors", f"missing {_few(missing)}, unknown {_few(unknown)}")
+    name = next(name for name in expected if found[name] != expected[name])
+    raise RecordError("bad_tensors", f"{name} has shape {found[name]}, expected {expected[name]}")
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3]) or 'none'}{more}"
+
+
+def _check_finite(files: tuple[str, ...]) -> None:
+    from safetensors import safe_open
+
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                if not _is_finite(tensors.get_tensor(name)):
+                    raise RecordError("nonfinite", f"{name} holds a number that is not finite")
+
+
+def _is_finite(tensor: Any) -> bool:
+    return bool(tensor.isfinite().all())

@@ -1,0 +1,52 @@
+"""``last_number``: the last number of the answer is the right one."""
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Final
+
+from pydantic import field_validator
+
+from schemas.trajectories import Sample
+from transforms.rewards.registry import Arguments, Reward, reward
+
+_NUMBER: Final = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
+
+
+class RightNumber(Arguments):
+    """Example: ``{"answer": "5"}``."""
+
+    answer: str | int | float
+    """The right number, as text or number; ``1,000`` and ``1000.0`` are the same."""
+
+    @field_validator("answer")
+    @classmethod
+    def _is_number(cls, answer: str | float) -> str | float:
+        _to_decimal(str(answer))
+        return answer
+
+
+@reward("last_number")
+def last_number(sample: Sample, arguments: RightNumber) -> Reward:
+    """1 if the last number in the response equals the answer, else 0."""
+    found = find_last_number(sample.response_text)
+    return Reward(float(found is not None and found == _to_decimal(str(arguments.answer))))
+
+
+def find_last_number(text: str) -> Decimal | None:
+    """The last number of a text, None if there is none. A minus sign right behind a digit subtracts."""
+    matches = list(_NUMBER.finditer(text))
+    if not matches:
+        return None
+    last = matches[-1]
+    subtracts = last.group().startswith("-") and last.start() > 0 and text[last.start() - 1].isdigit()
+    return _to_decimal(last.group().lstrip("-") if subtracts else last.group())
+
+
+def _to_decimal(text: str) -> Decimal:
+    try:
+        number = Decimal(text.replace(",", "").strip())
+    except InvalidOperation as error:
+        raise ValueError(f"{text[:40]!r} is not a number") from error
+    if not number.is_finite():
+        raise ValueError(f"{text[:40]!r} is not a finite number")
+    return number

@@ -1,0 +1,50 @@
+"""The reward call: what runs inside a reward process. Imports no Beam, so that processes start fast."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from schemas.prompts import RewardSpec
+from schemas.trajectories import Sample
+from transforms.rewards import registry
+from transforms.rewards.registry import Reward
+
+_ERROR_CHARACTERS: Final = 300
+
+
+class SampleScore(NamedTuple):
+    """The reward of one sample, or why there is none."""
+
+    value: float | None
+    parts: dict[str, float]
+    error: str | None
+    """``{reason}: {detail}`` with reason ``reward_error`` or ``reward_timeout``; null if there is a value."""
+
+
+def failed(reason: str, detail: str) -> SampleScore:
+    """A null reward."""
+    return SampleScore(None, {}, f"{reason}: {detail}"[:_ERROR_CHARACTERS])
+
+
+def score_samples(spec: RewardSpec, samples: Sequence[Sample]) -> list[SampleScore]:
+    """Scores samples one after the other, in this process. Needs the rewards to be loaded."""
+    entry = registry.find(spec.name)
+    arguments = registry.parse_arguments(entry, spec)
+    return [_score_one(entry.function, sample, arguments) for sample in samples]
+
+
+def _score_one(function: registry.RewardFunction, sample: Sample, arguments: Any) -> SampleScore:
+    try:
+        return _to_score(function(sample, arguments))
+    except Exception as error:  # noqa: BLE001 - the reward call is a seam: anything may come out of it
+        return failed("reward_error", f"{type(error).__name__}: {error}")
+
+
+def _to_score(reward: object) -> SampleScore:
+    if not isinstance(reward, Reward):
+        return failed("reward_error", f"returned {type(reward).__name__}, expected a Reward")
+    numbers = {"value": float(reward.value), **{str(name): float(part) for name, part in reward.parts.items()}}
+    wrong = [f"{name} = {number}" for name, number in numbers.items() if not math.isfinite(number)]
+    if wrong:
+        return failed("reward_error", f"not finite: {', '.join(wrong)}")
+    return SampleScore(numbers.pop("value"), numbers, None)
