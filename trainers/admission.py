@@ -1,6 +1,6 @@
 """How many prompts may be generated: the learner is the only one who moves the frontier.
 
-    admitted ≤ finished + (1 + max_staleness) × groups_per_step
+    admitted ≤ finished + (1 + max_staleness) * groups_per_step
 
 where finished = trained + dropped + dead letters. A full step trains groups_per_step groups, so this is
 the bound of the design; a step that trains fewer admits fewer, and what is under way never grows.

@@ -62,8 +62,9 @@ class Pack:
 
 
 def to_examples(groups: Sequence[Sequence[Sample]]) -> list[Example]:
-    """The samples that can be trained, with their advantages: those without a reward, and those of
-    which no token is the model's own, are left out.
+    """The samples that can be trained, with their advantages.
+
+    Left out are those without a reward, and those of which no token is the model's own.
     """
     examples = []
     for samples in groups:
@@ -85,8 +86,9 @@ def _to_example(sample: Sample, advantage: float) -> Example:
 
 
 def share_out(examples: Sequence[Example], ranks: int, micro_batch_tokens: int) -> list[list[list[Example]]]:
-    """For each rank its packs; all ranks get the same number of packs, because ZeRO 2 reduces
-    gradients after every one of them. A rank that lacks one gets an empty pack.
+    """For each rank its packs, as many for each.
+
+    ZeRO 2 reduces gradients after every pack, so a rank that lacks one gets an empty one.
     """
     shares = [pack(share, micro_batch_tokens) for share in _balance(examples, ranks)]
     most = max(len(packs) for packs in shares)

@@ -1,5 +1,6 @@
-"""The model that is trained: a Hugging Face causal language model of which only the logprobs of
-chosen tokens are computed, so that the logits of a whole sequence never exist.
+"""The model that is trained: a Hugging Face causal language model, asked for logprobs only.
+
+They are computed for chosen tokens and in chunks, so that the logits of a whole sequence never exist.
 
 Shape suffixes: N tokens of a pack, R trained tokens, C tokens of a chunk, D width of the model, V vocabulary.
 """

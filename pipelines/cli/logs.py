@@ -19,7 +19,7 @@ def configure_logging() -> None:
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=_StandardError,
+        logger_factory=lambda *_: _StandardError(),
     )
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -27,10 +27,7 @@ def configure_logging() -> None:
 
 
 class _StandardError:
-    """Makes loggers that look up ``sys.stderr`` at every line: a live table replaces it for a while."""
-
-    def __call__(self, *_: object) -> "_StandardError":
-        return self
+    """Looks up ``sys.stderr`` at every line: a live table replaces it for a while."""
 
     def msg(self, message: str) -> None:
         sys.stderr.write(message + "\n")

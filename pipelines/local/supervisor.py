@@ -188,7 +188,9 @@ class Supervisor:
 
     def _check_ready(self, each: _Child) -> None:
         waited_s = time.monotonic() - each.started_at
-        if each.spec.ready is None or each.spec.ready():
+        if each.spec.ready is None:
+            each.is_ready = True
+        elif each.spec.ready():
             each.is_ready = True
             _log.info("process is ready", process=each.spec.name, after_s=round(waited_s, 1))
         elif waited_s > each.spec.ready_timeout_s:

@@ -14,7 +14,7 @@ from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, ConfigError, FencedError, StateError
 from schemas.identity import GroupId
 from schemas.ledger import CheckpointEntry, StartEntry, StepEntry, surviving_steps
-from schemas.trajectories import Span, encode
+from schemas.trajectories import encode
 from schemas.weights import WeightVersion
 from tests.support.kafka import broker, run_config  # noqa: F401 - fixtures
 from tests.support.tiny_model import build_tiny_model
@@ -147,9 +147,7 @@ def test_unusable_records_become_dead_letters_and_are_replaced(make_config, mode
         good = wait_until(lambda: rollouts.answered.get(GroupId(0, 0)))
         value, headers = encode(samples)
         future = [replace(sample, prompt_offset=10**15) for sample in good]
-        unknown = [replace(sample, **{"weight_version_spans": (Span(77, 0),), "weight_version_min": 77,
-                                      "weight_version_max": 77, "prompt_offset": 10**6}) for sample in good]  # fmt: skip
-        write_records(config, [(value[:-9], headers), (b"junk", {}), encode(good), encode(future), encode(unknown)])
+        write_records(config, [(value[:-9], headers), (b"junk", {}), encode(good), encode(future)])
         thread.join(90)
         assert not thread.is_alive()
     _, line = assert_consistent(config)
@@ -159,7 +157,7 @@ def test_unusable_records_become_dead_letters_and_are_replaced(make_config, mode
     by_topic = Counter((letter.topic.split(".")[-1], letter.reason) for letter in letters)
     assert by_topic[("prompts", "bad_sha256")] == 1
     assert by_topic[("trajectories", "bad_headers")] == 1
-    assert by_topic[("trajectories", "not_admitted")] == 2
+    assert by_topic[("trajectories", "not_admitted")] == 1
     assert next(letter for letter in letters if letter.topic == config.topics.prompts).group == lost
     assert "trajectories[" in letters[0].detail
     assert Counter(part.reason for entry in line for part in entry.dropped)["duplicate"] <= 1
@@ -200,9 +198,10 @@ def test_checkpoint_without_ledger_entry_counts_and_is_recorded(make_config, mod
         commit(self, records)
 
     with Rollouts(config, model_dir):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Committer, "commit", die_at_checkpoint)
+        monkeypatch.setattr(Committer, "commit", die_at_checkpoint)
+        with pytest.raises(KeyboardInterrupt):
             learn(config)
+        monkeypatch.undo()
         assert not [entry for entry in read_ledger(config) if isinstance(entry, CheckpointEntry)]
         learn(make_config(steps=3, checkpoint_every=10))
     entries, line = assert_consistent(config)
@@ -238,7 +237,7 @@ def test_missing_topic_and_missing_broker_are_named(make_config):
     with pytest.raises(BrokerError, match=r"nothing\.prompts"):
         learn(config.model_copy(update={"name": "nothing"}))
     nowhere = config.kafka.model_copy(update={"bootstrap": "127.0.0.1:9", "client": {"bootstrap_timeout_ms": 1000}})
-    with pytest.raises(BrokerError, match="127.0.0.1:9"):
+    with pytest.raises(BrokerError, match=r"127\.0\.0\.1:9"):
         learn(config.model_copy(update={"kafka": nowhere}))
 
 

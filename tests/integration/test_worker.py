@@ -1,7 +1,10 @@
 """The real server, a real broker and a tiny model: versions change while answers are being generated."""
 
+import signal
+import socket
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
@@ -11,10 +14,13 @@ import pytest
 from pipelines.local.ports import free_ports
 from pipelines.local.topics import create_topics
 from schemas.config import KafkaConfig, ModelConfig, RunConfig, WeightsConfig, WorkerConfig
-from schemas.weights import version_path
+from schemas.errors import BrokerError, ModelError, PortError
+from schemas.weights import WeightVersion, version_path
 from tests.support.tiny_model import build_tiny_model
 from tests.support.weights import announce, probe_of, publish_version, state_of, write_version
 from tests.support.worker import WorkerProcess
+from transforms.generation.worker.announcements import Announcements
+from transforms.generation.worker.server import run
 
 PROMPT = (1, 9, 16, 10, 18)
 START_S = 180
@@ -43,6 +49,13 @@ def models(tmp_path_factory):
 
     made = [build_tiny_model(tmp_path_factory.mktemp(f"model-{seed}"), seed=seed) for seed in range(4)]
     return made[0], [LlamaForCausalLM.from_pretrained(path) for path in made]
+
+
+def announcement(version):
+    return WeightVersion(
+        version=version, step=version, generation=1, manifest_sha256="0" * 64, dtype="float32", base_model="tiny",
+        published_at=datetime(2026, 1, 31, tzinfo=UTC),
+    )  # fmt: skip
 
 
 class Stage:
@@ -86,6 +99,13 @@ def logprobs_of(model, response):
 
 def largest_difference(ours, theirs):
     return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+
+
+def processes_left(started, timeout_s=15):
+    gone_by = time.monotonic() + timeout_s
+    while any(map(psutil.pid_exists, started)) and time.monotonic() < gone_by:
+        time.sleep(0.1)
+    return [process for process in started if psutil.pid_exists(process)]
 
 
 def test_the_port_is_closed_until_the_first_version_is_loaded(stage):
@@ -172,13 +192,16 @@ def test_no_route_that_changes_weights_is_exposed(stage):
     assert not routes & {"/update_weights", "/collective_rpc", "/pause", "/resume", "/sleep", "/reset_prefix_cache"}
 
 
+def test_records_that_are_no_announcement_are_passed_over(stage):
+    stage.announce(b"not json")
+    stage.worker.wait_for_log("bad_announcement", 30)
+    assert stage.worker.status()["version"] == 3
+
+
 def test_sigterm_ends_the_worker_with_0_and_no_process_stays(stage):
     started = stage.worker.descendants()
     assert stage.worker.stop() == 0
-    gone_by = time.monotonic() + 10
-    while any(psutil.pid_exists(process) for process in started) and time.monotonic() < gone_by:
-        time.sleep(0.1)
-    assert [process for process in started if psutil.pid_exists(process)] == []
+    assert processes_left(started) == []
 
 
 def test_weights_that_contradict_their_probe_end_the_worker_before_it_serves(broker, tmp_path, models):
@@ -192,3 +215,80 @@ def test_weights_that_contradict_their_probe_end_the_worker_before_it_serves(bro
         assert worker.process.wait(START_S) == 1
         assert "the engine's logprobs of the probe differ from the learner's" in worker.log
         assert worker.status() is None
+
+
+@pytest.fixture
+def ready(broker, tmp_path, models):
+    """The configuration of a worker that could start."""
+    path, _ = models
+    (tmp_path / "model").symlink_to(path)
+    return make_config(broker, tmp_path)
+
+
+def test_an_engine_that_dies_ends_the_worker_and_a_killed_worker_leaves_no_process(ready, models):
+    create_topics(ready)
+    topic = ready.topics.weights
+    publish_version(ready.weights.root, 1, models[1][1], bootstrap=ready.kafka.bootstrap, topic=topic)
+    with WorkerProcess(Path(ready.weights.root).parent, ready) as worker:
+        worker.wait_until_serving(1, START_S)
+        engine = next(child for child in psutil.Process(worker.process.pid).children() if "EngineCore" in child.name())
+        started = worker.descendants()
+        engine.kill()
+        assert worker.process.wait(15) == 1
+        assert "the vLLM engine process died" in worker.log
+        assert processes_left(started) == []
+    with WorkerProcess(Path(ready.weights.root).parent, ready) as worker:
+        worker.wait_until_serving(1, START_S)
+        started = worker.descendants()
+        worker.stop(signal.SIGKILL)
+        assert processes_left(started) == []
+
+
+def test_a_port_in_use_is_told_before_anything_starts(ready):
+    with socket.socket() as other:
+        other.bind((ready.worker.host, ready.worker.port))
+        other.listen()
+        with pytest.raises(PortError, match=f"worker.port {ready.worker.port}: Address already in use"):
+            run(ready)
+
+
+def test_a_missing_topic_is_named(ready):
+    with pytest.raises(BrokerError, match=f"topic {ready.topics.weights} does not exist"):
+        run(ready)
+
+
+def test_a_missing_model_is_named(ready):
+    missing = ready.model_copy(update={"model": ModelConfig(path="/no/such/model")})
+    with pytest.raises(ModelError, match="/no/such/model"):
+        run(missing)
+
+
+def test_a_broker_that_does_not_answer_is_told_in_bounded_time(ready):
+    kafka = KafkaConfig(bootstrap=f"127.0.0.1:{free_ports(1)[0]}", request_timeout_s=1)
+    with pytest.raises(BrokerError, match="no Kafka broker answered"):
+        run(ready.model_copy(update={"kafka": kafka}))
+
+
+def test_a_setting_that_vllm_refuses_is_the_users_to_mend(ready, models):
+    create_topics(ready)
+    worker = ready.worker.model_copy(update={"max_model_len_tokens": 10_000})
+    topic = ready.topics.weights
+    publish_version(ready.weights.root, 1, models[1][1], bootstrap=ready.kafka.bootstrap, topic=topic)
+    directory = Path(ready.weights.root).parent
+    with WorkerProcess(directory, ready.model_copy(update={"worker": worker})) as process:
+        assert process.process.wait(START_S) == 1  # the traceback of a UserError that no command line caught
+        assert "ConfigError: vLLM refuses the worker's settings" in process.log
+
+
+def test_only_the_newest_of_several_announcements_is_taken(run_config):
+    announced = [announcement(version) for version in (1, 2, 3)]
+    for one in announced:
+        announce(run_config.kafka.bootstrap, run_config.topics.weights, one)
+    source = Announcements(run_config)
+    try:
+        assert source.newest(10) == announced[2]
+        assert source.newest(0.2) is None
+        announce(run_config.kafka.bootstrap, run_config.topics.weights, announcement(4))
+        assert source.newest(10) == announcement(4)
+    finally:
+        source.close()

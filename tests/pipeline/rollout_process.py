@@ -1,6 +1,5 @@
 """The rollout pipeline as a process of its own, as the local stack starts it, and what it wrote."""
 
-import itertools
 import os
 import signal
 import subprocess

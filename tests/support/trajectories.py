@@ -103,7 +103,7 @@ class Rollouts(threading.Thread):
     def run(self):
         try:
             self._run()
-        except Exception as fault:
+        except Exception as fault:  # noqa: BLE001 - raised again by stop()
             self.fault = fault
 
     def _run(self):

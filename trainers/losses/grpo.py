@@ -26,9 +26,9 @@ def grpo(
     clip_low: float,
     clip_high: float,
 ) -> Loss:
-    """The surrogate of GRPO (Shao et al. 2024, arXiv:2402.03300) without its KL term, with the two
-    bounds and the token mean of DAPO (Yu et al. 2025, arXiv:2503.14476).
+    """The surrogate of GRPO (Shao et al. 2024, arXiv:2402.03300), without its KL term.
 
+    The two bounds and the token mean are those of DAPO (Yu et al. 2025, arXiv:2503.14476).
     The ratio is taken to the behaviour policy, token by token: samples come with its logprobs.
     """
     ratio_R = torch.exp(logprobs_R - behaviour_R)

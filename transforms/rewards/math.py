@@ -31,7 +31,7 @@ def math(sample: Sample, arguments: RightExpression) -> Reward:
     from math_verify import verify
 
     gold = _parse_gold(arguments.answer)
-    if not gold:
+    if all(isinstance(form, str) for form in gold):
         raise ValueError(f"the right answer {arguments.answer[:80]!r} is not a mathematical expression")
     given = _parse(sample.response_text)
     return Reward(float(verify(gold, given, timeout_seconds=None)))

@@ -36,7 +36,7 @@ def score_samples(spec: RewardSpec, samples: Sequence[Sample]) -> list[SampleSco
 def _score_one(function: registry.RewardFunction, sample: Sample, arguments: Any) -> SampleScore:
     try:
         return _to_score(function(sample, arguments))
-    except Exception as error:  # noqa: BLE001 - the reward call is a seam: anything may come out of it
+    except BaseException as error:  # noqa: BLE001 - the reward call is a seam: SystemExit too may come out of it
         return failed("reward_error", f"{type(error).__name__}: {error}")
 
 

@@ -112,7 +112,9 @@ def test_a_result_that_is_no_reward_is_an_error():
 
 
 def test_apply_scores_keeps_null_beside_its_reason():
-    got = apply_scores(RunConfig(), group("fine", "a", "b"), [SampleScore(1.0, {"x": 1.0}, None), failed("reward_error", "x")])
+    got = apply_scores(
+        RunConfig(), group("fine", "a", "b"), [SampleScore(1.0, {"x": 1.0}, None), failed("reward_error", "x")]
+    )
     assert [sample.reward for sample in got.samples] == [1.0, None]
     assert [sample.reward_error for sample in got.samples] == [None, "reward_error: x"]
     assert got.samples[0].reward_parts == {"x": 1.0}

@@ -29,18 +29,16 @@ log = structlog.get_logger(__name__)
 class Announcements:
     """A reader that starts at the beginning of the topic and remembers how far it came."""
 
-    def __init__(self, config: RunConfig, on_bad_record: Callable[[str], None] = lambda _: None) -> None:
-        """Connects.
+    on_bad_record: Callable[[str], None] | None = None
+    """Called with the reason for every record that is not an announcement."""
 
-        Args:
-            config: names the brokers and the run.
-            on_bad_record: called with the reason of every record that is not an announcement.
+    def __init__(self, config: RunConfig) -> None:
+        """Connects.
 
         Raises:
             BrokerError: no broker answered within ``kafka.request_timeout_s``, or the topic is missing.
         """
         self._topic = config.topics.weights
-        self._on_bad_record = on_bad_record
         self._consumer = _connect(config)
         try:
             self._seek_to_beginning(config.kafka.bootstrap)
@@ -90,7 +88,8 @@ class Announcements:
             log.error(
                 "bad_announcement", topic=self._topic, offset=record.offset, reason=error.reason, detail=error.detail
             )
-            self._on_bad_record("bad_record")
+            if self.on_bad_record is not None:
+                self.on_bad_record("bad_record")
             return None
 
     def close(self) -> None:

@@ -72,8 +72,9 @@ def _run_loop(config: RunConfig, listener: socket.socket) -> int:
     from prometheus_client import REGISTRY
 
     expectation = read_expectation(Path(config.model.path), config.worker.max_model_len_tokens)
+    announcements = Announcements(config)
     state = WorkerState(Metrics(REGISTRY), config.worker.max_model_len_tokens)
-    announcements = Announcements(config, state.refuse)
+    announcements.on_bad_record = state.refuse
     prepare_environment(eager=config.worker.enforce_eager)
     import uvloop
 

@@ -1,0 +1,192 @@
+"""Numerics of the policy and of DeepSpeed at every stage, on a tiny model in float32."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from schemas.config import LearnerConfig, RunConfig, validate
+from schemas.errors import ConfigError, ModelError
+from tests.support.tiny_model import build_tiny_model
+from tests.support.trajectories import shared_ranks
+from trainers.batch import Example, share_out, to_pack
+from trainers.engine import Engine, Work, learning_rate
+from trainers.policy import Policy, load_model
+from trainers.precision import fastest_dtype
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory):
+    return build_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def make_engine(model_dir, stage=0, dtype="float32", **learner):
+    tree = {"model": {"path": str(model_dir)}, "learner": {"zero_stage": stage, **learner}}
+    return Engine(validate(tree, "test"), dtype, shared_ranks())
+
+
+def draw_examples(number, seed=0):
+    draw = random.Random(seed)
+    examples = []
+    for _ in range(number):
+        prompt, answer = draw.randint(1, 9), draw.randint(1, 12)
+        tokens = tuple(draw.choices(range(6, 80), k=prompt + answer))
+        mask = (True, *(draw.random() < 0.8 for _ in range(answer - 1)))
+        behaviour = tuple(-4.4 + draw.random() * 0.2 for _ in range(answer))
+        examples.append(Example(tokens, prompt, behaviour, mask, draw.gauss(0, 1)))
+    return examples
+
+
+def work(examples, rate=1e-3, micro_batch_tokens=64):
+    tokens = sum(example.trained_tokens for example in examples)
+    return Work(share_out(examples, 1, micro_batch_tokens)[0], tokens, rate)
+
+
+def logprobs_of(policy, examples):
+    pack = to_pack(examples)
+    return policy(pack.token_ids_N, pack.position_ids_N, pack.index_R, pack.target_R)
+
+
+def test_packed_logprobs_are_those_of_one_by_one_and_of_the_model_itself(model_dir):
+    policy = Policy(load_model(str(model_dir), torch.float32), temperature=0.7)
+    examples = draw_examples(11)
+    packed = logprobs_of(policy, examples)
+    single = torch.cat([logprobs_of(policy, [example]) for example in examples])
+    torch.testing.assert_close(packed, single, atol=1e-5, rtol=0)
+    expected = []
+    for example in examples:
+        logits = policy.causal(torch.tensor([example.token_ids])).logits[0] / 0.7
+        chosen = logits.log_softmax(1)
+        expected += [chosen[example.prompt_tokens + place - 1, example.token_ids[example.prompt_tokens + place]]
+                     for place, own in enumerate(example.mask) if own]  # fmt: skip
+    torch.testing.assert_close(packed, torch.stack(expected), atol=1e-5, rtol=0)
+
+
+def test_gradient_does_not_depend_on_chunks_or_packs(model_dir, monkeypatch):
+    examples = draw_examples(7)
+
+    def gradient():
+        policy = Policy(load_model(str(model_dir), torch.float32), temperature=1.0)
+        logprobs_of(policy, examples).sum().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
+
+    whole = gradient()
+    monkeypatch.setattr("trainers.policy._CHUNK_LOGITS", 300)
+    torch.testing.assert_close(gradient(), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_all_zero_stages_give_the_same_weights_and_those_of_plain_torch(model_dir):
+    examples = draw_examples(23)
+    results = []
+    for stage in (0, 1, 2):
+        engine = make_engine(model_dir, stage)
+        outcomes = [engine.train(work(examples)) for _ in range(3)]
+        assert all(outcome.applied for outcome in outcomes)
+        results.append((engine.state_dict(), [outcome.grad_norm for outcome in outcomes]))
+    reference = plain_torch(model_dir, examples)
+    for weights, norms in results:
+        assert norms == pytest.approx(results[0][1], abs=1e-6)
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, reference[name], atol=1e-5, rtol=0)
+
+
+def plain_torch(model_dir, examples):
+    """The same three steps, written down anew: one pass over each sample, loss as the token mean."""
+    model = load_model(str(model_dir), torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    tokens = sum(sum(example.mask) for example in examples)
+    for _ in range(3):
+        for example in examples:
+            logprobs = model(torch.tensor([example.token_ids])).logits[0].log_softmax(1)
+            for place, own in enumerate(example.mask):
+                if own:
+                    at = example.prompt_tokens + place
+                    ratio = (logprobs[at - 1, example.token_ids[at]] - example.behaviour_logprobs[place]).exp()
+                    gain = torch.min(ratio * example.advantage, ratio.clamp(0.8, 1.2) * example.advantage)
+                    (-gain / tokens).backward(retain_graph=True)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (2, "float32"), (0, "bfloat16"), (1, "bfloat16")])
+def test_step_with_a_gradient_that_is_not_finite_changes_nothing_and_the_next_one_works(model_dir, stage, dtype):
+    engine = make_engine(model_dir, stage, dtype)
+    engine.train(work(draw_examples(3)))
+    before = {name: tensor.clone() for name, tensor in engine.state_dict().items()}
+    bad = Example((7, 8, 9), 1, (-4.0, -4.0), (True, True), math.nan)
+    assert not engine.train(work([bad])).applied
+    assert all(torch.equal(tensor, before[name]) for name, tensor in engine.state_dict().items())
+    outcome = engine.train(work(draw_examples(3)))
+    assert outcome.applied
+    assert math.isfinite(outcome.grad_norm)
+
+
+def test_checkpoint_restores_model_and_optimizer_to_the_bit(model_dir, tmp_path):
+    engine = make_engine(model_dir, 1)
+    examples = draw_examples(5)
+    engine.train(work(examples))
+    engine.save(tmp_path)
+    expected = engine.train(work(examples))
+    weights = {name: tensor.clone() for name, tensor in engine.state_dict().items()}
+    other = make_engine(model_dir, 1)
+    other.load(tmp_path)
+    assert other.train(work(examples)) == expected
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_published_names_are_those_of_the_model_with_a_tied_head_once(tmp_path, tied):
+    model_dir = build_tiny_model(tmp_path / "model", tied=tied)
+    names = set(make_engine(model_dir).state_dict())
+    assert ("lm_head.weight" in names) is not tied
+    assert "model.embed_tokens.weight" in names
+
+
+def test_probe_is_what_packed_training_computes(model_dir):
+    engine = make_engine(model_dir)
+    engine.check(list(range(6, 38)))
+    assert len(engine.probe(list(range(6, 38)))) == 31
+
+
+def test_model_that_changes_its_logits_after_the_head_is_refused(model_dir):
+    causal = load_model(str(model_dir), torch.float32)
+    forward = causal.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * 3
+        return output
+
+    causal.forward = scaled
+    with pytest.raises(ModelError, match="cannot be trained packed"):
+        Policy(causal, 1.0).check(list(range(6, 38)))
+
+
+def test_missing_model_and_wrong_dtype_are_named(tmp_path, model_dir):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load_model(str(tmp_path), torch.float32)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="safetensors"):
+        load_model(str(tmp_path), torch.float32)
+    with pytest.raises(ConfigError, match="float16"):
+        Engine(RunConfig(), "float16", shared_ranks())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1.0, 1.0, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 - math.cos(math.pi / 4)) / 2]),
+    ],
+)
+def test_learning_rate_rises_then_follows_its_schedule(schedule, expected):
+    config = LearnerConfig(learning_rate=1.0, warmup_steps=2, schedule=schedule)
+    assert [learning_rate(config, step, 6) for step in range(6)] == pytest.approx(expected)
+
+
+def test_fastest_dtype_is_one_of_the_two():
+    assert fastest_dtype() in ("float32", "bfloat16")

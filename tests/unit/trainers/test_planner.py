@@ -1,0 +1,173 @@
+"""Planning, deduplication, staleness, redo and accounts, as pure logic."""
+
+from dataclasses import replace
+
+import pytest
+
+from schemas.identity import GroupId
+from schemas.ledger import DroppedGroup, StepEntry
+from schemas.trajectories import Span
+from tests.support.samples import group
+from trainers.accounts import Accounts, Versions
+from trainers.planner import Arrival, Planner
+
+
+def arrival(offset, version=1, *, at=None, rewards=(1.0, 0.0), attempt="a1", partition=0):
+    samples = group(partition, offset, len(rewards), attempt_id=attempt, weight_version_spans=(Span(version, 0),),
+                    weight_version_min=version, weight_version_max=version)  # fmt: skip
+    samples = [replace(sample, reward=reward) for sample, reward in zip(samples, rewards, strict=True)]
+    return Arrival(GroupId(partition, offset), at or (0, offset), tuple(samples))
+
+
+@pytest.fixture
+def planner():
+    return Planner(2, 1, Accounts(), Versions({1: 0, 2: 1, 3: 2, 4: 3}))
+
+
+def names(plan):
+    return [arrival.group.offset for arrival in plan.arrivals]
+
+
+def reasons(plan):
+    return [(drop.group.offset, drop.reason) for drop in plan.dropped]
+
+
+def test_oldest_weights_come_first_then_order_of_arrival(planner):
+    for offset, version in ((5, 2), (9, 1), (3, 2), (4, 1)):
+        assert planner.offer(arrival(offset, version)) is None
+    assert names(planner.take(1)) == [9, 4]
+    assert names(planner.take(1)) == [5, 3]
+
+
+def test_step_waits_until_it_is_full(planner):
+    planner.offer(arrival(0))
+    assert not planner.is_ready()
+    planner.offer(arrival(1))
+    assert planner.is_ready()
+
+
+def test_first_accepted_attempt_wins_while_waiting_and_after_training(planner):
+    planner.offer(arrival(0, attempt="first"))
+    assert planner.offer(arrival(0, attempt="second", at=(1, 7))) == "duplicate"
+    planner.offer(arrival(1))
+    plan = planner.take(0)
+    assert plan.arrivals[0].samples[0].attempt_id == "first"
+    assert planner.offer(arrival(0, attempt="third", at=(1, 9))) == "duplicate"
+    assert planner.accounts.count == 2
+    assert reasons(plan) == [(0, "duplicate")]
+
+
+def test_record_that_the_ledger_knows_is_passed_over_without_a_word(planner):
+    planner.offer(arrival(0))
+    planner.offer(arrival(1))
+    planner.take(0)
+    assert planner.offer(arrival(0)) is None
+    assert planner.drops == []
+    assert not planner.waiting
+
+
+def test_version_that_was_never_announced_is_dropped(planner):
+    assert planner.offer(arrival(0, version=9)) == "unknown_version"
+    assert planner.accounts.is_finished(GroupId(0, 0))
+
+
+def test_one_unknown_span_is_enough(planner):
+    sample = replace(arrival(0).samples[0], weight_version_spans=(Span(1, 0), Span(9, 1)), weight_version_max=9)
+    assert planner.offer(Arrival(GroupId(0, 0), (0, 0), (sample,))) == "unknown_version"
+
+
+def test_what_became_too_old_is_dropped_and_named(planner):
+    planner.offer(arrival(0, version=1))
+    planner.offer(arrival(1, version=2))
+    assert names(planner.take(2)) == [1]
+    assert reasons(planner.take(2)) == []
+
+
+def test_stale_drop_stands_in_the_plan_that_made_it(planner):
+    planner.offer(arrival(0, version=1))
+    assert reasons(planner.take(2)) == [(0, "stale")]
+
+
+def test_nulls_take_no_part_and_a_group_of_one_known_reward_is_dropped(planner):
+    assert planner.offer(arrival(0, rewards=(1.0, None, None))) == "zero_variance"
+    assert planner.offer(arrival(1, rewards=(1.0, None, 0.0))) is None
+
+
+def test_rewards_of_groups_without_variance_count_for_the_mean(planner):
+    planner.offer(arrival(0, rewards=(1.0, 1.0)))
+    planner.offer(arrival(1))
+    planner.offer(arrival(2))
+    assert planner.take(0).rewards == (1.0, 1.0, 1.0, 0.0, 1.0, 0.0)
+    assert planner.take(0).rewards == ()
+
+
+def test_step_never_wedges_on_groups_without_variance(planner):
+    planner.offer(arrival(100))
+    for offset in range(8):
+        planner.offer(arrival(offset, rewards=(0.0, 0.0)))
+    assert not planner.is_ready()
+    planner.offer(arrival(8, rewards=(0.0, 0.0)))
+    assert planner.is_ready()
+    assert names(planner.take(0)) == [100]
+    assert not planner.is_ready()
+
+
+def test_redo_takes_the_recorded_plan_whatever_its_age(planner):
+    dropped = (DroppedGroup(group=GroupId(0, 7), at=(0, 7), reason="stale"),)
+    old = arrival(0, version=1)
+    entry = StepEntry(generation=1, step=4, version=5, trained=(old.trained(),), dropped=dropped)
+    planner.drops = list(dropped)
+    plan = planner.again(entry, [old])
+    assert names(plan) == [0]
+    assert plan.dropped == dropped
+    assert planner.drops == []
+    assert planner.accounts.count == 2
+    assert planner.offer(old) is None
+    assert not planner.waiting
+    assert planner.offer(arrival(0, at=(1, 50), attempt="b")) == "duplicate"
+
+
+def test_successor_reads_from_the_first_waiting_group_on(planner):
+    planner.offer(arrival(0, at=(0, 4)))
+    planner.offer(arrival(1, at=(1, 9)))
+    planner.offer(arrival(2, at=(0, 6)))
+    assert planner.positions({0: 20, 1: 8, 2: 3}) == {0: 4, 1: 8, 2: 3}
+
+
+def test_staleness_counts_updates_along_the_line():
+    versions = Versions({1: 0, 2: 1, 3: 2, 4: 10, 5: 11})
+    assert versions.staleness(2, 3) == 2
+    assert versions.staleness(5, 10) == 0  # a version of a line that was given up
+    assert versions.staleness(4, 10) == 0  # the announcement after a restart ages nothing
+
+
+def test_step_that_changed_nothing_ages_nothing():
+    versions = Versions({1: 0, 2: 1, 3: 3}, skipped=[2])
+    assert versions.staleness(2, 2) == 0
+    assert versions.staleness(2, 3) == 1
+    assert versions.staleness(3, 4) == 1
+
+
+def test_accounts_survive_the_checkpoint_exactly():
+    accounts = Accounts()
+    for offset in (0, 1, 5, 70_000):
+        assert accounts.finish(GroupId(0, offset))
+    assert not accounts.finish(GroupId(0, 5))
+    accounts.skip(0, 2, 4)
+    accounts.settle(GroupId(0, 5), (1, 17))
+    accounts.settle(GroupId(0, 1), (1, 3))
+    accounts.forget_below({1: 10})
+    restored = Accounts.restore(accounts.dump())
+    assert restored == accounts
+    assert restored.count == 4
+    assert restored.finished[0].canonical() == (4, (5, 70_000))
+    assert restored.settled == {(GroupId(0, 5), (1, 17))}
+
+
+def test_gaps_are_not_counted_but_keep_the_set_short():
+    accounts = Accounts()
+    for offset in range(0, 100, 2):
+        accounts.finish(GroupId(0, offset))
+        accounts.skip(0, offset + 1, offset + 2)
+    assert accounts.count == 50
+    assert accounts.finished[0].canonical() == (100, ())

@@ -1,0 +1,175 @@
+"""The weight store and the checkpoints on the disk."""
+
+import errno
+import json
+import uuid
+
+import fsspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from schemas.config import WeightsConfig
+from schemas.errors import ConfigError, DiskError, StateError
+from schemas.identity import GroupId
+from schemas.ledger import StartEntry
+from schemas.manifests import MANIFEST_NAME, Manifest, verify
+from schemas.weights import version_path
+from trainers.accounts import Accounts
+from trainers.checkpoint import CheckpointStore, State, require_fit
+from trainers.disk import disk_errors
+from trainers.publish import WeightStore, draw_probe
+from trainers.restart import History
+
+TENSORS = {"model.embed_tokens.weight": torch.arange(6.0).reshape(2, 3), "model.norm.weight": torch.ones(3)}
+PROBE = {"token_ids": [1, 2, 3], "logprobs": [-0.5, -0.25]}
+
+
+def write(store, version):
+    return store.write(TENSORS, version=version, step=version - 1, dtype="float32", probe=PROBE)
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_version_reads_back_and_verifies(tmp_path, kind):
+    root = str(tmp_path / "weights") if kind == "local" else f"memory://{uuid.uuid4().hex}"
+    digest = write(WeightStore(WeightsConfig(root=root)), 12)
+    files, base = fsspec.core.url_to_fs(root)
+    directory = version_path(base, 12)
+    manifest = Manifest.decode(files.cat_file(f"{directory}/{MANIFEST_NAME}"), digest)
+    verify(files, directory, manifest)
+    assert manifest.facts == {"kind": "weights", "version": 12, "step": 11, "dtype": "float32", "probe": PROBE}
+    if kind == "local":
+        loaded = load_file(f"{directory}/model.safetensors")
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_version_is_never_written_twice(tmp_path):
+    store = WeightStore(WeightsConfig(root=str(tmp_path)))
+    write(store, 1)
+    with pytest.raises(FileExistsError):
+        write(store, 1)
+
+
+def test_newest_counts_directories_that_were_never_announced(tmp_path):
+    store = WeightStore(WeightsConfig(root=str(tmp_path)))
+    assert store.newest() == 0
+    write(store, 3)
+    (tmp_path / "00000007").mkdir()
+    assert store.newest() == 7
+
+
+def test_prune_keeps_the_newest_and_never_removes_the_announced_one(tmp_path):
+    store = WeightStore(WeightsConfig(root=str(tmp_path), keep=2))
+    for version in range(1, 6):
+        write(store, version)
+    store.prune(announced=3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000003", "00000004", "00000005"]
+    store.prune(announced=5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000004", "00000005"]
+
+
+def test_probe_is_drawn_from_the_seed_within_the_vocabulary():
+    probe = draw_probe(10, seed=3)
+    assert probe == draw_probe(10, seed=3)
+    assert probe != draw_probe(10, seed=4)
+    assert set(probe) <= set(range(10))
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
+def test_full_disk_is_a_sentence(fault):
+    with pytest.raises(DiskError, match="checkpoint cannot be written to /x"), disk_errors("checkpoint", "/x"):
+        raise fault
+
+
+def state(step=10, generation=1):
+    accounts = Accounts()
+    accounts.finish(GroupId(1, 5))
+    return State(
+        generation=generation, step=step, version=11, fingerprint={"dtype": "float32"}, config_sha256="ab",
+        topic_ids={"demo.prompts": "id"}, positions={"0": 7}, letters_position=2, accounts=accounts.dump(),
+        frontier={"0": 4}, admitted=4,
+    )  # fmt: skip
+
+
+def save(store, step, parent=None, generation=1):
+    directory = store.new_directory(generation, step)
+    (directory / "shards").mkdir()
+    (directory / "shards" / "model.pt").write_bytes(b"weights of step %d" % step)
+    return store.finish(directory, state(step, generation), parent)
+
+
+def history(*checkpoints):
+    return History([StartEntry(generation=1), *(checkpoint.entry() for checkpoint in checkpoints)])
+
+
+def test_newest_checkpoint_is_found_with_its_state(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    first = save(store, 10)
+    second = save(store, 20, first.manifest_sha256)
+    found = store.newest_verified(history(first, second))
+    assert found == second
+    assert found.state == state(20)
+
+
+def test_flipped_bit_falls_back_to_the_older_one(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    first = save(store, 10)
+    second = save(store, 20, first.manifest_sha256)
+    (second.directory / "shards" / "model.pt").write_bytes(b"weights of step 2X")
+    assert store.newest_verified(history(first, second)) == first
+
+
+def test_no_usable_checkpoint_is_an_error_and_never_a_fresh_start(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    only = save(store, 10)
+    with pytest.raises(StateError, match="not on the surviving line"):
+        store.newest_verified(History([]))
+    (only.directory / "state.json").write_text("{}")
+    with pytest.raises(StateError, match="no usable checkpoint"):
+        store.newest_verified(history(only))
+    empty = CheckpointStore(tmp_path / "elsewhere", keep=5)
+    with pytest.raises(StateError, match="names one at step 10"):
+        empty.newest_verified(history(only))
+
+
+def test_run_that_never_had_one_starts_fresh_whatever_lies_unfinished(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    (store.new_directory(1, 10) / "shards").mkdir()
+    assert store.newest_verified(history()) is None
+
+
+def test_checkpoint_that_the_ledger_does_not_name_is_good(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    first = save(store, 10)
+    second = save(store, 20, first.manifest_sha256)
+    assert store.newest_verified(history(first)) == second
+
+
+def test_checkpoint_with_an_unknown_parent_is_passed_over(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    first = save(store, 10)
+    save(store, 20, "0" * 64)
+    assert store.newest_verified(history(first)) == first
+
+
+def test_prune_keeps_the_newest_whole_ones_and_clears_the_unfinished(tmp_path):
+    store = CheckpointStore(tmp_path, keep=2)
+    made = [save(store, step) for step in (10, 20, 30)]
+    unfinished = store.new_directory(1, 40)
+    store.prune()
+    assert sorted(tmp_path.iterdir()) == sorted(checkpoint.directory for checkpoint in made[1:])
+    assert not unfinished.exists()
+
+
+def test_other_model_is_refused_with_both_names(tmp_path):
+    saved = {"model": "tiny", "dtype": "float32"}
+    require_fit(saved, dict(saved), tmp_path)
+    with pytest.raises(ConfigError, match="model is 'tiny' in the checkpoint and 'large' now"):
+        require_fit(saved, {**saved, "model": "large"}, tmp_path)
+
+
+def test_state_is_json_and_nothing_else(tmp_path):
+    checkpoint = save(CheckpointStore(tmp_path, keep=1), 10)
+    assert json.loads((checkpoint.directory / "state.json").read_text())["frontier"] == {"0": 4}

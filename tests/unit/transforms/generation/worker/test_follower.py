@@ -1,0 +1,182 @@
+"""Which announcements are loaded, in which order, and what a refusal leaves behind."""
+
+import asyncio
+import json
+import shutil
+
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+from safetensors.torch import save_file
+
+from schemas.errors import RecordError, StateError
+from schemas.weights import version_path
+from tests.support.weights import write_version
+from transforms.generation.worker.engine import Loading
+from transforms.generation.worker.follower import Follower
+from transforms.generation.worker.state import Metrics, WorkerState
+from transforms.generation.worker.store import WeightStore
+from transforms.generation.worker.verify import read_expectation
+
+PROBE = {"token_ids": [1, 2, 3], "logprobs": [-1.0, -2.0]}
+TENSORS = {"w": torch.ones(2)}
+
+
+class RecordingEngine:
+    """Writes down what it was told and answers the probe with ``logprobs``."""
+
+    def __init__(self, logprobs=(-1.0, -2.0)) -> None:
+        self.calls: list[tuple[str, object]] = []
+        self.logprobs = list(logprobs)
+        self.opens = True
+
+    async def open_files(self, files) -> None:
+        self.calls.append(("open", tuple(files)))
+        if not self.opens:
+            raise RecordError("vanished", "gone")
+
+    async def load(self, files, version, probe_token_ids) -> Loading:
+        self.calls.append(("load", version))
+        return Loading(0.1, 0.05, self.logprobs)
+
+    @property
+    def loaded(self) -> list[object]:
+        return [value for name, value in self.calls if name == "load"]
+
+
+class ListedSource:
+    """Hands out batches of announcements: the newest of each, as the topic's reader does."""
+
+    def __init__(self, *batches) -> None:
+        self.batches = list(batches)
+        self.drained = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def newest(self, timeout_s: float):
+        if self.batches:
+            return self.batches.pop(0)
+        self._loop.call_soon_threadsafe(self.drained.set)
+        return None
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def engine():
+    return RecordingEngine()
+
+
+@pytest.fixture
+def state():
+    return WorkerState(Metrics(CollectorRegistry()), 16)
+
+
+@pytest.fixture
+def follower(tmp_path, root, engine, state):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"vocab_size": 8}))
+    save_file(TENSORS, model / "model.safetensors")
+    return Follower(None, WeightStore(str(root)), read_expectation(model, 16), engine, state, 1e-3)
+
+
+async def follow(follower, *batches):
+    """Runs the follower until every batch was taken."""
+    source = ListedSource(*batches)
+    object.__setattr__(follower, "source", source)
+    running = asyncio.create_task(follower.run())
+    drained = asyncio.create_task(source.drained.wait())
+    await asyncio.wait([running, drained], return_when=asyncio.FIRST_COMPLETED, timeout=30)
+    drained.cancel()
+    if running.done():
+        running.result()
+    running.cancel()
+
+
+def refused(state, reason):
+    return state.metrics.refused.labels(reason=reason)._value.get()
+
+
+async def test_versions_are_opened_and_then_loaded_in_order(follower, root, engine, state):
+    announced = [write_version(root, version, TENSORS, probe=PROBE) for version in (1, 2)]
+    await follow(follower, *announced)
+    assert [name for name, _ in engine.calls] == ["open", "load", "open", "load"]
+    assert engine.loaded == [1, 2]
+    assert (state.version, state.updates, state.refused) == (2, 2, 0)
+
+
+async def test_a_bad_version_is_never_handed_to_the_engine_and_the_next_one_is_loaded(follower, root, engine, state):
+    first, bad, third = (write_version(root, version, TENSORS, probe=PROBE) for version in (1, 2, 3))
+    (root / "00000002" / "model.safetensors").write_bytes(b"x")
+    await follow(follower, first, bad)
+    assert state.version == 1
+    await follow(follower, third)
+    assert engine.loaded == [1, 3]
+    assert (state.version, state.refused, refused(state, "bad_files")) == (3, 1, 1)
+
+
+async def test_a_version_that_vanished_is_skipped(follower, root, engine, state):
+    gone, there = (write_version(root, version, TENSORS, probe=PROBE) for version in (1, 2))
+    shutil.rmtree(version_path(str(root), 1))
+    await follow(follower, gone, there)
+    assert engine.loaded == [2]
+    assert refused(state, "vanished") == 1
+
+
+async def test_a_version_whose_removal_began_while_it_was_read_has_vanished(follower, root, engine, state, monkeypatch):
+    announced = write_version(root, 1, TENSORS, probe=PROBE)
+    fetch = follower.store.fetch
+
+    def fetch_and_remove(wanted):
+        fetched = fetch(wanted)
+        shutil.rmtree(version_path(str(root), 1))
+        return fetched
+
+    monkeypatch.setattr(follower.store, "fetch", fetch_and_remove)
+    await follow(follower, announced)
+    assert engine.calls == []
+    assert refused(state, "vanished") == 1
+
+
+async def test_files_that_the_engine_cannot_open_leave_the_old_version(follower, root, engine, state):
+    engine.opens = False
+    await follow(follower, write_version(root, 1, TENSORS, probe=PROBE))
+    assert engine.loaded == []
+    assert (state.version, refused(state, "vanished")) == (0, 1)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_version_that_is_not_newer_is_not_loaded(follower, root, engine, state, version):
+    announced = {number: write_version(root, number, TENSORS, probe=PROBE) for number in (1, 2)}
+    await follow(follower, announced[2], announced[version])
+    assert engine.loaded == [2]
+    assert refused(state, "old") == 1
+
+
+async def test_a_probe_within_the_tolerance_is_applied(follower, root, engine, state):
+    engine.logprobs = [-1.0009, -2.0009]
+    await follow(follower, write_version(root, 1, TENSORS, probe=PROBE))
+    assert state.version == 1
+
+
+@pytest.mark.parametrize("logprobs", [[-1.0, -2.1], [-1.0], [-1.0, float("nan")]])
+async def test_a_probe_that_disagrees_ends_the_follower_and_no_answer_leaves(follower, root, engine, state, logprobs):
+    await follow(follower, write_version(root, 1, TENSORS, probe=PROBE))
+    engine.logprobs = logprobs
+    with pytest.raises(StateError, match="version 2 is loaded, but the engine's logprobs"):
+        await follow(follower, write_version(root, 2, TENSORS, probe=PROBE))
+    assert state.version == 1
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(state.settled(), 0.05)
+
+
+async def test_an_update_during_which_requests_ran_is_counted(follower, root, state):
+    first, second = (write_version(root, version, TENSORS, probe=PROBE) for version in (1, 2))
+    await follow(follower, first)
+    state.requests_running = 3
+    await follow(follower, second)
+    assert (state.updates, state.updates_in_flight) == (2, 1)
+    assert state.metrics.updates.labels(in_flight="true")._value.get() == 1
