@@ -32,9 +32,7 @@ def parse(
     kind: type[Options], verb: str, arguments: Sequence[str], description: str, default: Options | None = None
 ) -> Options:
     """Reads the arguments of a verb; a wrong one ends the process with a message and exit code 2."""
-    options = tyro.cli(
-        kind, prog=f"asyncflow {verb}", args=list(arguments), description=description, default=default
-    )
+    options = tyro.cli(kind, prog=f"asyncflow {verb}", args=list(arguments), description=description, default=default)
     assert isinstance(options, kind)
     return options
 

@@ -1,20 +1,18 @@
 """``asyncflow submit``."""
 
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import tyro
 
 from pipelines.cli.options import parse
+from pipelines.submit import read_lines, submit
 from schemas.config import RunConfig, load
-from schemas.errors import BrokerError, ConfigError
-from schemas.limits import MAX_PROMPTS_MESSAGE_BYTES
+from schemas.errors import ConfigError
 
-_LONGEST_LINE_BYTES: Final = MAX_PROMPTS_MESSAGE_BYTES - 4096  # Kafka adds the key, headers and framing
 _DESCRIPTION = """Writes the prompts of a JSON-lines file to a run and prints how many.
 
 Each line is written as it is: one that is no valid prompt becomes a dead letter of the run. Name the run by its
@@ -44,70 +42,9 @@ class SubmitOptions:
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     options = parse(SubmitOptions, "submit", arguments, _DESCRIPTION)
-    count = submit_file(_find_run(options), options.file)
+    count = submit(_find_run(options), read_lines(options.file))
     sys.stdout.write(f"{count} prompts\n")
     return 0
-
-
-def submit_file(config: RunConfig, file: Path) -> int:
-    """Writes every line that is not blank to the prompts topic, over its partitions in turn.
-
-    Returns:
-        How many were written, all of them acknowledged.
-
-    Raises:
-        ConfigError: the file cannot be read, or a line is longer than the topic takes.
-        BrokerError: Kafka cannot be reached, or does not have the topic.
-    """
-    from kafka import KafkaProducer
-    from kafka.errors import KafkaError
-
-    from pipelines.local.topics import topic_partitions
-
-    lines = list(read_lines(file))
-    partitions = topic_partitions(config.kafka, config.topics.prompts)
-    producer = KafkaProducer(**config.kafka.producer_options())
-    try:
-        sent = [
-            producer.send(config.topics.prompts, line, key=key_of(line), partition=index % partitions)
-            for index, line in enumerate(lines)
-        ]
-        for each in sent:
-            each.get(timeout=config.kafka.request_timeout_s)
-    except KafkaError as error:
-        raise BrokerError(f"Kafka at {config.kafka.bootstrap} did not take the prompts: {error!r}") from error
-    finally:
-        producer.close()
-    return len(sent)
-
-
-def read_lines(file: Path) -> Iterator[bytes]:
-    """The lines of a file without their ends, blank ones left out.
-
-    Raises:
-        ConfigError: the file cannot be read, or a line is longer than the prompts topic takes.
-    """
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"prompts {file}: {error.strerror}; give a file of JSON lines") from error
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if len(line) > _LONGEST_LINE_BYTES:
-            raise ConfigError(
-                f"prompts {file}, line {number}: {len(line)} bytes, and the topic takes {_LONGEST_LINE_BYTES}; shorten it"
-            )
-        if line.strip():
-            yield line.rstrip(b"\r")
-
-
-def key_of(line: bytes) -> bytes | None:
-    """The record's key: the prompt's id, if there is one to be seen."""
-    try:
-        prompt: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    identity = prompt.get("prompt_id") if isinstance(prompt, dict) else None
-    return identity.encode(errors="replace") if isinstance(identity, str) else None
 
 
 def _find_run(options: SubmitOptions) -> RunConfig:

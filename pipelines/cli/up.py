@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(UpOptions, "up", arguments, _DESCRIPTION, UpOptions(run=_base(arguments)))
     config = _complete(options)
     if options.prompts is not None:
-        from pipelines.cli.submit import read_lines
+        from pipelines.submit import read_lines
 
         list(read_lines(options.prompts))  # finds what is wrong with the file before anything starts
     with sigterm_is_ctrl_c():
@@ -55,14 +55,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(config: RunConfig, options: UpOptions) -> int:
-    from pipelines.cli.submit import submit_file
     from pipelines.local.stack import Stack
+    from pipelines.submit import read_lines, submit
 
     try:
         with Stack(config, resume=options.resume, restarts=_RESTARTS) as stack:
             stack.start_serving()
             if options.prompts is not None:
-                sys.stdout.write(f"{submit_file(stack.config, options.prompts)} prompts\n")
+                sys.stdout.write(f"{submit(stack.config, read_lines(options.prompts))} prompts\n")
             stack.start_rollout()
             sys.stdout.write(f"kafka {stack.config.kafka.bootstrap}\n")
             sys.stdout.flush()

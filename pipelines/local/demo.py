@@ -11,23 +11,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
 from pipelines.audit import audit
-from pipelines.cli.options import DemoOptions
+from pipelines.cli.demo import DemoOptions
 from pipelines.local.demo_model import demo_model
 from pipelines.local.demo_prompts import DemoPrompts, from_file, sums
 from pipelines.local.held_out import evaluate
 from pipelines.local.monitor import Monitor, Snapshot
+from pipelines.local.paths import DEFAULT_RUNS
 from pipelines.local.report import ReportData, write_report
 from pipelines.local.stack import Stack
-from pipelines.local.submit import submit
 from pipelines.local.summary import Summary, summarise
 from pipelines.local.table import plain, render
 from pipelines.presets import load_preset
+from pipelines.runs import CONFIG_NAME
+from pipelines.submit import submit
 from schemas.config import RunConfig, validate
 from schemas.evals import EvalResult
 from schemas.records import now
@@ -52,10 +55,16 @@ def run(options: DemoOptions) -> int:
 def demo_config(options: DemoOptions, model: Path) -> RunConfig:
     """The preset with the command's options over it."""
     tree = load_preset("demo")
-    tree |= {"name": options.name, "seed": options.seed, "model": {"path": str(model)}}
+    tree |= {"name": options.name or _free_name(), "seed": options.seed, "model": {"path": str(model)}}
     given = {"steps": options.steps, "max_staleness": options.max_staleness}
     tree["learner"] |= {key: value for key, value in given.items() if value is not None}
     return validate(tree, "of the demo")
+
+
+def _free_name() -> str:
+    """``demo``, or ``demo-2`` and so on if runs of these names exist."""
+    names = ("demo" if number == 1 else f"demo-{number}" for number in count(1))
+    return next(name for name in names if not (DEFAULT_RUNS / name / CONFIG_NAME).exists())
 
 
 @dataclass
@@ -90,7 +99,7 @@ def _run_stack(console: Console, stack: Stack, prompts: DemoPrompts) -> Summary:
 def _submit(config: RunConfig, prompts: DemoPrompts) -> None:
     wanted = config.learner.steps * config.learner.groups_per_step * _EPOCH_FACTOR
     lines = [*prompts.rejected, *(prompt.encode() for prompt in prompts.stream(wanted, config.seed))]
-    submit(config.kafka, config.topics.prompts, lines)
+    submit(config, lines)
 
 
 def _train(console: Console, stack: Stack, monitor: Monitor, clock: _Clock) -> None:
@@ -143,9 +152,8 @@ def _plain_printer(console: Console, steps: int) -> Callable[[Snapshot], None]:
 
 def _conclude(stack: Stack, monitor: Monitor, clock: _Clock, before: EvalResult, after: EvalResult) -> Summary:
     seconds_total = clock.elapsed_s()
-    stack.stop_rollout()
     monitor.advance()
-    submit(stack.config.kafka, stack.config.topics.evals, [before.encode(), after.encode()])
+    _announce(stack.config, before, after)
     summary = summarise(
         monitor.log,
         monitor.line,
@@ -158,6 +166,16 @@ def _conclude(stack: Stack, monitor: Monitor, clock: _Clock, before: EvalResult,
     )
     _write(stack, monitor, summary, [before, after])
     return summary
+
+
+def _announce(config: RunConfig, *results: EvalResult) -> None:
+    """Writes evaluations to their topic."""
+    from kafka import KafkaProducer
+
+    producer = KafkaProducer(**config.kafka.producer_options())
+    for result in results:
+        producer.send(config.topics.evals, result.encode(), key=config.name.encode())
+    producer.close()
 
 
 def _write(stack: Stack, monitor: Monitor, summary: Summary, evals: list[EvalResult]) -> None:

@@ -1,6 +1,6 @@
 """Held-out accuracy: greedy answers of a worker to prompts that are never trained, scored by their rewards.
 
-    prompts ──prepare──► requests ──worker, temperature 0──► samples ──reward processes──► mean reward
+prompts ──prepare──► requests ──worker, temperature 0──► samples ──reward processes──► mean reward
 """
 
 import asyncio
@@ -14,8 +14,7 @@ from schemas.config import RunConfig
 from schemas.errors import EngineError
 from schemas.evals import EvalResult
 from schemas.identity import GroupId
-from schemas.prompts import RewardSpec
-from schemas.prompts import Prompt
+from schemas.prompts import Prompt, RewardSpec
 from schemas.records import now
 from schemas.trajectories import Sample, new_attempt_id
 from transforms.generation.engine import build_samples, generate

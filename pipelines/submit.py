@@ -1,0 +1,71 @@
+"""Writing prompts to a run, as any producer can."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from schemas.config import RunConfig
+from schemas.errors import BrokerError, ConfigError
+from schemas.limits import MAX_PROMPTS_MESSAGE_BYTES
+
+_LONGEST_LINE_BYTES: Final = MAX_PROMPTS_MESSAGE_BYTES - 4096  # Kafka adds the key, headers and framing
+
+
+def submit(config: RunConfig, lines: Iterable[bytes]) -> int:
+    """Writes every line to the prompts topic as it is, over its partitions in turn.
+
+    Returns:
+        How many were written, all of them acknowledged.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or does not have the topic.
+    """
+    from kafka import KafkaProducer
+    from kafka.errors import KafkaError
+
+    from pipelines.local.topics import topic_partitions
+
+    partitions = topic_partitions(config.kafka, config.topics.prompts)
+    producer = KafkaProducer(**config.kafka.producer_options())
+    try:
+        sent = [
+            producer.send(config.topics.prompts, line, key=key_of(line), partition=index % partitions)
+            for index, line in enumerate(lines)
+        ]
+        for each in sent:
+            each.get(timeout=config.kafka.request_timeout_s)
+    except KafkaError as error:
+        raise BrokerError(f"Kafka at {config.kafka.bootstrap} did not take the prompts: {error!r}") from error
+    finally:
+        producer.close()
+    return len(sent)
+
+
+def read_lines(file: Path) -> Iterator[bytes]:
+    """The lines of a file without their ends, blank ones left out.
+
+    Raises:
+        ConfigError: the file cannot be read, or a line is longer than the prompts topic takes.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"prompts {file}: {error.strerror}; give a file of JSON lines") from error
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if len(line) > _LONGEST_LINE_BYTES:
+            raise ConfigError(
+                f"prompts {file}, line {number}: {len(line)} bytes, and the topic takes {_LONGEST_LINE_BYTES}; shorten it"
+            )
+        if line.strip():
+            yield line.rstrip(b"\r")
+
+
+def key_of(line: bytes) -> bytes | None:
+    """The record's key: the prompt's id, if there is one to be seen."""
+    try:
+        prompt: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    identity = prompt.get("prompt_id") if isinstance(prompt, dict) else None
+    return identity.encode(errors="replace") if isinstance(identity, str) else None
