@@ -55,7 +55,7 @@ def read_lines(file: Path) -> Iterator[bytes]:
     for number, line in enumerate(content.split(b"\n"), start=1):
         if len(line) > _LONGEST_LINE_BYTES:
             raise ConfigError(
-                f"prompts {file}, line {number}: {len(line)} bytes, and the topic takes {_LONGEST_LINE_BYTES}; shorten it"
+                f"prompts {file}, line {number}: {len(line)} bytes, the topic takes {_LONGEST_LINE_BYTES}; shorten it"
             )
         if line.strip():
             yield line.rstrip(b"\r")

@@ -64,10 +64,14 @@ class Scorer:
         scores, error = _result(future)
         if scores is None:
             _LOG.warning("group_not_scored", group=str(group.id), reward=spec.name, error=error)
-            alone = [self.submit(spec, [sample]) for sample in group.samples]
-            scores = [_only(future) for future in alone]
+            scores = self.score_alone(spec, group.samples)
         _count(spec.name, scores)
         return scores
+
+    def score_alone(self, spec: RewardSpec, samples: Sequence[Sample]) -> list[SampleScore]:
+        """Scores each sample as a task of its own: what happens to one does not touch the others."""
+        futures = [self.submit(spec, [sample]) for sample in samples]
+        return [_only(future) for future in futures]
 
 
 def _only(future: "Future[list[SampleScore]]") -> SampleScore:

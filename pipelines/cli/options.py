@@ -1,15 +1,17 @@
 """From a configuration file and flags over it to a ``RunConfig``."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import tyro
+from pydantic import ValidationError
 
-from schemas.config import RunConfig, load
+from schemas.config import RunConfig, explain, load
 from schemas.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -31,8 +33,15 @@ class ProcessOptions:
 def parse(
     kind: type[Options], verb: str, arguments: Sequence[str], description: str, default: Options | None = None
 ) -> Options:
-    """Reads the arguments of a verb; a wrong one ends the process with a message and exit code 2."""
-    options = tyro.cli(kind, prog=f"asyncflow {verb}", args=list(arguments), description=description, default=default)
+    """Reads the arguments of a verb; a wrong one ends the process with a message and exit code 2.
+
+    Raises:
+        ConfigError: values that contradict each other.
+    """
+    with _contradictions_told():
+        options = tyro.cli(
+            kind, prog=f"asyncflow {verb}", args=list(arguments), description=description, default=default
+        )
     assert isinstance(options, kind)
     return options
 
@@ -41,7 +50,7 @@ def parse_process(verb: str, arguments: Sequence[str], description: str) -> RunC
     """The configuration that a process's arguments amount to.
 
     Raises:
-        ConfigError: the configuration file is wrong.
+        ConfigError: the configuration file is wrong, or values contradict each other.
     """
     default = ProcessOptions(run=base_config(arguments))
     return parse(ProcessOptions, verb, arguments, description, default).run
@@ -51,19 +60,29 @@ def parse_process_and_rest(verb: str, arguments: Sequence[str], description: str
     """As :func:`parse_process`; arguments that are not ours are returned as they are.
 
     Raises:
-        ConfigError: the configuration file is wrong, or an unknown argument looks like a misspelt one of ours.
+        ConfigError: also an unknown argument that looks like a misspelt one of ours.
     """
-    options, rest = tyro.cli(
-        ProcessOptions,
-        prog=f"asyncflow {verb}",
-        args=list(arguments),
-        description=description,
-        default=ProcessOptions(run=base_config(arguments)),
-        return_unknown_args=True,
-    )
+    with _contradictions_told():
+        options, rest = tyro.cli(
+            ProcessOptions,
+            prog=f"asyncflow {verb}",
+            args=list(arguments),
+            description=description,
+            default=ProcessOptions(run=base_config(arguments)),
+            return_unknown_args=True,
+        )
     for flag in rest:
         _refuse_misspelt(flag)
     return options.run, rest
+
+
+@contextmanager
+def _contradictions_told() -> Iterator[None]:
+    """Tyro reports what is wrong with one value, but not what several are together."""
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(explain(error)) from error
 
 
 def base_config(arguments: Sequence[str]) -> RunConfig:

@@ -142,7 +142,7 @@ def _plain_printer(console: Console, steps: int) -> Callable[[Snapshot], None]:
 
     def show(snapshot: Snapshot) -> None:
         nonlocal next_line, last
-        if time.monotonic() < next_line and snapshot.steps < steps or snapshot.steps == last == steps:
+        if (time.monotonic() < next_line and snapshot.steps < steps) or snapshot.steps == last == steps:
             return
         console.print(plain(snapshot, steps), highlight=False, soft_wrap=True)
         next_line, last = time.monotonic() + _PLAIN_LINE_S, snapshot.steps

@@ -17,7 +17,7 @@ from schemas.identity import GroupId
 from schemas.prompts import Prompt, RewardSpec
 from schemas.records import now
 from schemas.trajectories import Sample, new_attempt_id
-from transforms.generation.engine import build_samples, generate
+from transforms.generation.engine import Attempt, build_samples, generate
 from transforms.generation.request import PromptRecord, Request, prepare
 from transforms.generation.tokenizer import Tokenizer
 from transforms.rewards import registry
@@ -65,10 +65,10 @@ async def _answer(config: RunConfig, tokenizer: Tokenizer, requests: Sequence[Re
 
     async def ask(request: Request) -> Sample:
         async with places:
-            completions = await generate(session, url, request)
+            completions = await generate(session, url, request, tokenizer.vocabulary_tokens)
         texts = tokenizer.decode([completion.token_ids for completion in completions])
-        identity = {"attempt_id": new_attempt_id(), "worker": url, "generated_at": now()}
-        return build_samples(config.name, request, completions, texts, **identity)[0]  # type: ignore[arg-type]
+        attempt = Attempt(new_attempt_id(), url, now())
+        return build_samples(config.name, request, attempt, completions, texts)[0]
 
     async with aiohttp.ClientSession(timeout=timeout) as session:
         return await asyncio.gather(*(ask(request) for request in requests))
@@ -76,6 +76,5 @@ async def _answer(config: RunConfig, tokenizer: Tokenizer, requests: Sequence[Re
 
 def _score(config: RunConfig, specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[float]:
     scorer = Scorer(reward_processes(config.rewards))
-    futures = [scorer.submit(spec, [sample]) for spec, sample in zip(specs, samples, strict=True)]
-    scores = [future.result()[0] for future in futures]
+    scores = [scorer.score_alone(spec, [sample])[0] for spec, sample in zip(specs, samples, strict=True)]
     return [score.value for score in scores if score.value is not None]

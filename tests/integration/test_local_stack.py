@@ -33,7 +33,7 @@ while not (verb == "learn" and finish.exists()):
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def model(tmp_path):
     directory = tmp_path / "model"
     directory.mkdir()
@@ -125,15 +125,17 @@ def test_a_broker_that_is_killed_comes_back_with_its_log(tmp_path, model):
 def test_a_run_in_use_one_that_exists_and_one_that_does_not_are_told_apart(tmp_path, model):
     config = RunConfig(name="run", model=model)
     with Stack(config, runs=tmp_path) as first:
-        with pytest.raises(RunError, match=r"in use by another process \(its log: 127\.0\.0\.1:"), Stack(
-            config, runs=tmp_path, resume=True
+        with (
+            pytest.raises(RunError, match=r"in use by another process \(its log: 127\.0\.0\.1:"),
+            Stack(config, runs=tmp_path, resume=True),
         ):
             pass
         before = first.config
     with pytest.raises(RunError, match="asyncflow up --name run --resume"), Stack(config, runs=tmp_path):
         pass
-    with pytest.raises(RunError, match="no run 'other' to resume"), Stack(
-        config.model_copy(update={"name": "other"}), runs=tmp_path, resume=True
+    with (
+        pytest.raises(RunError, match="no run 'other' to resume"),
+        Stack(config.model_copy(update={"name": "other"}), runs=tmp_path, resume=True),
     ):
         pass
     with Stack(saved_config("run", tmp_path), runs=tmp_path, resume=True) as again:
@@ -156,8 +158,9 @@ def test_a_foreign_broker_is_refused(tmp_path, model):
 
 
 def test_a_missing_model_and_an_incomplete_one_are_told(tmp_path, model):
-    with pytest.raises(ModelError, match="/nowhere'.*no such directory"), Stack(
-        RunConfig(model=ModelConfig(path="/nowhere")), runs=tmp_path
+    with (
+        pytest.raises(ModelError, match=r"/nowhere'.*no such directory"),
+        Stack(RunConfig(model=ModelConfig(path="/nowhere")), runs=tmp_path),
     ):
         pass
     (Path(model.path) / "model.safetensors").unlink()

@@ -6,12 +6,11 @@ The work is the pools'; this is how Beam sees it.
 """
 
 import apache_beam as beam
-from apache_beam.io.unbounded_source import ReadFromUnboundedSource
 from apache_beam.pvalue import PBegin, PCollection
 
 from schemas.config import RunConfig
 from transforms.generation.outcome import Outcome
-from transforms.generation.source import OutcomeSource
+from transforms.generation.source import Batch, BatchSource, ReadFn
 
 
 class Generate(beam.PTransform):  # type: ignore[misc]
@@ -23,11 +22,9 @@ class Generate(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, start: PBegin) -> PCollection[Outcome]:
         """Wires."""
-        rollout = self._config.rollout
-        outcomes = start | ReadFromUnboundedSource(
-            OutcomeSource(self._config),
-            poll_interval=rollout.poll_interval_s,
-            max_records_per_bundle=rollout.max_bundle_groups,
+        return (
+            start
+            | "Shares" >> beam.Create([BatchSource(self._config)], reshuffle=False)
+            | "Read" >> beam.ParDo(ReadFn(self._config.rollout.poll_interval_s)).with_output_types(Batch)
+            | "Unbatch" >> beam.FlatMap(iter).with_input_types(Batch).with_output_types(Outcome)
         )
-        outcomes.element_type = Outcome
-        return outcomes

@@ -69,10 +69,11 @@ class Pool:
     def __init__(self, config: RunConfig, share: int, tokenizer: Tokenizer) -> None:
         self._config = config
         self._share = share
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._running: dict[GroupId, datetime] = {}
         self._finished: dict[GroupId, Finished] = {}
         self._ready: deque[GroupId] = deque()
+        self._last_finished_s = time.monotonic()
         self._error: BaseException | None = None
         self._draining = threading.Event()
         self._wake = threading.Event()
@@ -123,12 +124,12 @@ class Pool:
 
     def _room(self) -> int:
         limit = self._config.rollout.max_in_flight
-        with self._changed:
+        with self._lock:
             uncommitted = _UNCOMMITTED_FACTOR * limit - len(self._finished) - len(self._running)
             return max(0, min(limit - len(self._running), uncommitted))
 
     def _start(self, admitted: Sequence[Admitted]) -> None:
-        with self._changed:
+        with self._lock:
             self._running.update({prompt.record.id: prompt.record.written_at for prompt in admitted})
             self._measure()
         metrics.PROMPTS_TAKEN.inc(len(admitted))
@@ -148,13 +149,13 @@ class Pool:
             _LOG.debug("prompt_abandoned", prompt=str(prompt.record.id))
         except Exception as error:  # noqa: BLE001 - handed to the pipeline, which ends with it
             self.fail(error)
-        with self._changed:
+        with self._lock:
             written_at = self._running.pop(prompt.record.id)
             if outcome is not None:
                 self._finished[prompt.record.id] = Finished(outcome, written_at, time.monotonic())
                 self._ready.append(prompt.record.id)
+                self._last_finished_s = time.monotonic()
             self._measure()
-            self._changed.notify_all()
         self._wake.set()
 
     def _measure(self) -> None:
@@ -165,35 +166,33 @@ class Pool:
 
     def offer_again(self) -> None:
         """Makes all that is finished and not committed ready to be taken: a new reader begins."""
-        with self._changed:
+        with self._lock:
             self._ready = deque(self._finished)
 
-    def take(self, timeout_s: float) -> Finished | None:
-        """The next finished outcome in order of completion, None if there is none within the time.
+    def take(self, most: int) -> list[Finished]:
+        """At most so many finished outcomes in order of completion; those that there are now.
 
         Raises:
             BaseException: what broke the pool.
         """
-        with self._changed:
-            if not self._ready and self._error is None and not self.is_drained():
-                self._changed.wait(timeout_s)
+        with self._lock:
             if self._error is not None:
                 raise self._error
-            while self._ready:
-                finished = self._finished.get(self._ready.popleft())
-                if finished is not None:
-                    return finished
-            return None
+            return [self._finished[self._ready.popleft()] for _ in range(min(most, len(self._ready)))]
+
+    def idle_s(self) -> float:
+        """How long nothing has been finished."""
+        return time.monotonic() - self._last_finished_s
 
     def oldest_prompt_at(self) -> datetime | None:
         """When the oldest prompt that is not committed was written; None if there is none."""
-        with self._changed:
+        with self._lock:
             finished = (finished.prompt_at for finished in self._finished.values())
             return min((*self._running.values(), *finished), default=None)
 
     def is_drained(self) -> bool:
-        """Whether no further outcome will come."""
-        with self._changed:
+        """Whether nothing more will be finished or is ready."""
+        with self._lock:
             return self._draining.is_set() and not self._running and not self._ready
 
     # ---- commit -------------------------------------------------------------------------------------
@@ -257,7 +256,7 @@ class Pool:
 
     def _forget(self, records: Sequence[OutputRecord], offsets: Mapping[int, OffsetSet]) -> None:
         now = time.monotonic()
-        with self._changed:
+        with self._lock:
             self._committed.update(offsets)
             for group in (group for record in records for group in record.groups):
                 finished = self._finished.pop(group, None)
@@ -276,9 +275,8 @@ class Pool:
     def fail(self, error: BaseException) -> None:
         """Ends the pool: the next look at it raises ``error``."""
         _LOG.error("pool_failed", share=self._share, error=repr(error))
-        with self._changed:
+        with self._lock:
             self._error = self._error or error
-            self._changed.notify_all()
 
     def drain(self) -> None:
         """Takes no more prompts; what engines are answering is finished and committed. Returns at once."""

@@ -1,9 +1,18 @@
-"""Beam's view of the pools: an unbounded source of outcomes, in order of completion.
+"""Beam's view of the pools: an unbounded source of finished outcomes, in order of completion.
 
 One restriction a share. The reader owns nothing: what is finished and not committed lies in the
 pool, and a new reader starts with all of it, because bundles of a restriction follow one another and
 what an earlier one delivered is committed by the time the next begins (or was not, and has to be
 delivered again). So the checkpoint mark is empty, and Beam finds its parked reader by it every time.
+
+Two habits of Beam 2.77 and Prism shape the rest:
+
+- An open bundle keeps Prism busy: while a reader waited for outcomes, an idle pipeline took three
+  quarters of a core. So nothing here waits; an empty bundle ends at once, and the next one comes
+  later the longer nothing has come (:class:`ReadFn`).
+- Prism asks bundles that take long to split, and Beam then computes the progress of the source from
+  the mean size of its elements, which is NaN after a bundle of more than 30 (its sampling is restarted
+  only by half), and the pipeline fails. So the source has one element a bundle: a batch of outcomes.
 """
 
 import time
@@ -12,32 +21,42 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from apache_beam.coders import PickleCoder
-from apache_beam.io.unbounded_source import CheckpointMark, UnboundedReader, UnboundedSource
+from apache_beam.io.unbounded_source import (
+    CheckpointMark,
+    UnboundedReader,
+    UnboundedSource,
+    _ReadFromUnboundedSourceDoFn,
+)
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from schemas.config import RunConfig
 from transforms.generation.outcome import Outcome
-from transforms.generation.pool import Finished, pool_of
+from transforms.generation.pool import Finished, all_pools, pool_of
 
-_FIRST_WAIT_S: Final = 0.2
-"""How long a bundle waits for its first outcome; more would hold up checkpoints and watermarks."""
+_LULL_SHARE: Final = 0.1
+"""The pause before the next look as a share of the time that nothing has come: an outcome after a lull
+waits a tenth of it at most."""
+_LONGEST_PAUSE_FACTOR: Final = 10
 _IDLE_LAG_S: Final = 0.5
 """How far the watermark of an idle share stays behind the clock: longer than a prompt takes from
 Kafka's clock to its pool."""
 _WATERMARK_AGE_S: Final = 0.1
 
 
+Batch = tuple[Outcome, ...]
+"""What a bundle is made of: at least one outcome."""
+
+
 class Nothing(CheckpointMark):  # type: ignore[misc]
     """The position of a reader: Kafka has it, so there is none."""
 
 
-class OutcomeReader(UnboundedReader):  # type: ignore[misc]
-    """Takes outcomes from one share's pool."""
+class BatchReader(UnboundedReader):  # type: ignore[misc]
+    """Takes batches of outcomes from one share's pool."""
 
     def __init__(self, config: RunConfig, share: int) -> None:
         self._config = config
         self._share = share
-        self._bundle_is_empty = True
         self._watermark = Timestamp(0)
         self._watermark_read_s = float("-inf")
 
@@ -48,21 +67,17 @@ class OutcomeReader(UnboundedReader):  # type: ignore[misc]
         return self.advance()
 
     def advance(self) -> bool:
-        """Moves to the next outcome; waits for the first of a bundle only."""
-        finished = self._pool.take(_FIRST_WAIT_S if self._bundle_is_empty else 0.0)
-        if finished is None:
-            return False
-        self._current: Finished = finished
-        self._bundle_is_empty = False
-        return True
+        """Moves to the next batch, if anything is finished."""
+        self._batch: list[Finished] = self._pool.take(self._config.rollout.max_bundle_groups)
+        return bool(self._batch)
 
-    def get_current(self) -> Outcome:
-        """The outcome."""
-        return self._current.outcome
+    def get_current(self) -> Batch:
+        """The batch."""
+        return tuple(finished.outcome for finished in self._batch)
 
     def get_current_timestamp(self) -> Timestamp:
-        """When its prompt was written."""
-        return Timestamp(self._current.prompt_at.timestamp())
+        """When the oldest of its prompts was written."""
+        return Timestamp(min(finished.prompt_at for finished in self._batch).timestamp())
 
     def get_watermark(self) -> Timestamp:
         """The time of the oldest prompt at work, or a little before now; the end of time once drained.
@@ -80,30 +95,50 @@ class OutcomeReader(UnboundedReader):  # type: ignore[misc]
         return self._watermark
 
     def get_checkpoint_mark(self) -> CheckpointMark:
-        """Ends the bundle."""
-        self._bundle_is_empty = True
+        """Always the same."""
         return Nothing()
 
 
 @dataclass(frozen=True)
-class OutcomeSource(UnboundedSource):  # type: ignore[misc]
+class BatchSource(UnboundedSource):  # type: ignore[misc]
     """The outcomes of one share, or of all before the split."""
 
     config: RunConfig
     share: int | None = None
 
-    def split(self, desired_num_splits: int, options: Any = None) -> Iterable["OutcomeSource"]:  # noqa: ARG002 - Beam's
+    def split(self, desired_num_splits: int, options: Any = None) -> Iterable["BatchSource"]:  # noqa: ARG002 - Beam's
         """One source a share, whatever Beam desires: the pool is the parallelism."""
         if self.share is not None:
             return [self]
         return [replace(self, share=share) for share in range(self.config.rollout.shares)]
 
-    def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> OutcomeReader:  # noqa: ARG002 - Beam's
+    def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> BatchReader:  # noqa: ARG002 - Beam's
         """A view on the share's pool."""
         if self.share is None:
             raise ValueError("a runner has to split this source before it reads it")
-        return OutcomeReader(self.config, self.share)
+        return BatchReader(self.config, self.share)
 
     def get_checkpoint_mark_coder(self) -> PickleCoder:
         """The same bytes for every mark."""
         return PickleCoder()
+
+
+class ReadFn(_ReadFromUnboundedSourceDoFn):  # type: ignore[misc]
+    """Beam's own reading of unbounded sources, one batch a bundle, with a pause between empty bundles that grows in a lull."""
+
+    def __init__(self, shortest_pause_s: float) -> None:
+        super().__init__(poll_interval=shortest_pause_s, max_records_per_bundle=1)
+
+    @property
+    def _poll_interval(self) -> float:
+        idle_s = min((pool.idle_s() for pool in all_pools()), default=0.0)
+        return pause_s(self._shortest_s, idle_s)
+
+    @_poll_interval.setter
+    def _poll_interval(self, shortest_s: float) -> None:
+        self._shortest_s = shortest_s
+
+
+def pause_s(shortest_s: float, idle_s: float) -> float:
+    """How long not to look after nothing has come for ``idle_s`` seconds."""
+    return min(max(shortest_s, _LULL_SHARE * idle_s), _LONGEST_PAUSE_FACTOR * shortest_s)

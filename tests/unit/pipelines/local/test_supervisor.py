@@ -49,7 +49,7 @@ def tick_until(supervisor, condition, timeout_s=10):
     return wait_for(tick, timeout_s)
 
 
-@pytest.fixture()
+@pytest.fixture
 def supervisor(tmp_path):
     with Supervisor(tmp_path / "logs", tmp_path) as running:
         yield running
@@ -84,7 +84,9 @@ def test_a_process_that_may_die_once_is_started_again_after_a_pause(supervisor):
 
 
 def test_exit_code_2_shows_the_message_and_is_not_tried_again(supervisor, tmp_path):
-    code = "import sys; print('started'); print('asyncflow learn: model.path: give one'); print('  or not'); sys.exit(2)"
+    code = (
+        "import sys; print('started'); print('asyncflow learn: model.path: give one'); print('  or not'); sys.exit(2)"
+    )
     supervisor.start(spec("learner", code, restarts=5))
     with pytest.raises(UserError) as raised:
         tick_until(supervisor, lambda: False)
@@ -133,7 +135,8 @@ def test_the_last_stage_ends_first(tmp_path):
     with Supervisor(tmp_path / "logs", tmp_path) as supervisor:
         for name in "abc":
             supervisor.start(Spec(name, [sys.executable, "-c", code, name], dict(os.environ)))
-            wait_for(lambda log=supervisor.log(name): "up" in log.read_text())
+            log = supervisor.log(name)
+            wait_for(lambda log=log: "up" in log.read_text())
     assert order.read_text() == "cba"
 
 

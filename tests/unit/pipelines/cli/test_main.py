@@ -1,0 +1,299 @@
+"""The command line: what a wrong call says, and with which exit code."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipelines.cli import learn, logs
+from pipelines.cli.main import VERBS, main
+from pipelines.cli.options import flags_of, parse_process, parse_process_and_rest, peek
+from pipelines.local.ports import free_ports
+from pipelines.submit import key_of, read_lines
+from schemas.config import RunConfig
+from schemas.errors import ConfigError, StateError
+
+
+def in_process_of_its_own(*arguments, cwd=None):
+    """Runs the command as a person would."""
+    command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd, check=False)
+
+
+@pytest.fixture
+def asyncflow(monkeypatch, capsys):
+    """Runs the command here, which is faster; whatever it raises but does not tell fails the test."""
+    monkeypatch.setattr(logs, "configure_logging", lambda: None)
+
+    def call(*arguments, cwd="."):
+        try:
+            with contextlib.chdir(cwd):
+                code = main([str(argument) for argument in arguments])
+        except SystemExit as exit_:
+            code = exit_.code
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, out, err)
+
+    return call
+
+
+def refused(done, *parts):
+    """It ended with 2, said each of the parts and showed no traceback."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr
+    return True
+
+
+def test_help_comes_at_once_without_heavy_packages():
+    code = "import sys; from pipelines.cli.main import main; main(['--help']); print(sorted(sys.modules))"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert time.monotonic() - started < 2, "0.4 s on an idle machine"
+    for heavy in ("torch", "apache_beam", "vllm", "kafka", "pydantic", "tyro"):
+        assert f"'{heavy}'" not in done.stdout
+    assert all(verb in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(asyncflow, verb):
+    done = asyncflow(verb, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"asyncflow {verb} " in done.stdout.split("options", 1)[0].split("Example", 1)[1]
+
+
+def test_a_wrong_verb_names_the_nearest(asyncflow):
+    assert refused(asyncflow("lern"), "no verb 'lern'", "did you mean learn?")
+
+
+def test_no_verb_shows_the_usage_and_is_an_error(asyncflow):
+    done = asyncflow()
+    assert done.returncode == 2
+    assert "usage: asyncflow VERB" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["learn", "up"])
+def test_a_wrong_flag_names_the_nearest(verb):
+    assert refused(in_process_of_its_own(verb, "--learner.step", "3"), "--learner.step", "--learner.steps")
+
+
+def test_a_wrong_value_is_named(asyncflow):
+    assert refused(asyncflow("learn", "--learner.steps", "many"), "--learner.steps", "many")
+    assert refused(asyncflow("learn", "--learner.steps", "0"), "steps", "greater than or equal to 1")
+
+
+def test_values_that_contradict_each_other_are_named(asyncflow):
+    assert refused(asyncflow("topics", "--rollout.shares", "3"), "rollout.shares = 3 exceeds kafka.partitions = 2")
+
+
+def test_a_wrong_key_in_the_file_names_the_nearest(asyncflow, tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("[learner]\nstepps = 3\n")
+    assert refused(asyncflow("learn", "--config", file), "unknown key learner.stepps", "did you mean steps?")
+
+
+def test_a_missing_file_and_one_that_is_no_toml_are_named(asyncflow, tmp_path):
+    assert refused(asyncflow("learn", "--config", tmp_path / "none.toml"), "none.toml", "No such file")
+    (tmp_path / "bad.toml").write_text("[learner\n")
+    assert refused(asyncflow("rollout", f"--config={tmp_path}/bad.toml"), "bad.toml", "not TOML")
+
+
+def test_a_missing_model_is_named(tmp_path):
+    assert refused(
+        in_process_of_its_own("up", "--model", "/nowhere", cwd=tmp_path), "asyncflow up: ", "'/nowhere'", "--model DIR"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broker_that_cannot_be_reached_is_one_line():
+    (port,) = free_ports(1)
+    done = in_process_of_its_own("topics", "--kafka.bootstrap", f"127.0.0.1:{port}")
+    assert refused(done, f"asyncflow topics: Kafka at 127.0.0.1:{port} cannot be reached")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["kafka", "audit"])
+def test_a_run_that_does_not_exist_is_named(asyncflow, verb, tmp_path):
+    assert refused(asyncflow(verb, "nope", cwd=tmp_path), f"asyncflow {verb}: no run 'nope'", "runs/nope/config.toml")
+
+
+def test_a_run_to_resume_that_does_not_exist_is_named(asyncflow, tmp_path):
+    assert refused(asyncflow("up", "--name", "nope", "--resume", cwd=tmp_path), "no run 'nope' to resume")
+
+
+def test_resume_refuses_another_configuration(asyncflow, tmp_path):
+    assert refused(asyncflow("up", "--resume", "--config", "x.toml", cwd=tmp_path), "leave --config out")
+
+
+def test_missing_prompts_are_told_before_anything_starts(asyncflow, tmp_path):
+    done = asyncflow("up", "--model", tmp_path, "--prompts", tmp_path / "none.jsonl", cwd=tmp_path)
+    assert refused(done, "none.jsonl", "No such file")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_submit_wants_exactly_one_way_to_name_the_run(asyncflow, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("{}\n")
+    assert refused(asyncflow("submit", file), "exactly one of --run and --config")
+
+
+def test_debug_shows_the_traceback_too(tmp_path):
+    done = in_process_of_its_own("learn", "--config", tmp_path / "none.toml", "--debug")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+
+
+def test_ctrl_c_of_a_single_process_is_130(monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learn, "main", interrupted)
+    assert main(["learn"]) == 130
+
+
+def test_a_fault_that_is_not_the_users_is_1_and_names_its_kind(monkeypatch, capsys):
+    def fail(_):
+        raise StateError("the checkpoint is torn")
+
+    monkeypatch.setattr(learn, "main", fail)
+    assert main(["learn"]) == 1
+    assert capsys.readouterr().err == "asyncflow learn: StateError: the checkpoint is torn\n"
+
+
+def test_a_full_disk_is_told(monkeypatch, capsys):
+    def fail(_):
+        raise OSError(28, "No space left on device", "/runs/x")
+
+    monkeypatch.setattr(learn, "main", fail)
+    assert main(["learn"]) == 2
+    assert "No space left on device: /runs/x; make room" in capsys.readouterr().err
+
+
+def test_output_that_nobody_reads_is_no_error():
+    command = f"{sys.executable} -m pipelines.cli.main up --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+
+
+def test_flags_override_the_file(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text('name = "filed"\n[learner]\nsteps = 3\nmax_staleness = 2\n[kafka.client]\nclient_id = "x"\n')
+    config = parse_process("learn", ["--config", str(file), "--learner.steps", "5"], "")
+    assert (config.name, config.learner.steps, config.learner.max_staleness) == ("filed", 5, 2)
+    assert config.kafka.client == {"client_id": "x"}
+
+
+def test_flags_may_be_written_with_either_dash():
+    for flag in ("--learner.max-staleness", "--learner.max_staleness"):
+        assert parse_process("learn", [flag, "3"], "").learner.max_staleness == 3
+
+
+def test_rollout_passes_beams_flags_on_and_keeps_its_own():
+    config, rest = parse_process_and_rest(
+        "rollout", ["--runner=FlinkRunner", "--rollout.shares", "2", "--flink_master", "127.0.0.1:8081"], ""
+    )
+    assert config.rollout.shares == 2
+    assert rest == ["--runner=FlinkRunner", "--flink_master", "127.0.0.1:8081"]
+
+
+@pytest.mark.parametrize(("flag", "hint"), [("--rollout.share", "--rollout.shares"), ("--confg", "--config")])
+def test_rollout_does_not_pass_on_what_looks_like_a_misspelt_flag_of_ours(flag, hint):
+    with pytest.raises(ConfigError, match=f"unknown flag {flag}; did you mean {hint}"):
+        parse_process_and_rest("rollout", [flag, "2"], "")
+
+
+def test_peek_finds_both_forms():
+    assert peek(["--config", "a"], "--config") == peek(["x", "--config=a"], "--config") == "a"
+    assert peek(["--configs", "a"], "--config") is None
+    assert peek(["--config"], "--config") is None
+
+
+def test_flags_of_lists_every_leaf():
+    flags = flags_of(RunConfig().model_dump())
+    assert {"--name", "--kafka.bootstrap", "--rollout.sampling.max_tokens", "--worker.engine_args"} <= set(flags)
+
+
+def test_lines_are_read_as_they_are_and_blank_ones_left_out(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b'{"a": 1}\r\n\n   \nnot json \xff\n{"b": 2}')
+    assert list(read_lines(file)) == [b'{"a": 1}', b"not json \xff", b'{"b": 2}']
+
+
+def test_a_line_that_the_topic_does_not_take_is_named(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b"x\n" + b"y" * (16 << 20))
+    with pytest.raises(ConfigError, match="line 2: 16777216 bytes"):
+        list(read_lines(file))
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        (json.dumps({"prompt_id": "gsm8k/17"}), b"gsm8k/17"),
+        (json.dumps({"prompt_id": 17}), None),
+        (json.dumps({}), None),
+        (json.dumps(["prompt_id"]), None),
+        ("not json", None),
+        ("[" * 100_000, None),
+        ('{"prompt_id": "\\ud800"}', b"?"),
+    ],
+)
+def test_the_key_is_the_prompts_id_where_there_is_one(line, key):
+    assert key_of(line.encode()) == key
+
+
+def test_submit_writes_every_line_over_the_partitions_in_turn(run_config, tmp_path):
+    from tests.integration.test_broker import _consume
+
+    file = tmp_path / "prompts.jsonl"
+    lines = [b'{"prompt_id": "%d"}' % index for index in range(4)] + [b"not json"]
+    file.write_bytes(b"\n".join(lines))
+    done = in_process_of_its_own(
+        "submit", file, "--run", run_config.name, "--bootstrap", run_config.kafka.bootstrap, cwd=tmp_path
+    )
+    assert (done.returncode, done.stdout) == (0, "5 prompts\n"), done.stderr
+    assert _consume(run_config, run_config.topics.prompts) == lines[::2]
+
+
+def test_submit_to_a_run_without_topics_is_told(asyncflow, broker, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("{}\n")
+    done = asyncflow("submit", file, "--run", "nobody", "--bootstrap", broker, cwd=tmp_path)
+    assert refused(done, f"Kafka at {broker} has no topic nobody.prompts")
+
+
+def test_kafka_serves_the_log_of_a_run_again_until_ctrl_c(tmp_path):
+    from pipelines.local.broker import Broker
+    from pipelines.local.topics import create_topics
+    from schemas.config import KafkaConfig
+    from tests.integration.test_broker import _consume, _produce
+
+    run = tmp_path / "runs" / "old"
+    with Broker(run / "kafka") as first:
+        config = RunConfig(name="old", kafka=KafkaConfig(bootstrap=first.bootstrap))
+        create_topics(config)
+        _produce(config, [b"kept"], config.topics.prompts)
+    (run / "config.toml").write_text(f'name = "old"\n[kafka]\nbootstrap = "{first.bootstrap}"\n')
+
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli.main", "kafka", "runs/old"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        word, bootstrap = serving.stdout.readline().split()
+        assert word == "kafka"
+        again = RunConfig(name="old", kafka=KafkaConfig(bootstrap=bootstrap))
+        assert _consume(again, again.topics.prompts) == [b"kept"]
+        assert refused(in_process_of_its_own("kafka", "old", cwd=tmp_path), "run 'old' is in use by another process")
+    finally:
+        os.kill(serving.pid, signal.SIGINT)
+    assert serving.wait(30) == 0
+    assert not list(run.glob("pids.*"))
