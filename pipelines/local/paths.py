@@ -61,10 +61,6 @@ def _build_beside(target: Path, build: Callable[[Path], None]) -> None:
     try:
         build(room / target.name)
         (room / target.name).rename(target)
-    except OSError as error:
-        if error.errno is None or error.filename is None:
-            raise
-        raise DiskError(f"cannot write {target}: {error.strerror} ({error.filename})") from error
     finally:
         shutil.rmtree(room, ignore_errors=True)
 
