@@ -13,7 +13,7 @@ in order.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from pydantic import BaseModel
 
@@ -236,14 +236,18 @@ def _check_unreadable(log: RunLog, findings: _Findings) -> None:
 
 
 def _staleness(log: RunLog, line: list[StepEntry]) -> int:
-    """Counted again from the records: steps done before a step minus the step of the oldest version."""
+    """Counted again from the records: updates of the weights between the oldest version and the step.
+
+    A step that trained nothing updated nothing, so it ages no sample; neither does a restart.
+    """
     step_of = {version.version: version.step for version in log.weights}
     oldest = {(record.group, record.at): record.versions[0] for record in log.groups}
+    updates = list(accumulate((bool(step.trained) for step in line), initial=0))
     found = [0]
-    for step in line:
+    for before, step in enumerate(line):
         for trained in step.trained:
             version = oldest.get((trained.group, trained.at), trained.versions[0])
-            found.append(step.step - 1 - step_of.get(version, 0))
+            found.append(updates[before] - updates[min(step_of.get(version, 0), len(line))])
     return max(found)
 
 

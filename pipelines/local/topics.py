@@ -42,10 +42,7 @@ def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
     try:
         existing = set(admin.list_topics())
         _check([spec for spec in specs if spec.name in existing], admin)
-        missing = [spec for spec in specs if spec.name not in existing]
-        if missing:
-            admin.create_topics(_requests(missing, config.kafka.replication), wait_for_metadata=True)
-        return [spec.name for spec in missing]
+        return _create([spec for spec in specs if spec.name not in existing], config.kafka.replication, admin)
     except KafkaError as error:
         raise BrokerError(
             f"Kafka at {config.kafka.bootstrap} could not create the topics of {config.name}: {error}"
@@ -82,6 +79,22 @@ def _connect(kafka: KafkaConfig, timeout_s: float) -> Any:
         ) from error
 
 
+def _create(specs: list[TopicSpec], replication: int, admin: Any) -> list[str]:
+    """Creates topics that were not listed; another process may have created some of them meanwhile."""
+    from kafka.errors import NoError, TopicAlreadyExistsError, for_code
+
+    if not specs:
+        return []
+    answer = admin.create_topics(_requests(specs, replication), raise_errors=False)
+    codes = {topic["name"]: topic["error_code"] for topic in answer["topics"]}
+    for name, code in codes.items():
+        if code not in (NoError.errno, TopicAlreadyExistsError.errno):
+            raise for_code(code)(name)
+    admin.wait_for_topics(list(codes))
+    _check([spec for spec in specs if codes[spec.name] == TopicAlreadyExistsError.errno], admin)
+    return [name for name, code in codes.items() if code == NoError.errno]
+
+
 def _requests(specs: list[TopicSpec], replication: int) -> dict[str, dict[str, Any]]:
     return {
         spec.name: {"num_partitions": spec.partitions, "replication_factor": replication, "configs": spec.settings}
@@ -95,10 +108,10 @@ def _check(specs: list[TopicSpec], admin: Any) -> None:
 
     if not specs:
         return
-    partitions = {
-        topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics([spec.name for spec in specs])
-    }
-    resources = [ConfigResource(ConfigResourceType.TOPIC, spec.name) for spec in specs]
+    names = [spec.name for spec in specs]
+    admin.wait_for_topics(names)
+    partitions = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(names)}
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     settings = admin.describe_configs(resources, config_filter="all")["topic"]
     faults = [fault for spec in specs for fault in _faults(spec, partitions[spec.name], settings[spec.name])]
     if faults:

@@ -44,7 +44,7 @@ class RolloutProcess:
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def drain(self, timeout_s=30):
+    def drain(self, timeout_s=60):
         """SIGTERM; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s)
@@ -111,7 +111,7 @@ class Topics:
         return Counter(everywhere + [tuple(letter.group) for letter in self.letters()])
 
 
-def wait_for(condition, timeout_s=40, process=None):
+def wait_for(condition, timeout_s=120, process=None):
     """Returns the first true result of ``condition()``."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

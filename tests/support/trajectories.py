@@ -212,10 +212,11 @@ class LearnerProcess:
         script.write_text(code)
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
         path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+        threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}  # cores are shared with the tests
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *launcher, str(script), str(directory / "config.json")],
-                stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                stdout=log, stderr=log, env={**os.environ, "PYTHONPATH": path, **threads},
             )  # fmt: skip
 
     def wait(self, timeout_s=120):

@@ -124,7 +124,7 @@ class BatchSource(UnboundedSource):  # type: ignore[misc]
 
 
 class ReadFn(_ReadFromUnboundedSourceDoFn):  # type: ignore[misc]
-    """Beam's own reading of unbounded sources, one batch a bundle, with a pause between empty bundles that grows in a lull."""
+    """Beam's own reading of unbounded sources: one batch a bundle, growing pauses between empty ones."""
 
     def __init__(self, shortest_pause_s: float) -> None:
         super().__init__(poll_interval=shortest_pause_s, max_records_per_bundle=1)

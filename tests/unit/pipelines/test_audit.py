@@ -149,6 +149,15 @@ def test_staleness_is_counted_again_from_the_records(log):
     assert broken(log, "staleness").staleness_max == 2
 
 
+def test_a_step_that_trained_nothing_ages_no_sample(log):
+    log.ledger += [step(3, [], version=3), step(4, [], version=3), step(5, [trained(6, 2), trained(7, 2)])]
+    log.groups += [record(7, 2)]
+    log.finished = {0: OffsetSet(8)}
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    assert verdict.staleness_max == 1
+
+
 def test_a_restart_does_not_age_samples(log):
     log.ledger += [
         StartEntry(generation=2, continues=Position(generation=1, step=2), settings=SETTINGS),

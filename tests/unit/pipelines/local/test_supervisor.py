@@ -33,7 +33,7 @@ def alive(pid):
         return False
 
 
-def wait_for(condition, timeout_s=10):
+def wait_for(condition, timeout_s=30):
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "did not come about"
@@ -41,7 +41,7 @@ def wait_for(condition, timeout_s=10):
     return found
 
 
-def tick_until(supervisor, condition, timeout_s=10):
+def tick_until(supervisor, condition, timeout_s=30):
     def tick():
         supervisor.tick()
         return condition()

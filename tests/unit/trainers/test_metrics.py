@@ -1,0 +1,64 @@
+"""Figures of a step."""
+
+import math
+import socket
+import urllib.request
+from dataclasses import replace
+
+import pytest
+
+from schemas.errors import PortError
+from schemas.identity import GroupId
+from schemas.ledger import StepEntry
+from schemas.trajectories import Span
+from tests.support.samples import group
+from trainers import metrics
+from trainers.accounts import Versions
+from trainers.engine import Outcome
+from trainers.planner import Arrival, Plan
+
+
+def arrival(offset, version, rewards):
+    samples = group(0, offset, len(rewards), weight_version_spans=(Span(version, 0),),
+                    weight_version_min=version, weight_version_max=version)  # fmt: skip
+    samples = [replace(sample, reward=reward) for sample, reward in zip(samples, rewards, strict=True)]
+    return Arrival(GroupId(0, offset), (0, offset), tuple(samples))
+
+
+def test_figures_of_a_plan():
+    arrivals = (arrival(0, 1, (1.0, 0.0)), arrival(1, 2, (1.0, None)))
+    plan = Plan(arrivals, (), (0.0, 0.0, 1.0, 0.0, 1.0))
+    assert metrics.of_plan(plan, Versions({1: 0, 2: 1}), 2) == {
+        "groups_dropped": 0,
+        "reward_mean": 0.4,
+        "reward_mean_trained": pytest.approx(2 / 3),
+        "staleness_max": 2,
+        "staleness_mean": 1.5,
+        "tokens": 24,
+        "response_tokens_mean": 3.0,
+    }
+
+
+def test_redone_step_keeps_the_reward_of_all_its_groups():
+    dead = StepEntry(generation=1, step=1, version=2, trained=(), dropped=(), metrics={"reward_mean": 0.25})
+    plan = Plan((arrival(0, 1, (1.0, 0.0)),), (), (1.0, 0.0), dead)
+    assert metrics.of_plan(plan, Versions({1: 0}), 0)["reward_mean"] == 0.25
+
+
+def test_what_is_not_finite_is_left_out_of_the_json():
+    outcome = Outcome(False, math.nan, math.inf, 0.1, 0.0)
+    assert metrics.of_outcome(outcome) == {"logprob_gap_mean": 0.1, "clip_fraction": 0.0}
+
+
+def test_gauges_are_served_and_a_taken_port_is_named():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        listener.listen()
+        with pytest.raises(PortError, match=f"learner.metrics_port = {port}"):
+            metrics.Gauges(port)
+    gauges = metrics.Gauges(port)
+    gauges.show({"loss": 0.5})
+    gauges.show({"loss": 0.25})
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    assert "asyncflow_learner_loss 0.25" in page
