@@ -27,7 +27,7 @@ from schemas.config import RunConfig
 from schemas.errors import PortError
 from transforms.assemble import Assemble
 from transforms.generation.generate import Generate
-from transforms.generation.pool import all_pools, drain_all, first_error
+from transforms.generation.pool import all_pools, drain_all, first_error, stop_all
 from transforms.generation.tokenizer import Tokenizer
 from transforms.kafka import Write
 from transforms.rewards import registry
@@ -73,6 +73,8 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     except Exception as error:  # noqa: BLE001 - a runner's errors have no common class
         _LOG.error("rollout_failed", error=repr(first_error(all_pools()) or error)[:2000])
         return _FAILED
+    finally:
+        stop_all()
     _LOG.info("rollout_ended", state=state)
     return 0 if state == PipelineState.DONE else _FAILED
 

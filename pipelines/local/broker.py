@@ -199,13 +199,11 @@ class Broker:
         ]
 
     def _format(self) -> None:
-        from uuid import uuid4
-
         arguments = [
             "format",
             "--standalone",
             "--cluster-id",
-            _base64(uuid4().bytes),
+            new_cluster_id(),
             "--config",
             self._properties_file,
         ]
@@ -261,7 +259,10 @@ class Broker:
         }
 
 
-def _base64(value: bytes) -> str:
+def new_cluster_id() -> str:
+    """A random Kafka UUID: 16 bytes in URL-safe base64, never starting with a dash, which would read as a flag."""
     from base64 import urlsafe_b64encode
+    from uuid import uuid4
 
-    return urlsafe_b64encode(value).rstrip(b"=").decode()
+    text = urlsafe_b64encode(uuid4().bytes).rstrip(b"=").decode()
+    return new_cluster_id() if text.startswith("-") else text

@@ -132,3 +132,9 @@ def test_a_directory_of_another_node_is_refused_with_the_brokers_own_words(tmp_p
     (tmp_path / "data" / "meta.properties").write_text("version=1\nnode.id=2\ncluster.id=AAAAAAAAAAAAAAAAAAAAAA\n")
     with pytest.raises(BrokerError, match="Stored node id 2"):
         Broker(tmp_path).start()
+
+
+def test_a_cluster_id_never_reads_as_a_flag():
+    from pipelines.local.broker import new_cluster_id
+
+    assert not any(new_cluster_id().startswith("-") for _ in range(2000))

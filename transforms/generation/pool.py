@@ -93,9 +93,15 @@ class Pool:
     async def _open_engines(self, tokenizer: Tokenizer) -> None:
         rollout = self._config.rollout
         timeout = aiohttp.ClientTimeout(total=rollout.request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S)
-        session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout, trust_env=False)
-        self._workers = Workers(rollout.workers, session, self._share)
-        self._answerer = Answerer(self._config, tokenizer, session, self._workers)
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout, trust_env=False)
+        self._workers = Workers(rollout.workers, self._session, self._share)
+        self._answerer = Answerer(self._config, tokenizer, self._session, self._workers)
+
+    async def _close_engines(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._session.close()
+        self._loop.stop()
 
     # ---- prompts in: a thread of its own ------------------------------------------------------------
 
@@ -274,15 +280,22 @@ class Pool:
 
     def fail(self, error: BaseException) -> None:
         """Ends the pool: the next look at it raises ``error``."""
-        _LOG.error("pool_failed", share=self._share, error=repr(error))
         with self._lock:
-            self._error = self._error or error
+            if self._error is not None:
+                return
+            self._error = error
+        _LOG.error("pool_failed", share=self._share, error=repr(error))
 
     def drain(self) -> None:
         """Takes no more prompts; what engines are answering is finished and committed. Returns at once."""
         self._draining.set()
         self._follower.stop()
         self._loop.call_soon_threadsafe(self._workers.drain)
+
+    def stop(self) -> None:
+        """Takes no more prompts and lets go of what is in flight. The end of the process closes the rest."""
+        self.drain()
+        asyncio.run_coroutine_threadsafe(self._close_engines(), self._loop)
 
 
 def _fencing_producer(config: RunConfig, share: int) -> KafkaProducer:
@@ -357,6 +370,12 @@ def pool_of(config: RunConfig, share: int) -> Pool:
 def all_pools() -> list[Pool]:
     """The pools of this process."""
     return list(_POOLS.values())
+
+
+def stop_all() -> None:
+    """Stops every pool of this process at once: the pipeline has ended."""
+    for pool in all_pools():
+        pool.stop()
 
 
 def drain_all() -> None:

@@ -57,8 +57,8 @@ def run(config: RunConfig) -> int:
         UserError: port, model, broker, topic or a setting of vLLM.
     """
     try:
-        with _interruptible(), _reserve_port(config.worker.host, config.worker.port) as listener:
-            return _run_loop(config, listener)
+        with _interruptible() as early, _reserve_port(config.worker.host, config.worker.port) as listener:
+            return _run_loop(config, listener, early)
     except KeyboardInterrupt:
         return 0
     except UserError:
@@ -68,7 +68,7 @@ def run(config: RunConfig) -> int:
         return 1
 
 
-def _run_loop(config: RunConfig, listener: socket.socket) -> int:
+def _run_loop(config: RunConfig, listener: socket.socket, early: _Interruption) -> int:
     from prometheus_client import REGISTRY
 
     expectation = read_expectation(Path(config.model.path), config.worker.max_model_len_tokens)
@@ -79,23 +79,35 @@ def _run_loop(config: RunConfig, listener: socket.socket) -> int:
     import uvloop
 
     with WeightStore(config.weights.root) as store:
-        worker = _Worker(config, listener, state, announcements, store, expectation)
+        worker = _Worker(config, listener, early, state, announcements, store, expectation)
         code: int = uvloop.run(worker.main())
     gc.unfreeze()  # vLLM's server froze the heap, and with it a client that must not outlive the modules it needs
     gc.collect()
     return code
 
 
+@dataclass
+class _Interruption:
+    """Whether SIGTERM or SIGINT came before the event loop took signals over."""
+
+    received: bool = False
+
+
 @contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGINT raise until the event loop takes them over: vLLM's start blocks it for seconds."""
+def _interruptible() -> Iterator[_Interruption]:
+    """SIGTERM and SIGINT raise until the event loop takes them over: vLLM's start blocks it for seconds.
+
+    The exception can get lost in a callback of C code, so the signal is remembered too.
+    """
+    interruption = _Interruption()
 
     def interrupt(number: int, _: object) -> None:
+        interruption.received = True
         raise KeyboardInterrupt(signal.Signals(number).name)
 
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield interruption
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -126,6 +138,7 @@ class _Worker:
 
     config: RunConfig
     listener: socket.socket
+    early: _Interruption
     state: WorkerState
     announcements: Announcements
     store: WeightStore
@@ -158,6 +171,8 @@ class _Worker:
 
     async def _serve(self, client: Any, arguments: Namespace, first: WeightVersion | None) -> int:
         stop = _stop_on_signals()
+        if self.early.received:
+            stop.set()
         parts = (self._follow(client, first), self._listen(client, arguments), _watch(client), stop.wait())
         tasks = [asyncio.create_task(part) for part in parts]
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,0 +1,59 @@
+"""What Beam sees of the pools."""
+
+import pytest
+from apache_beam import Pipeline
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipelines.rollout import beam_options, build
+from schemas.config import KafkaConfig, RolloutConfig, RunConfig
+from transforms.assemble import Assemble
+from transforms.generation.generate import Generate
+from transforms.generation.source import BatchSource, Nothing, pause_s
+from transforms.kafka import Write
+
+CONFIG = RunConfig(rollout=RolloutConfig(shares=3), kafka=KafkaConfig(partitions=3))
+
+
+def test_there_is_one_restriction_a_share_and_no_further_split():
+    shares = list(BatchSource(CONFIG).split(20))
+    assert [source.share for source in shares] == [0, 1, 2]
+    assert list(shares[1].split(20)) == [shares[1]]
+
+
+def test_a_source_that_was_not_split_is_not_read():
+    with pytest.raises(ValueError, match="split"):
+        BatchSource(CONFIG).create_reader(None, None)
+
+
+def test_all_checkpoint_marks_have_the_same_bytes():
+    coder = BatchSource(CONFIG).get_checkpoint_mark_coder()
+    assert coder.encode(Nothing()) == coder.encode(coder.decode(coder.encode(Nothing())))
+
+
+@pytest.mark.parametrize(("idle_s", "expected_s"), [(0.0, 0.02), (0.2, 0.02), (1.0, 0.1), (60.0, 0.2)])
+def test_the_pause_between_looks_grows_in_a_lull_up_to_ten_times(idle_s, expected_s):
+    assert pause_s(0.02, idle_s) == pytest.approx(expected_s)
+
+
+def test_the_pipeline_is_put_together_and_its_types_fit():
+    build(Pipeline(options=PipelineOptions(["--runner=PrismRunner"])), CONFIG)
+
+
+def test_a_transform_in_the_wrong_place_is_refused_while_the_graph_is_built():
+    pipeline = Pipeline(options=PipelineOptions(["--runner=PrismRunner"]))
+    with pytest.raises(Exception, match="type hint violation"):
+        pipeline | Generate(CONFIG) | Write(CONFIG) | Assemble(CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--runner=FlinkRunner", "--parallelism=2"], {"runner": "FlinkRunner"}),
+        (["--prism_location=/x"], {"runner": "PrismRunner", "prism_location": "/x"}),
+        (["--runner", "PortableRunner", "--job_endpoint=127.0.0.1:1"], {"runner": "PortableRunner"}),
+    ],
+)
+def test_beams_options_pass_through(given, expected):
+    options = beam_options(given).get_all_options()
+    assert {name: options[name] for name in expected} == expected
+    assert options["streaming"] is True
