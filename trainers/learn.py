@@ -37,7 +37,7 @@ from trainers.engine import Engine, Outcome, Work, learning_rate
 from trainers.log import broker_errors, open_consumer, partitions_of, read_topic, topic_ids
 from trainers.planner import Arrival, Plan, Planner
 from trainers.precision import fastest_dtype
-from trainers.publish import WeightStore, draw_probe
+from trainers.publish import WeightStore, probe_tokens
 from trainers.ranks import Ranks
 from trainers.restart import History
 from trainers.stream import Event, Fault, Letter, Stream
@@ -149,7 +149,7 @@ class Learner:
         if checkpoint:
             require_fit(checkpoint.state.fingerprint, self._fingerprint(), checkpoint.directory)
         engine = Engine(self._config, self._dtype, self._ranks)
-        self._probe = draw_probe(engine.vocabulary, self._config.seed)
+        self._probe = probe_tokens(self._config.model.path)
         engine.check(self._probe)
         if checkpoint:
             self._ranks.broadcast(("load", checkpoint.directory))

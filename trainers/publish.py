@@ -9,25 +9,47 @@ Files are not forced to the disk: a version that a power failure tore is announc
 number, by the learner's next start.
 """
 
-import random
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from schemas.config import WeightsConfig
+from schemas.errors import ModelError
 from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256
 from schemas.weights import version_path
 from trainers.disk import disk_errors
 
 _log = structlog.get_logger(__name__)
 _MODEL_NAME: Final = "model.safetensors"
-_PROBE_TOKENS: Final = 32
+_PROBE_TOKENS: Final = 64
+_PROBE_TEXT: Final = (
+    "A baker sells 12 rolls in the morning and 9 in the afternoon. How many rolls does she sell in a day? "
+    "Explain how you found the number, then write a short letter in which she thanks her customers."
+)
 
 
-def draw_probe(vocabulary: int, seed: int) -> list[int]:
-    """Token ids of the probe: any will do, as long as both sides compute the same ones."""
-    return random.Random(seed).choices(range(vocabulary), k=_PROBE_TOKENS)
+def probe_tokens(model: str) -> list[int]:
+    """Token ids of the probe: a passage as a user's message, in the model's own template if it has one.
+
+    Random tokens will not do: on what it has never seen a model's logits saturate, and two right
+    16-bit computations differ by 0.2 in every logprob; on this text they differ by 0.04 in the mean.
+
+    Raises:
+        ModelError: the model directory has no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"model.path = {model!r}: its tokenizer cannot be read: {error}") from error
+    text = _PROBE_TEXT
+    if tokenizer.chat_template:
+        message = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    token_ids: list[int] = tokenizer.encode(text, add_special_tokens=not tokenizer.chat_template)
+    return token_ids[:_PROBE_TOKENS]
 
 
 class WeightStore:

@@ -295,7 +295,8 @@ class Pool:
     def stop(self) -> None:
         """Takes no more prompts and lets go of what is in flight. The end of the process closes the rest."""
         self.drain()
-        asyncio.run_coroutine_threadsafe(self._close_engines(), self._loop)
+        if self._loop.is_running():
+            asyncio.run_coroutine_threadsafe(self._close_engines(), self._loop)
 
 
 def _fencing_producer(config: RunConfig, share: int) -> KafkaProducer:

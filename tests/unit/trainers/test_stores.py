@@ -10,15 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from schemas.config import WeightsConfig
-from schemas.errors import ConfigError, DiskError, StateError
+from schemas.errors import ConfigError, DiskError, ModelError, StateError
 from schemas.identity import GroupId
 from schemas.ledger import StartEntry
 from schemas.manifests import MANIFEST_NAME, Manifest, verify
 from schemas.weights import version_path
+from tests.support.tiny_model import build_tiny_model
 from trainers.accounts import Accounts
 from trainers.checkpoint import CheckpointStore, State, require_fit
 from trainers.disk import disk_errors
-from trainers.publish import WeightStore, draw_probe
+from trainers.publish import WeightStore, probe_tokens
 from trainers.restart import History
 
 TENSORS = {"model.embed_tokens.weight": torch.arange(6.0).reshape(2, 3), "model.norm.weight": torch.ones(3)}
@@ -68,11 +69,16 @@ def test_prune_keeps_the_newest_and_never_removes_the_announced_one(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000004", "00000005"]
 
 
-def test_probe_is_drawn_from_the_seed_within_the_vocabulary():
-    probe = draw_probe(10, seed=3)
-    assert probe == draw_probe(10, seed=3)
-    assert probe != draw_probe(10, seed=4)
-    assert set(probe) <= set(range(10))
+def test_the_probe_is_text_in_the_models_own_template(tmp_path):
+    tokens = probe_tokens(str(build_tiny_model(tmp_path)))
+    assert len(tokens) == 64
+    assert tokens[0] == 3, "the user's turn comes first"
+    assert tokens == probe_tokens(str(tmp_path))
+
+
+def test_a_model_without_a_tokenizer_is_named(tmp_path):
+    with pytest.raises(ModelError, match="tokenizer cannot be read"):
+        probe_tokens(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from schemas.errors import ConfigError
 from transforms.generation.worker.lifeline import SERVER_VARIABLE
-from transforms.generation.worker.names import BACKEND, EXTENSION
+from transforms.generation.worker.names import BACKEND, EXECUTOR, EXTENSION
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -78,7 +78,7 @@ def parse_arguments(config: RunConfig, dtype: str) -> Namespace:
         def error(self, message: str) -> None:
             raise ConfigError(f"worker.engine_args: {message}; see `vllm serve --help=all`")
 
-    arguments = {**_arguments(config, dtype), **_memory_arguments(config, on_cpu=current_platform.is_cpu())}
+    arguments = {**_arguments(config, dtype), **_device_arguments(config, on_cpu=current_platform.is_cpu())}
     line = to_command_line(arguments) + to_command_line(_free_arguments(config))
     parsed: Namespace = make_arg_parser(Parser()).parse_args(line)
     validate_parsed_serve_args(parsed)
@@ -108,11 +108,15 @@ def _arguments(config: RunConfig, dtype: str) -> dict[str, Any]:
     }
 
 
-def _memory_arguments(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:
+def _device_arguments(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:
     if not on_cpu:
         return {"gpu_memory_utilization": config.worker.gpu_memory_utilization}
     kv_cache_bytes = int(config.worker.kv_cache_gib * 2**30)
-    return {"gpu_memory_utilization": _CPU_MEMORY_SHARE, "kv_cache_memory_bytes": kv_cache_bytes}
+    return {
+        "gpu_memory_utilization": _CPU_MEMORY_SHARE,
+        "kv_cache_memory_bytes": kv_cache_bytes,
+        "distributed_executor_backend": EXECUTOR,
+    }
 
 
 def _free_arguments(config: RunConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from transforms.generation.worker.executor import wait_patiently
 from transforms.generation.worker.lifeline import hold
 from transforms.generation.worker.names import BACKEND
 
@@ -52,6 +53,8 @@ class StoreTransfer(WeightTransferEngine[StoreInit, StoreUpdate]):  # type: igno
         """Called by vLLM once the model is there."""
         super().__init__(*args, **options)
         hold()
+        if self.device.type == "cpu":
+            wait_patiently()
 
     def init_transfer_engine(self, init_info: StoreInit) -> None:
         """Nothing to connect."""
