@@ -244,6 +244,15 @@ def test_an_engine_that_dies_ends_the_worker_and_a_killed_worker_leaves_no_proce
         assert processes_left(started) == []
 
 
+def test_sigterm_while_the_engine_starts_ends_the_worker_with_0_and_no_process_stays(ready):
+    create_topics(ready)
+    with WorkerProcess(Path(ready.weights.root).parent, ready) as worker:
+        worker.wait_for_log("Initializing a V1 LLM engine", START_S)
+        started = worker.descendants()
+        assert worker.stop(timeout_s=90) == 0
+        assert processes_left(started) == []
+
+
 def test_a_port_in_use_is_told_before_anything_starts(ready):
     with socket.socket() as other:
         other.bind((ready.worker.host, ready.worker.port))
