@@ -8,8 +8,13 @@ waits for and from the learner.
 
 from __future__ import annotations
 
+from typing import Final
+
 from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+_LONGEST_SLEEP_MS: Final = 20
+"""Between two looks at a queue whose notification did not come."""
 
 
 class PatientExecutor(MultiprocExecutor):  # type: ignore[misc]
@@ -23,6 +28,14 @@ class PatientExecutor(MultiprocExecutor):  # type: ignore[misc]
 def wait_patiently() -> None:
     """Readers of this process's message queues sleep until they are notified, from their first second on.
 
-    vLLM spins for a second after each read; a reader that forgets its reads does not.
+    vLLM spins for a second after each read; a reader that forgets its reads does not. It then depends
+    on notifications that vLLM sends over a lossy socket (one that is lost cost 5 s), so it also looks
+    for itself now and then.
     """
+    wait = SpinCondition.wait
+
+    def wait_a_little(condition: SpinCondition, timeout_ms: int | None = None) -> None:
+        wait(condition, _LONGEST_SLEEP_MS if timeout_ms is None else min(timeout_ms, _LONGEST_SLEEP_MS))
+
     SpinCondition.record_read = lambda _: None
+    SpinCondition.wait = wait_a_little
