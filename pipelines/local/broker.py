@@ -246,6 +246,7 @@ class Broker:
             "transaction.state.log.min.isr": 1,
             "share.coordinator.state.topic.replication.factor": 1,
             "share.coordinator.state.topic.min.isr": 1,
+            "broker.session.timeout.ms": 5000,  # a killed broker is let in again only after this
             "offsets.topic.num.partitions": 2,  # 50 cost a second at every start
             "transaction.state.log.num.partitions": 2,
             "group.initial.rebalance.delay.ms": 0,

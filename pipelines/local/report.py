@@ -77,5 +77,7 @@ def _figure(title: str, unit: str, traces: dict[str, list[float | None]]) -> str
     figure.update_layout(
         title=title, xaxis_title="step", yaxis_title=unit, height=320, margin={"l": 50, "r": 20, "t": 50, "b": 40}
     )
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True})
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False}
+    )
     return html

@@ -4,6 +4,11 @@ import os
 from typing import Final
 
 _ONE: Final = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_WAIT_ASLEEP: Final = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # a thread that spins while it waits takes a core from another process
+    "KMP_BLOCKTIME": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 _FEW_CORES: Final = 4
 
 
@@ -15,19 +20,17 @@ def cores() -> int:
 def thread_environment(process: str, available: int) -> dict[str, str]:
     """Environment variables that decide how many threads a process computes with.
 
-    On a few cores engine and learner take all of them each: they are seldom busy at once, and waiting
-    threads sleep. On more cores each takes one half. Everything else computes little.
+    vLLM binds a thread to every physical core by itself. On a few cores the learner takes all of them
+    too: the two are seldom busy at once, and threads that wait sleep. On more cores it takes one half.
+    Everything else computes little.
 
     Args:
         process: ``worker``, ``learner`` or any other.
         available: cores to share.
     """
-    if process not in ("worker", "learner"):
-        return dict(_ONE)
-    threads = available if available <= _FEW_CORES else available // 2
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",  # a thread that spins while it waits takes a core from the other process
-        "KMP_BLOCKTIME": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    if process == "worker":
+        return dict(_WAIT_ASLEEP)  # with OMP_NUM_THREADS vLLM's serial processes would take that many threads, too
+    if process == "learner":
+        threads = available if available <= _FEW_CORES else available // 2
+        return {**_WAIT_ASLEEP, "OMP_NUM_THREADS": str(threads)}
+    return dict(_ONE)

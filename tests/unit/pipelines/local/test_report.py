@@ -1,0 +1,91 @@
+"""What a run leaves for people: the demo's prompts, the summary, the table, the report."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from pipelines.audit import audit
+from pipelines.local.demo_prompts import from_file, sums
+from pipelines.local.monitor import ShownSample, Snapshot, StageRow
+from pipelines.local.report import ReportData, write_report
+from pipelines.local.summary import summarise
+from pipelines.local.table import plain, sparkline
+from pipelines.log import RunLog
+from schemas.errors import ConfigError
+from schemas.evals import EvalResult
+from schemas.ledger import DroppedGroup, StartEntry, StepEntry
+
+
+def step(number, reward, dropped=()):
+    metrics = {"reward_mean": reward, "staleness_max": 1.0}
+    return StepEntry(generation=1, step=number, version=number + 1, trained=(), dropped=dropped, metrics=metrics)
+
+
+DROP = DroppedGroup(group=(0, 1), at=(0, 1), reason="zero_variance")
+LINE = [step(1, 0.1), step(2, 0.2), step(3, 0.3, (DROP,)), step(4, 0.9)]
+
+
+@pytest.fixture
+def summary():
+    log = RunLog(ledger=[StartEntry(generation=1), *LINE])
+    return summarise(
+        log, LINE, audit("x", log), held_out=(0.1, 0.8), updates_in_flight=2, tokens_generated=100,
+        seconds_to_first_step=3.21, seconds_total=9.87,
+    )  # fmt: skip
+
+
+def test_the_summary_compares_the_first_and_the_last_three_steps(summary):
+    assert (summary.reward_first3, summary.reward_last3) == (0.2, 0.4667)
+    assert summary.groups_dropped == {"zero_variance": 1}
+    assert (summary.steps, summary.seconds_to_first_step, summary.seconds_total) == (4, 3.2, 9.9)
+
+
+def test_the_report_is_one_page_that_escapes_what_a_model_wrote(tmp_path, summary):
+    sample = ShownSample("0/1", "What is 1+1?", "<script>alert(1)</script>", None, (1, 2), 0)
+    result = EvalResult(version=1, task="sums", metric="mean_reward", value=0.1, samples=4, temperature=0)
+    data = ReportData(
+        "my-run", summary.model_dump(mode="json"), LINE, [sample], [result], "seed = 0", datetime.now(UTC)
+    )
+    write_report(tmp_path / "report.html", data)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert(1)</script>" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script src=" not in page
+    assert "1 → 2" in page
+    assert len(page) < 15 << 20
+
+
+def test_one_line_says_how_a_run_stands():
+    rows = tuple(StageRow(name, 9, 8, 0, 3, 1, 50.0) for name in ("prompts", "generate", "score", "learn"))
+    line = plain(Snapshot(rows, 2, 0.5, 3, 1, ()), 24)
+    assert line == "step 2/24  reward 0.50  version 3  staleness 1  groups 8  in flight 3  50 tokens/s  errors 3"
+    assert sparkline([0, 0.5, 1, 2]) == " ▄██"
+
+
+def test_sums_hold_out_what_they_never_train_and_depend_on_the_seed():
+    prompts = sums(0)
+    assert len(prompts.train) == 75
+    assert not any(prompt in prompts.train for prompt in prompts.held_out)
+    assert prompts == sums(0) != sums(1)
+    stream = [prompt.prompt_id for prompt in prompts.stream(150, 0)]
+    assert sorted(stream[:75]) == sorted(stream[75:])
+    assert stream[:75] != stream[75:]
+
+
+def test_a_file_keeps_its_last_tenth_and_its_bad_lines_apart(tmp_path):
+    line = '{"text": "%d", "reward": {"name": "exact_match", "args": {"answer": "x"}}}'
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("\n".join([*(line % number for number in range(20)), "rubbish", ""]))
+    prompts = from_file(path)
+    assert [prompt.text for prompt in prompts.held_out] == ["18", "19"]
+    assert len(prompts.train) == 18
+    assert prompts.rejected == (b"rubbish",)
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "No such file"), ("rubbish\n", "first refused line: not_json")])
+def test_a_file_without_prompts_is_named(tmp_path, content, words):
+    path = tmp_path / "prompts.jsonl"
+    if content:
+        path.write_text(content)
+    with pytest.raises(ConfigError, match=words):
+        from_file(path)
