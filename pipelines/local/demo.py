@@ -19,11 +19,13 @@ from rich.live import Live
 
 from pipelines.audit import audit
 from pipelines.cli.demo import DemoOptions
+from pipelines.local.broker import kafka_jars
 from pipelines.local.demo_model import demo_model
 from pipelines.local.demo_prompts import DemoPrompts, from_file, sums
 from pipelines.local.held_out import evaluate
 from pipelines.local.monitor import Monitor, Snapshot
 from pipelines.local.paths import DEFAULT_RUNS
+from pipelines.local.prism import find_prism
 from pipelines.local.report import ReportData, write_report
 from pipelines.local.stack import Stack
 from pipelines.local.summary import Summary, summarise
@@ -42,10 +44,12 @@ _PLAIN_LINE_S = 10.0
 
 
 def run(options: DemoOptions) -> int:
-    """Runs the demo; 0 if the audit passed."""
+    """Runs the demo; 0 if the audit passed. What is downloaded, built or converted is so before the clock starts."""
     console = Console()
     prompts = from_file(options.prompts) if options.prompts else sums(options.seed)
     config = demo_config(options, options.model or demo_model())
+    find_prism()
+    kafka_jars()
     with Stack(config, restarts=0) as stack:
         summary = _run_stack(console, stack, prompts)
     console.print(f"\n[bold]{_verdict(summary)}[/bold]\n{stack.directory / 'report.html'}")

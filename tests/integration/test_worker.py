@@ -125,21 +125,24 @@ def test_an_update_in_flight_splits_the_answer_where_the_weights_changed(stage):
     answers = []
 
     def ask():
-        answers.append(stage.worker.generate(PROMPT, n=4, max_tokens=1500, ignore_eos=True))
+        answers.append(stage.worker.generate(PROMPT, n=4, max_tokens=1000, ignore_eos=True))
 
     asking = threading.Thread(target=ask)
+    model = stage.models[2]
+    announced = write_version(stage.config.weights.root, 2, state_of(model), probe=probe_of(model))
     asking.start()
-    time.sleep(0.5)
-    stage.publish(2)
-    asking.join(120)
+    while stage.worker.status()["requests_running"] == 0:
+        time.sleep(0.02)
+    stage.announce(announced)
+    asking.join(300)
     status, answer = answers[0]
     assert status == 200
     for choice in answer["choices"]:
         old, new = choice["weight_versions"]
         cut = new["start"]
-        assert (old["version"], old["start"], new["version"], new["end"]) == ("1", 0, "2", 1500)
+        assert (old["version"], old["start"], new["version"], new["end"]) == ("1", 0, "2", 1000)
         assert old["end"] == cut
-        assert 0 < cut < 1500
+        assert 0 < cut < 1000
         mine = [token["logprob"] for token in choice["logprobs"]["content"]]
         first, second = (logprobs_of(stage.models[version], choice["token_ids"]) for version in (1, 2))
         assert largest_difference(mine[:cut], first[:cut]) < 1e-4

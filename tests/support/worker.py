@@ -75,7 +75,7 @@ class WorkerProcess:
             headers["X-AsyncFlow-Min-Version"] = str(min_version)
         request = urllib.request.Request(f"{self.url}/inference/v1/generate", body, headers)
         try:
-            with urllib.request.urlopen(request, timeout=120) as answer:
+            with urllib.request.urlopen(request, timeout=300) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
