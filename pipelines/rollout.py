@@ -34,6 +34,8 @@ from transforms.rewards import registry
 from transforms.score import Score
 
 _LOG = structlog.get_logger(__name__)
+_FOREVER_S: Final = 10 * 365 * 86_400
+"""Beam takes this for the longest life of a portable pipeline: 300 s unless told otherwise."""
 _DEFAULT_RUNNER: Final = "PrismRunner"
 _FAILED: Final = 1
 
@@ -98,6 +100,8 @@ def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
     prism = any(argument.endswith(_DEFAULT_RUNNER) for argument in arguments)
     if prism and not _names(arguments, "--prism_location") and not _names(arguments, "--job_endpoint"):
         arguments.append(f"--prism_location={find_prism()}")
+    if not _names(arguments, "--job_server_timeout"):
+        arguments.append(f"--job_server_timeout={_FOREVER_S}")
     return PipelineOptions(arguments, streaming=True, save_main_session=False)
 
 

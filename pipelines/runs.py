@@ -1,7 +1,7 @@
 """Finding a run and its log: live, elsewhere, or finished on this machine."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from schemas.config import RunConfig, load
@@ -47,16 +47,17 @@ def served(run: str, bootstrap: str | None = None) -> Iterator[RunConfig]:
     The log of a finished run of this machine is served by a broker of its own for that time.
 
     Raises:
-        RunError: there is no such run.
+        RunError: there is no such run, or another process is about to serve it.
         BrokerError: its log can be read nowhere.
     """
     from pipelines.local.broker import Broker
     from pipelines.local.ports import accepts
+    from pipelines.local.stack import lock_run
 
     config, directory = find_config(run, bootstrap)
     port = int(config.kafka.bootstrap.split(",")[0].rpartition(":")[2] or 9092)
     if bootstrap or directory is None or not (directory / KAFKA_NAME).is_dir() or accepts(port):
         yield config
         return
-    with Broker(directory / KAFKA_NAME) as broker:
+    with closing(lock_run(directory)), Broker(directory / KAFKA_NAME) as broker:
         yield _with_bootstrap(config, broker.bootstrap)

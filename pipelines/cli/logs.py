@@ -24,6 +24,8 @@ def configure_logging() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    # Beam says at every import that it was installed without Google's clients.
+    logging.getLogger().addFilter(lambda record: "apitools" not in record.getMessage())
     # It reports each of several attempts a second; what it means for us is said once, by whoever needed Kafka.
     logging.getLogger("kafka.net").setLevel(logging.CRITICAL)
 

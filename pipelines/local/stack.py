@@ -42,7 +42,6 @@ ROLLOUT: Final = "rollout"
 
 _STATUS_TIMEOUT_S: Final = 2.0
 _WORKER_READY_S: Final = 600.0  # compiling for a GPU takes minutes
-_FOREVER_S: Final = 10 * 365 * 24 * 3600  # Beam's 300 s also end its watch over a pipeline that runs, which then fails
 _SPARE_BYTES: Final = 1 << 30
 
 _log = structlog.get_logger(__name__)
@@ -193,7 +192,6 @@ class Stack:
             "--runner=PortableRunner",
             f"--job_endpoint={LOOPBACK}:{self._prism_port}",
             "--environment_type=LOOPBACK",
-            f"--job_server_timeout={_FOREVER_S}",
         ]
         return Spec(
             ROLLOUT, self._command("rollout", *beam), _environment(ROLLOUT), restarts=self._restarts, grace_s=30,

@@ -89,7 +89,7 @@ def test_the_resolved_configuration_is_whole_and_every_process_reads_it(tmp_path
         assert 0 not in (written.rollout.metrics_port, written.learner.metrics_port)
         log = stack.supervisor.log(ROLLOUT)
         _wait_for(lambda: "rollout --runner=PortableRunner --job_endpoint=127.0.0.1:" in log.read_text())
-        assert log.read_text().endswith(" --environment_type=LOOPBACK --job_server_timeout=315360000 1\n")
+        assert log.read_text().endswith(" --environment_type=LOOPBACK 1\n")
 
 
 def test_a_learner_that_dies_is_started_again_and_one_that_may_not_die_ends_the_run(tmp_path, model):
