@@ -243,11 +243,20 @@ class RunConfig(_Section):
         return name
 
     @model_validator(mode="after")
-    def _enough_in_flight(self) -> Self:
+    def _enough_partitions(self) -> Self:
         if self.rollout.shares > self.kafka.partitions:
             raise ValueError(
                 f"rollout.shares = {self.rollout.shares} exceeds kafka.partitions = {self.kafka.partitions}: "
                 "a share needs a partition of its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _group_fits_engine(self) -> Self:
+        if self.rollout.group_size > self.worker.max_num_seqs:
+            raise ValueError(
+                f"rollout.group_size = {self.rollout.group_size} exceeds worker.max_num_seqs = "
+                f"{self.worker.max_num_seqs}: vLLM refuses a request for more samples than it computes at once"
             )
         return self
 

@@ -52,7 +52,7 @@ def run(options: DemoOptions) -> int:
     kafka_jars()
     with Stack(config, restarts=0) as stack:
         summary = _run_stack(console, stack, prompts)
-    console.print(f"\n[bold]{_verdict(summary)}[/bold]\n{stack.directory / 'report.html'}")
+    console.print(f"\n[bold]{_verdict(summary)}[/bold]\n{stack.directory / 'report.html'}", soft_wrap=True)
     return 0 if summary.audit.ok else 1
 
 

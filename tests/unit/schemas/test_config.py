@@ -14,6 +14,7 @@ from schemas.errors import ConfigError
         ({"learner": {"max_staleness": -1}}, "learner.max_staleness = -1"),
         ({"name": "a b"}, "name = 'a b'"),
         ({"rollout": {"shares": 3}}, "rollout.shares = 3 exceeds kafka.partitions = 2"),
+        ({"rollout": {"group_size": 65}}, "rollout.group_size = 65 exceeds worker.max_num_seqs = 64"),
         ({"rollout": {"sampling": {"temprature": 1}}}, "did you mean temperature?"),
     ],
 )
