@@ -1,8 +1,10 @@
 """Finding a run and its log: live, elsewhere, or finished on this machine."""
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import IO
 
 from schemas.config import RunConfig, load
 from schemas.errors import RunError
@@ -40,6 +42,27 @@ def _with_bootstrap(config: RunConfig, bootstrap: str | None) -> RunConfig:
     return config.model_copy(update={"kafka": config.kafka.model_copy(update={"bootstrap": bootstrap})})
 
 
+def lock_run(directory: Path) -> IO[str]:
+    """Takes a run's directory for this process, until the returned file is closed.
+
+    Raises:
+        RunError: another process has it.
+    """
+    lock = (directory / "lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        where = _bootstrap_of(directory)
+        raise RunError(f"run {directory.name!r} is in use by another process{where}; end that one first") from error
+    return lock
+
+
+def _bootstrap_of(directory: Path) -> str:
+    file = directory / CONFIG_NAME
+    return f" (its log: {load(file).kafka.bootstrap})" if file.exists() else ""
+
+
 @contextmanager
 def served(run: str, bootstrap: str | None = None) -> Iterator[RunConfig]:
     """The configuration of a run whose log can be read while the context lasts.
@@ -52,7 +75,6 @@ def served(run: str, bootstrap: str | None = None) -> Iterator[RunConfig]:
     """
     from pipelines.local.broker import Broker
     from pipelines.local.ports import accepts
-    from pipelines.local.stack import lock_run
 
     config, directory = find_config(run, bootstrap)
     port = int(config.kafka.bootstrap.split(",")[0].rpartition(":")[2] or 9092)

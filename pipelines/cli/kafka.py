@@ -36,8 +36,7 @@ class KafkaOptions:
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     options = parse(KafkaOptions, "kafka", arguments, _DESCRIPTION)
-    from pipelines.local.stack import lock_run
-    from pipelines.runs import KAFKA_NAME, find_config
+    from pipelines.runs import KAFKA_NAME, find_config, lock_run
 
     _, directory = find_config(options.run)
     assert directory is not None, "without an address a run is found by its directory"

@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.live import Live
 
 from pipelines.audit import audit
-from pipelines.cli.demo import DemoOptions
 from pipelines.local.broker import kafka_jars
 from pipelines.local.demo_model import demo_model
+from pipelines.local.demo_options import DemoOptions
 from pipelines.local.demo_prompts import DemoPrompts, from_file, sums
 from pipelines.local.held_out import evaluate
 from pipelines.local.monitor import Monitor, Snapshot

@@ -11,7 +11,6 @@ runs/<name>/
     checkpoints/    of the learner
 """
 
-import fcntl
 import os
 import shutil
 import sys
@@ -30,7 +29,7 @@ from pipelines.local.prism import find_prism, prism_command
 from pipelines.local.supervisor import TICK_S, Spec, Supervisor
 from pipelines.local.threads import cores, thread_environment
 from pipelines.local.topics import create_topics
-from pipelines.runs import CONFIG_NAME, KAFKA_NAME
+from pipelines.runs import CONFIG_NAME, KAFKA_NAME, lock_run
 from schemas.config import KafkaConfig, RunConfig, WorkerConfig, load, validate
 from schemas.errors import ConfigError, DiskError, ModelError, RunError
 
@@ -208,22 +207,6 @@ def asyncflow_command() -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", "pipelines.cli.main"]
 
 
-def lock_run(directory: Path) -> IO[str]:
-    """Takes a run's directory for this process, until the returned file is closed.
-
-    Raises:
-        RunError: another process has it.
-    """
-    lock = (directory / "lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        where = _bootstrap_of(directory)
-        raise RunError(f"run {directory.name!r} is in use by another process{where}; end that one first") from error
-    return lock
-
-
 def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
     """The configuration with everything filled in that the processes have to agree about.
 
@@ -346,8 +329,3 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
-
-
-def _bootstrap_of(directory: Path) -> str:
-    file = directory / CONFIG_NAME
-    return f" (its log: {load(file).kafka.bootstrap})" if file.exists() else ""
