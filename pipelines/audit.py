@@ -6,14 +6,16 @@ Each admitted prompt must end in exactly one of trained, dropped with a reason, 
 has no end yet is either on its way (``in_flight``: the pipeline did not commit it; ``waiting``: its
 group lies in the trajectories topic, unread by the surviving line) or ``lost``. A group is lost when
 the pipeline committed its prompt as finished but no topic holds an outcome, or when the surviving
-line consumed a later record of the same trajectories partition: the learner consumes each partition
-in order.
+line consumed a later record of the same trajectories partition and has left the group behind: the
+learner reads each partition in order, but trains the oldest weights first, so a group that it holds
+is trained or dropped as stale within ``max_staleness`` updates.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from typing import Self
 
 from pydantic import BaseModel
 
@@ -86,12 +88,13 @@ def audit(run: str, log: RunLog) -> Verdict:
     line, findings = surviving_steps(log.ledger), _Findings()
     admitted = _admitted(log)
     ends = _ends(log, line)
-    waiting, in_flight = _unfinished(log, line, admitted, ends, findings)
+    settings = _settings(log.ledger)
+    ages = _Ages.of(log, line, settings.max_staleness)
+    waiting, in_flight = _unfinished(log, line, admitted - ends.keys(), ages, findings)
     _check_ends(ends, findings)
     _check_trained(log, line, findings)
     _check_order(log, findings)
-    settings = _settings(log.ledger)
-    staleness = _staleness(log, line)
+    staleness = _staleness(log, line, ages)
     if staleness > settings.max_staleness:
         findings.add("staleness", f"{staleness} versions, bound {settings.max_staleness}")
     dropped: Counter[str] = Counter(group.reason for step in line for group in step.dropped)
@@ -162,19 +165,45 @@ def _check_ends(ends: dict[GroupId, list[str]], findings: _Findings) -> None:
             findings.add("duplicate", f"group {group}: {', '.join(ways)}")
 
 
+@dataclass(frozen=True)
+class _Ages:
+    """How old weights are along the surviving line: in updates, since a step that trained nothing ages no sample."""
+
+    step_of: dict[int, int]
+    """The step of each announced version."""
+    updates: list[int]
+    """Updates up to and with each step, step 0 first."""
+    bound: int
+    """``max_staleness``."""
+
+    @classmethod
+    def of(cls, log: RunLog, line: list[StepEntry], bound: int) -> Self:
+        updates = list(accumulate((bool(step.trained) for step in line), initial=0))
+        return cls({version.version: version.step for version in log.weights}, updates, bound)
+
+    def staleness(self, version: int, steps_done: int) -> int:
+        """Updates between the version and the weights after so many steps; negative for one of a dead line."""
+        return self.updates[steps_done] - self.updates[min(self.step_of.get(version, 0), len(self.updates) - 1)]
+
+    def are_over(self, version: int) -> bool:
+        """Whether the newest step found the version too old to train."""
+        return self.staleness(version, max(0, len(self.updates) - 2)) > self.bound
+
+
 def _unfinished(
-    log: RunLog, line: list[StepEntry], admitted: set[GroupId], ends: dict[GroupId, list[str]], findings: _Findings
+    log: RunLog, line: list[StepEntry], unfinished: set[GroupId], ages: _Ages, findings: _Findings
 ) -> tuple[int, int]:
     """Sorts the admitted groups without an end; returns how many wait and how many are in flight."""
-    written = {record.group: record.at for record in reversed(log.groups)}
+    written = {record.group: record for record in reversed(log.groups)}
     pending = {record.group for record in log.pending}
     consumed = dict(_consumed_up_to(line))
     waiting = in_flight = 0
-    for group in admitted - ends.keys():
-        at = written.get(group)
-        if at is not None and at[1] < consumed.get(at[0], 0):
-            findings.add("lost", f"group {group} at trajectories {at}: passed over by the learner")
-        elif at is not None or group in pending:
+    for group in unfinished:
+        record = written.get(group)
+        passed = record is not None and record.at[1] < consumed.get(record.at[0], 0)
+        if record is not None and passed and ages.are_over(record.versions[0]):
+            findings.add("lost", f"group {group} at trajectories {record.at}: passed over by the learner")
+        elif record is not None or group in pending:
             waiting += 1
         elif group.partition in log.finished and group.offset in log.finished[group.partition]:
             findings.add("lost", f"group {group}: committed as finished, but no topic holds an outcome")
@@ -235,19 +264,14 @@ def _check_unreadable(log: RunLog, findings: _Findings) -> None:
             findings.add("unreadable", text)
 
 
-def _staleness(log: RunLog, line: list[StepEntry]) -> int:
-    """Counted again from the records: updates of the weights between the oldest version and the step.
-
-    A step that trained nothing updated nothing, so it ages no sample; neither does a restart.
-    """
-    step_of = {version.version: version.step for version in log.weights}
+def _staleness(log: RunLog, line: list[StepEntry], ages: _Ages) -> int:
+    """Counted again from the records: updates of the weights between the oldest version and the step."""
     oldest = {(record.group, record.at): record.versions[0] for record in log.groups}
-    updates = list(accumulate((bool(step.trained) for step in line), initial=0))
     found = [0]
     for before, step in enumerate(line):
         for trained in step.trained:
             version = oldest.get((trained.group, trained.at), trained.versions[0])
-            found.append(updates[before] - updates[min(step_of.get(version, 0), len(line))])
+            found.append(ages.staleness(version, before))
     return max(found)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import structlog
 
+from schemas.crash_points import crash_point
 from schemas.errors import ConfigError, StateError
 from schemas.ledger import CheckpointEntry, Position
 from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256, verify
@@ -99,14 +100,18 @@ class CheckpointStore:
     def finish(self, directory: Path, state: State, parent_sha256: str | None) -> Checkpoint:
         """Makes the shards that lie in the directory a checkpoint."""
         with disk_errors("checkpoint", directory):
+            crash_point("checkpoint_half_written")
             (directory / _STATE_NAME).write_text(json.dumps(asdict(state), indent=1, sort_keys=True))
             sync_tree(directory)
             manifest = _describe_all(directory, parent_sha256).encode()
+            crash_point("before_manifest")
             write_atomically(directory / MANIFEST_NAME, manifest)
+            crash_point("after_manifest")
         return Checkpoint(directory, state, sha256(manifest), parent_sha256)
 
     def prune(self) -> None:
         """Removes all but the newest checkpoints, and what never became one."""
+        crash_point("before_cleanup")
         found = sorted(self._root.glob("g*-s*-*"), key=_age)
         whole = [directory for directory in found if (directory / MANIFEST_NAME).is_file()]
         for directory in found:

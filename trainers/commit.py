@@ -14,6 +14,7 @@ from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedEr
 
 from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
+from schemas.crash_points import crash_point
 from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, FencedError
 from schemas.ledger import CheckpointEntry, StartEntry, StepEntry
@@ -57,9 +58,12 @@ class Committer:
     def _try(self, records: Sequence[Announcement]) -> None:
         self._producer.begin_transaction()
         futures = [self._producer.send(*self._place(record)) for record in records]
+        self._producer.flush()
+        crash_point("in_transaction")
         self._producer.commit_transaction()
         for future in futures:
             future.get(timeout=0)  # committed means delivered; this raises what went wrong otherwise
+        crash_point("after_transaction")
 
     def _abort(self, cause: KafkaError) -> None:
         try:

@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 
 from schemas.config import LearnerConfig, RunConfig
+from schemas.crash_points import crash_point
 from schemas.errors import ConfigError
 from trainers.batch import Example, to_pack
 from trainers.losses.grpo import grpo
@@ -112,13 +113,16 @@ class Engine:
 
     def train(self, work: Work) -> Outcome:
         """One optimizer step; a collective call."""
+        crash_point("before_forward")
         totals = torch.zeros(3, dtype=torch.float64)
         for pack in work.packs:
             totals += self._accumulate(pack, work.trained_tokens)
+        crash_point("after_backward")
         for group in self._engine.optimizer.param_groups:
             group["lr"] = work.learning_rate
         self._optimizer.norm, self._optimizer.applied = math.nan, False
         self._engine.step()
+        crash_point("after_step")
         loss, gap, clipped = self._ranks.sum(totals.tolist())
         return Outcome(self._optimizer.applied, loss, self._optimizer.norm, gap, clipped)
 

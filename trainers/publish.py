@@ -15,6 +15,7 @@ from typing import Any, Final
 import structlog
 
 from schemas.config import WeightsConfig
+from schemas.crash_points import crash_point
 from schemas.errors import ModelError
 from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256
 from schemas.weights import version_path
@@ -86,8 +87,10 @@ class WeightStore:
         with disk_errors(f"weight version {version}", directory):
             self._files.mkdir(directory, create_parents=True)
             self._write_tensors(f"{directory}/{_MODEL_NAME}", tensors)
+            crash_point("weights_half_written")
             manifest = Manifest(files=(describe(self._files, directory, _MODEL_NAME),), facts=facts).encode()
             self._write_manifest(directory, manifest)
+        crash_point("weights_written")
         return sha256(manifest)
 
     def _write_tensors(self, path: str, tensors: dict[str, Any]) -> None:

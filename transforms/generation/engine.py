@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import aiohttp
 
+from schemas.crash_points import crash_point
 from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable
 from schemas.trajectories import Sample, Span, find_fault
 from transforms.generation.request import Request
@@ -48,6 +49,17 @@ class Completion:
     spans: tuple[Span, ...]
     """Which weight version produced which tokens; neighbours differ."""
     finish_reason: str
+
+
+def request_trace() -> aiohttp.TraceConfig:
+    """For the session: knows when a request's body is on its way."""
+    trace = aiohttp.TraceConfig()
+
+    async def sent(*_: object) -> None:
+        crash_point("request_sent")
+
+    trace.on_request_chunk_sent.append(sent)
+    return trace
 
 
 async def generate(

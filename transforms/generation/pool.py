@@ -31,11 +31,13 @@ from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRange
 from kafka.structs import OffsetAndMetadata
 
 from schemas.config import RunConfig
+from schemas.crash_points import crash_point
 from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, FencedError, StateError
 from schemas.identity import GroupId
 from schemas.offsets import OffsetSet
 from transforms import metrics
+from transforms.generation import engine
 from transforms.generation.answer import Answerer
 from transforms.generation.frontier import FrontierFollower
 from transforms.generation.intake import Admitted, Intake
@@ -93,7 +95,10 @@ class Pool:
     async def _open_engines(self, tokenizer: Tokenizer) -> None:
         rollout = self._config.rollout
         timeout = aiohttp.ClientTimeout(total=rollout.request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S)
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout, trust_env=False)
+        connector, traces = aiohttp.TCPConnector(limit=0), [engine.request_trace()]
+        self._session = aiohttp.ClientSession(
+            connector=connector, timeout=timeout, trust_env=False, trace_configs=traces
+        )
         self._workers = Workers(rollout.workers, self._session, self._share)
         self._answerer = Answerer(self._config, tokenizer, self._session, self._workers)
 
@@ -151,6 +156,7 @@ class Pool:
         outcome: Outcome | None = None
         try:
             outcome = await self._answerer.answer(prompt.record, prompt.min_version)
+            crash_point("group_finished")
         except AbandonedError:
             _LOG.debug("prompt_abandoned", prompt=str(prompt.record.id))
         except Exception as error:  # noqa: BLE001 - handed to the pipeline, which ends with it
@@ -247,8 +253,11 @@ class Pool:
             self._producer.begin_transaction()
             for record in records:
                 self._producer.send(record.topic, record.value, record.key, headers=list(record.headers))
+            crash_point("record_sent")
             self._producer.send_offsets_to_transaction(positions, self._config.topics.rollout_group)
+            crash_point("before_finalize")
             self._producer.commit_transaction()
+            crash_point("after_finalize")
         except KafkaError as error:
             if not is_fencing(error):
                 with contextlib.suppress(KafkaError):

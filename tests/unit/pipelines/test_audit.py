@@ -91,9 +91,24 @@ def test_a_prompt_that_was_committed_without_an_outcome_is_lost(log):
     broken(log, "lost")
 
 
-def test_a_group_that_the_learner_passed_over_is_lost(log):
-    log.groups = [*log.groups[:-1], replace(record(6, 2), at=(0, 35))]
+def passed_over(log, version):
+    """Group 6, answered by ``version``, lies before what steps 2 and 3 trained."""
+    log.groups = [*log.groups[:-1], replace(record(6, version), at=(0, 15)), record(7, 3)]
+    log.ledger.append(step(3, [trained(7, 3)]))
+    log.weights.append(weight(4, 3))
+    log.finished = {0: OffsetSet(8)}
+
+
+def test_a_group_that_the_learner_passed_over_until_it_was_too_old_is_lost(log):
+    passed_over(log, version=1)
     broken(log, "lost")
+
+
+def test_a_group_that_the_learner_still_holds_waits(log):
+    passed_over(log, version=2)
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    assert verdict.waiting == 1
 
 
 def test_a_lost_dead_letter_is_a_lost_prompt(log):
