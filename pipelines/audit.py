@@ -58,10 +58,15 @@ class Verdict(BaseModel):
     """Must be 0: trained groups with a token of a weight version that was never announced."""
     zombie_commits: int
     """Must be 0: records of a generation that a newer one had replaced."""
+    half_commits: int
+    """Must be 0: records of one of the learner's transactions without the others of it."""
     admission_excess: int
     """Must be 0: prompts admitted beyond what steps, drops and staleness allow."""
     unreadable: int
     """Must be 0: records that no reader can decode and that no dead letter accounts for."""
+    repeated: int
+    """Groups that lie in the trajectories topic more than once. The pipeline never writes one twice: the
+    others are somebody else's copies, or its promise is broken. The learner trains the first."""
     staleness_max: int
     """Most steps between the weights that answered and the weights that were trained."""
     staleness_bound: int
@@ -94,6 +99,7 @@ def audit(run: str, log: RunLog) -> Verdict:
     _check_ends(ends, findings)
     _check_trained(log, line, findings)
     _check_order(log, findings)
+    _check_transactions(log, findings)
     staleness = _staleness(log, line, ages)
     if staleness > settings.max_staleness:
         findings.add("staleness", f"{staleness} versions, bound {settings.max_staleness}")
@@ -121,8 +127,10 @@ def audit(run: str, log: RunLog) -> Verdict:
         mixed_attempts=counts["mixed_attempts"],
         unknown_versions=counts["unknown_versions"],
         zombie_commits=counts["zombie_commits"],
+        half_commits=counts["half_commits"],
         admission_excess=counts["admission_excess"],
         unreadable=counts["unreadable"],
+        repeated=_repeated(log),
         staleness_max=staleness,
         staleness_bound=settings.max_staleness,
         faults=findings.words,
@@ -253,6 +261,29 @@ def _check_order(log: RunLog, findings: _Findings) -> None:
         if any(newer.frontier.get(partition, 0) < offset for partition, offset in older.frontier.items()):
             findings.add("frontier", f"the admission frontier went back from {older.frontier} to {newer.frontier}")
     _check_unreadable(log, findings)
+
+
+def _check_transactions(log: RunLog, findings: _Findings) -> None:
+    """A step, its weight version and its admission frontier are one transaction: all of it is there, or nothing."""
+    announced = {(version.generation, version.step, version.version) for version in log.weights}
+    frontiers = {(frontier.generation, frontier.version) for frontier in log.admission}
+    begun: set[tuple[int, int]] = set()
+    for entry in log.ledger:
+        if isinstance(entry, StartEntry):
+            begun.add((entry.generation, entry.continues.step if entry.continues else 0))
+        elif isinstance(entry, StepEntry):
+            begun.add((entry.generation, entry.step))
+            if entry.trained and (entry.generation, entry.step, entry.version) not in announced:
+                findings.add("half_commits", f"step {entry.step} of generation {entry.generation} announced no weights")
+            if (entry.generation, entry.version) not in frontiers:
+                findings.add("half_commits", f"step {entry.step} of generation {entry.generation} moved no frontier")
+    for version in log.weights:
+        if (version.generation, version.step) not in begun:
+            findings.add("half_commits", f"version {version.version} belongs to no step and no start of the ledger")
+
+
+def _repeated(log: RunLog) -> int:
+    return sum(times > 1 for times in Counter(record.group for record in log.groups).values())
 
 
 def _check_unreadable(log: RunLog, findings: _Findings) -> None:

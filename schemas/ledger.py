@@ -61,6 +61,21 @@ class Settings(_Part):
     groups_per_step: int = Field(ge=1)
 
 
+class Numerics(_Part):
+    """What the bits of a learner's steps depend on, besides configuration and trajectories.
+
+    Example: ``{"torch": "2.13.0+cpu", "device": "AVX2", "threads": 2, "ranks": 1}``.
+    """
+
+    torch: str
+    """Its version."""
+    device: str
+    """Name of the GPU, or the instructions that torch uses of the CPU."""
+    threads: int = Field(ge=1)
+    """With which one operation is computed: sums depend on how they are divided."""
+    ranks: int = Field(ge=1)
+
+
 class StartEntry(Record):
     """A learner started.
 
@@ -74,6 +89,8 @@ class StartEntry(Record):
     """Null for the first start of a run."""
     settings: Settings | None = None
     """Null where another program wrote the entry."""
+    numerics: Numerics | None = None
+    """Null where it is not known; a replay then takes what it has."""
     at: Instant = Field(default_factory=now)
 
 

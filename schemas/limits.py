@@ -18,8 +18,9 @@ MAX_RESPONSE_TOKENS: Final = 1 << 20
 MAX_TRAJECTORY_BYTES: Final = 32 << 20
 """Longest encoded trajectories record in bytes (``max.message.bytes`` of the topic)."""
 
-MAX_DECODED_BYTES: Final = 256 << 20
-"""Most memory in bytes that one decoded trajectories record may take (6 kB of zstd can claim 200 MB)."""
+MAX_DECODED_BYTES: Final = 64 << 20
+"""Most memory in bytes that the Arrow buffers of one trajectories record may take (6 kB of zstd can
+claim 200 MB). Twice the encoded cap, for writers that compress; the rows as Python objects take more."""
 
 MAX_DEAD_LETTER_HEAD_BYTES: Final = 4096
 """Bytes of the offending record that a dead letter keeps."""

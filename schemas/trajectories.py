@@ -9,14 +9,17 @@ groups and the sha256 of the value.
 import hashlib
 import json
 import math
+import struct
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from schemas.arrow_messages import decoded_size_bytes, read_messages
 from schemas.errors import RecordError
 from schemas.identity import GroupId, RolloutId
 from schemas.limits import MAX_DECODED_BYTES, MAX_GROUP_SIZE, MAX_RESPONSE_TOKENS, MAX_TRAJECTORY_BYTES
@@ -134,6 +137,9 @@ class Sample:
 
 
 _COLUMNS: Final = tuple(column.name for column in fields(Sample))
+_GROUPS: Final = TypeAdapter(list[tuple[int, int]], config=ConfigDict(strict=True))
+_DETAIL_CHARACTERS: Final = 300
+"""A detail quotes the offending value, which may be a string of megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,22 +188,25 @@ def _headers(value: bytes, samples: Sequence[Sample]) -> dict[str, bytes]:
     }
 
 
-def groups_named_in(headers: dict[str, bytes]) -> list[GroupId]:
+def groups_named_in(headers: Mapping[str, bytes | None]) -> list[GroupId]:
     """The groups that the headers name, empty if they cannot be read: who is hit by a bad value."""
     try:
-        return [GroupId(int(partition), int(offset)) for partition, offset in json.loads(headers["groups"])]
-    except (KeyError, ValueError, TypeError):
+        named = _GROUPS.validate_json(headers.get("groups") or b"")
+    except ValidationError:
         return []
+    return [GroupId(partition, offset) for partition, offset in named]
 
 
-def decode(value: bytes | None, headers: dict[str, bytes]) -> list[list[Sample]]:
+def decode(value: bytes | None, headers: Mapping[str, bytes | None]) -> list[list[Sample]]:
     """Reads a record and distrusts every byte of it.
 
-    In order: size, headers, sha256, schema fingerprint, decoded size, Arrow's full validation, row
-    count, domain of every field, whole groups.
+    In order: size, headers, sha256, schema, decoded size, Arrow's full validation, nulls, row count,
+    lengths, domain of every field, whole groups. The sha256 finds accidents; the rest of the ladder
+    holds without it, against a writer that is wrong or hostile. ``groups`` of the headers is not
+    compared: it serves where the value cannot be read, and the rows are what counts where it can.
 
     Returns:
-        The rows of each group, in the order of the record.
+        The rows of each group, in the order of the record; 1 group or more.
 
     Raises:
         RecordError: ``too_large``, ``bad_headers``, ``old_schema``, ``bad_sha256``, ``bad_arrow`` or ``bad_row``.
@@ -208,58 +217,88 @@ def decode(value: bytes | None, headers: dict[str, bytes]) -> list[list[Sample]]
         raise RecordError("too_large", f"{len(value)} bytes, expected at most {MAX_TRAJECTORY_BYTES}")
     rows = _check_headers(value, headers)
     table = _read_table(value)
-    if table.num_rows != rows:
-        raise RecordError("bad_arrow", f"{table.num_rows} rows, expected the {rows} of the header")
+    if not table.num_rows or table.num_rows != rows:
+        raise RecordError("bad_arrow", f"{table.num_rows} rows, expected the {rows} of the header, 1 or more")
     return _whole_groups(_to_samples(table))
 
 
-def _check_headers(value: bytes, headers: dict[str, bytes]) -> int:
-    missing = [name for name in ("schema", "fingerprint", "rows", "sha256") if name not in headers]
-    if missing:
-        raise RecordError("bad_headers", f"headers {missing} are missing")
-    if headers["schema"] != str(SCHEMA_VERSION).encode() or headers["fingerprint"] != FINGERPRINT.encode():
-        given = f"version {headers['schema']!r} with fingerprint {headers['fingerprint']!r}"
+def _check_headers(value: bytes, headers: Mapping[str, bytes | None]) -> int:
+    schema, own, rows, digest = (headers.get(name) for name in ("schema", "fingerprint", "rows", "sha256"))
+    if schema is None or own is None or rows is None or digest is None:
+        raise RecordError("bad_headers", "expected the headers schema, fingerprint, rows and sha256, none of them null")
+    if schema != str(SCHEMA_VERSION).encode() or own != FINGERPRINT.encode():
+        given = f"version {schema[:40]!r} with fingerprint {own[:40]!r}"
         raise RecordError("old_schema", f"{given}, this program reads version {SCHEMA_VERSION} with {FINGERPRINT}")
-    if hashlib.sha256(value).hexdigest().encode() != headers["sha256"]:
+    if hashlib.sha256(value).hexdigest().encode() != digest:
         raise RecordError("bad_sha256", "the value is not the one that was written")
     try:
-        return int(headers["rows"])
+        return int(rows)
     except ValueError as error:
-        raise RecordError("bad_headers", f"rows is {headers['rows']!r}, expected a number") from error
+        raise RecordError("bad_headers", f"rows is {rows[:40]!r}, expected a number") from error
 
 
 def _read_table(value: bytes) -> pa.Table:
-    batches, taken = [], 0
     try:
-        reader = pa.ipc.open_stream(pa.py_buffer(value))
-        if fingerprint(reader.schema) != FINGERPRINT:
-            raise RecordError("old_schema", "the stream's schema is not the one that its header names")
-        for batch in reader:
-            taken += batch.get_total_buffer_size()
-            if taken > MAX_DECODED_BYTES:
-                raise RecordError("too_large", f"decodes to more than {MAX_DECODED_BYTES} bytes")
-            batch.validate(full=True)
-            batches.append(batch)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise RecordError("bad_arrow", str(error)[:200]) from error
+        batches = list(_read_batches(value))
+    except (pa.ArrowException, OSError, ValueError, struct.error) as error:
+        raise RecordError("bad_arrow", str(error)[:_DETAIL_CHARACTERS]) from error
     return pa.Table.from_batches(batches, schema=SCHEMA)
+
+
+def _read_batches(value: bytes) -> Iterator[pa.RecordBatch]:
+    """Valid batches of our schema; nothing is decompressed before its size is known."""
+    messages = read_messages(value)
+    if not pa.ipc.read_schema(next(messages)).equals(SCHEMA):
+        raise RecordError("old_schema", "the stream's schema is not the one that its header names")
+    left = MAX_DECODED_BYTES
+    for message in messages:
+        left -= decoded_size_bytes(message)
+        if left < 0:
+            raise RecordError("too_large", f"decodes to more than {MAX_DECODED_BYTES} bytes")
+        batch = pa.ipc.read_record_batch(message, SCHEMA)
+        batch.validate(full=True)
+        for column in SCHEMA:
+            _refuse_nulls(column, batch.column(column.name))
+        _refuse_unequal_lengths(batch)
+        yield batch
+
+
+def _refuse_nulls(column: pa.Field, values: pa.Array) -> None:
+    """Arrow validates no nullability: a null where none may be reads as None."""
+    if values.null_count and not column.nullable:
+        raise RecordError("bad_row", f"a null in {column.name}, which has none")
+    if pa.types.is_list(column.type):
+        _refuse_nulls(column.type.value_field, values.flatten())
+    elif pa.types.is_struct(column.type):
+        for part, nested in zip(column.type, values.flatten(), strict=True):
+            _refuse_nulls(part, nested)
+
+
+def _refuse_unequal_lengths(batch: pa.RecordBatch) -> None:
+    """Before lists become Python's: a mask of bits grows 64-fold then, and this bounds it by the token ids."""
+    tokens = batch.column("response_token_ids").value_lengths()
+    for name in ("response_logprobs", "loss_mask"):
+        if not batch.column(name).value_lengths().equals(tokens):
+            raise RecordError("bad_row", f"response_token_ids and {name} differ in length")
 
 
 def _to_samples(table: pa.Table) -> list[Sample]:
     try:
         rows: list[dict[str, Any]] = table.to_pylist()
-    except (pa.ArrowException, ValueError, UnicodeDecodeError, OverflowError) as error:
-        raise RecordError("bad_arrow", str(error)[:200]) from error
-    samples = []
-    for row in rows:
-        row["weight_version_spans"] = tuple(Span(**span) for span in row["weight_version_spans"])
-        row["reward_parts"] = dict(row["reward_parts"])
-        sample = Sample(**row)
-        fault = find_fault(sample)
-        if fault:
-            raise RecordError("bad_row", f"{sample.rollout_id}: {fault}")
-        samples.append(sample)
-    return samples
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise RecordError("bad_row", str(error)[:_DETAIL_CHARACTERS]) from error
+    return [_to_sample(row) for row in rows]
+
+
+def _to_sample(row: dict[str, Any]) -> Sample:
+    parts = row["reward_parts"]
+    row["weight_version_spans"] = tuple(Span(**span) for span in row["weight_version_spans"])
+    row["reward_parts"] = dict(parts)
+    sample = Sample(**row)
+    fault = "a part of the reward has two values" if len(sample.reward_parts) < len(parts) else find_fault(sample)
+    if fault:
+        raise RecordError("bad_row", f"{sample.group}/{sample.sample_index}: {fault}"[:_DETAIL_CHARACTERS])
+    return sample
 
 
 def find_fault(sample: Sample) -> str | None:
@@ -277,6 +316,8 @@ def find_fault(sample: Sample) -> str | None:
         return "a logprob that is positive or not finite"
     if sample.reward is not None and not math.isfinite(sample.reward):
         return f"reward {sample.reward}, expected a finite number or null"
+    if not all(part is not None and math.isfinite(part) for part in sample.reward_parts.values()):
+        return f"reward_parts {sample.reward_parts}, expected finite numbers"
     return _find_span_fault(sample, tokens)
 
 
@@ -298,6 +339,6 @@ def _whole_groups(samples: Iterable[Sample]) -> list[list[Sample]]:
     for group, members in groups.items():
         if sorted(member.sample_index for member in members) != list(range(len(members))):
             raise RecordError("bad_row", f"group {group}: sample indices are not 0 to {len(members) - 1}")
-        if len({member.attempt_id for member in members}) != 1:
-            raise RecordError("bad_row", f"group {group}: samples of more than one attempt")
+        if len({(member.run, member.attempt_id, tuple(member.prompt_token_ids)) for member in members}) != 1:
+            raise RecordError("bad_row", f"group {group}: samples of more than one attempt or prompt")
     return list(groups.values())

@@ -28,6 +28,8 @@ VERBS: Final = {
     "topics": "create the topics of a run, or check those that exist",
     "kafka": "serve the log of a finished run again",
     "audit": "check every promise of a run from its topics alone",
+    "replay": "train a step of a run again from the log and compare the bits",
+    "drill": "hurt a running stack on purpose and check that nothing is lost",
 }
 
 _DONE, _FAILED, _USER_ERROR, _INTERRUPTED = 0, 1, 2, 130

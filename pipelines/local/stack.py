@@ -30,7 +30,7 @@ from pipelines.local.supervisor import TICK_S, Spec, Supervisor
 from pipelines.local.threads import cores, thread_environment
 from pipelines.local.topics import create_topics
 from pipelines.runs import CONFIG_NAME, KAFKA_NAME, lock_run
-from schemas.config import KafkaConfig, RunConfig, WorkerConfig, load, validate
+from schemas.config import KafkaConfig, RolloutConfig, RunConfig, WorkerConfig, load, validate
 from schemas.errors import ConfigError, DiskError, ModelError, RunError
 
 BROKER: Final = "kafka"
@@ -41,6 +41,7 @@ ROLLOUT: Final = "rollout"
 
 _STATUS_TIMEOUT_S: Final = 2.0
 _WORKER_READY_S: Final = 600.0  # compiling for a GPU takes minutes
+_LEARNER_READY_S: Final = 1800.0  # and so does reading a large checkpoint
 _SPARE_BYTES: Final = 1 << 30
 
 _log = structlog.get_logger(__name__)
@@ -170,34 +171,38 @@ class Stack:
     def _prism_spec(self, prism: Path) -> Spec:
         port = self._prism_port
         return Spec(
-            PRISM, prism_command(prism, port), _environment(PRISM), ready=lambda: accepts(port),
+            PRISM, prism_command(prism, port), environment_of(PRISM), ready=lambda: accepts(port),
             restarts=self._restarts, grace_s=5, bound=ROLLOUT,
         )  # fmt: skip
 
     def _worker_spec(self) -> Spec:
         status = f"http://{LOOPBACK}:{self.config.worker.port}/asyncflow/status"
         return Spec(
-            WORKER, self._command("worker"), _environment(WORKER), ready=lambda: _answers(status),
+            WORKER, self.command("worker"), environment_of(WORKER), ready=lambda: _answers(status),
             ready_timeout_s=_WORKER_READY_S, restarts=self._restarts,
         )  # fmt: skip
 
     def _learner_spec(self) -> Spec:
+        port = self.config.learner.metrics_port
         return Spec(
-            LEARNER, self._command("learn"), _environment(LEARNER), restarts=self._restarts, grace_s=60, ends=True
-        )
-
-    def _rollout_spec(self) -> Spec:
-        beam = [
-            "--runner=PortableRunner",
-            f"--job_endpoint={LOOPBACK}:{self._prism_port}",
-            "--environment_type=LOOPBACK",
-        ]
-        return Spec(
-            ROLLOUT, self._command("rollout", *beam), _environment(ROLLOUT), restarts=self._restarts, grace_s=30,
-            bound=ROLLOUT,
+            LEARNER, self.command("learn"), environment_of(LEARNER), ready=lambda: accepts(port),
+            ready_timeout_s=_LEARNER_READY_S, restarts=self._restarts, grace_s=60, ends=True,
         )  # fmt: skip
 
-    def _command(self, verb: str, *more: str) -> list[str]:
+    def _rollout_spec(self) -> Spec:
+        port = self.config.rollout.metrics_port
+        return Spec(
+            ROLLOUT, self.command("rollout", *self.beam_flags()), environment_of(ROLLOUT), ready=lambda: accepts(port),
+            restarts=self._restarts, grace_s=30, bound=ROLLOUT,
+        )  # fmt: skip
+
+    def beam_flags(self) -> list[str]:
+        """Beam's options for a pipeline that runs on the stack's Prism."""
+        endpoint = f"--job_endpoint={LOOPBACK}:{self._prism_port}"
+        return ["--runner=PortableRunner", endpoint, "--environment_type=LOOPBACK"]
+
+    def command(self, verb: str, *more: str) -> list[str]:
+        """What starts a process of this run."""
         return [*asyncflow_command(), verb, "--config", str(self.directory / CONFIG_NAME), *more]
 
 
@@ -225,7 +230,7 @@ def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
     tree["kafka"]["bootstrap"] = f"{LOOPBACK}:{kafka_port or ports[0]}"
     tree["worker"] |= {"host": LOOPBACK, "port": worker_port or ports[1]}
     tree["rollout"] |= {
-        "workers": [f"http://{LOOPBACK}:{worker_port or ports[1]}"],
+        "workers": [f"http://{LOOPBACK}:{worker_port or ports[1]}", *_other_workers(config)],
         "metrics_port": rollout_metrics or ports[2],
     }
     tree["learner"] |= {
@@ -235,6 +240,11 @@ def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
     tree["weights"]["root"] = _below(config.weights.root, directory)
     tree["model"] = {"path": str(Path(config.model.path).absolute()), "dtype": _dtype(config)}
     return validate(tree, "resolved")
+
+
+def _other_workers(config: RunConfig) -> list[str]:
+    """Workers that somebody else runs."""
+    return [url for url in config.rollout.workers if url not in RolloutConfig().workers]
 
 
 def check_model(config: RunConfig) -> Path:
@@ -290,7 +300,8 @@ def saved_config(name: str, runs: Path = DEFAULT_RUNS) -> RunConfig:
     return validate(tree, str(file))
 
 
-def _environment(process: str) -> dict[str, str]:
+def environment_of(process: str) -> dict[str, str]:
+    """The environment in which a process of the stack runs."""
     own = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **thread_environment(process, cores())}
     return {**os.environ, **own}
 

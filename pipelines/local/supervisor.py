@@ -2,7 +2,7 @@
 
     start ─► ready? ─► tick, tick, … ─► stop
                         │ one died: restart it after a pause, or give up and name it
-                        └ with exit code 2 it says what the user can mend: no restart
+                        └ with exit code 2 before it ever worked it says what the user can mend: no restart
 
 Each process leads a session of its own, so that Ctrl-C in the terminal reaches only the supervisor,
 which then ends the processes in reverse order. If the supervisor itself is killed, Linux kills the
@@ -38,6 +38,8 @@ EXIT_USER_ERROR: Final = 2
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 _HEALTHY_AFTER_S: Final = 600.0
+_QUICK_DEATH_S: Final = 20.0
+"""Who dies sooner than this after its start waits twice as long before the next one."""
 _LINES_SHOWN: Final = 20
 
 _log = structlog.get_logger(__name__)
@@ -82,8 +84,10 @@ class _Child:
     leader: Leader | None = None
     started_at: float = 0.0
     is_ready: bool = False
+    was_ready: bool = False
     is_done: bool = False
     deaths: int = 0
+    pause_s: float = _FIRST_PAUSE_S
     start_again_at: float | None = None
     log_offset: int = 0
 
@@ -126,7 +130,7 @@ class Supervisor:
 
         Raises:
             ProcessDied: one died too often, or was not ready in time.
-            UserError: one ended with exit code 2; its message.
+            UserError: one ended with exit code 2 before it worked; its message.
         """
         while not all(self._children[name].is_ready for name in names):
             self.tick()
@@ -139,7 +143,7 @@ class Supervisor:
 
         Raises:
             ProcessDied: one died too often, or was not ready in time.
-            UserError: one ended with exit code 2; its message.
+            UserError: one ended with exit code 2 before it worked, or too often; its message.
         """
         for each in list(self._children.values()):
             if each.process is not None:
@@ -155,6 +159,14 @@ class Supervisor:
         """The process id, while it runs."""
         process = self._children[name].process
         return process.pid if process else None
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        """Sends a signal to a process, if it runs."""
+        _send(self._children[name], number)
+
+    def is_ready(self, name: str) -> bool:
+        """Whether a process does its work now."""
+        return self._children[name].is_ready
 
     def deaths(self) -> dict[str, int]:
         """How often each process died, as far as it counts."""
@@ -191,7 +203,7 @@ class Supervisor:
         if each.spec.ready is None:
             each.is_ready = True
         elif each.spec.ready():
-            each.is_ready = True
+            each.is_ready = each.was_ready = True
             _log.info("process is ready", process=each.spec.name, after_s=round(waited_s, 1))
         elif waited_s > each.spec.ready_timeout_s:
             raise ProcessDied(
@@ -204,12 +216,14 @@ class Supervisor:
             each.is_done = each.is_ready = True
             _log.info("process is done", process=spec.name)
             return
-        if code == EXIT_USER_ERROR:
-            raise UserError(_said(each))
         each.deaths += 1
+        if code == EXIT_USER_ERROR and (not each.was_ready or each.deaths > spec.restarts):
+            raise UserError(_said(each))
         if each.deaths > spec.restarts:
             raise ProcessDied(f"{spec.name} ended ({_describe(code)}); {_end_of_log(each)}")
-        pause_s = min(_FIRST_PAUSE_S * 2 ** (each.deaths - 1), _LONGEST_PAUSE_S)
+        if time.monotonic() - each.started_at > _QUICK_DEATH_S:
+            each.pause_s = _FIRST_PAUSE_S
+        pause_s, each.pause_s = each.pause_s, min(2 * each.pause_s, _LONGEST_PAUSE_S)
         _log.warning(
             "process died, starting it again", process=spec.name, how=_describe(code), deaths=each.deaths,
             of=spec.restarts, in_s=pause_s, log=str(each.log),

@@ -47,6 +47,19 @@ def letter(offset):
     return DeadLetter.of("generate", "not_json", "x", ("demo.prompts", 0, offset), b"x")
 
 
+def commit(log, *entries):
+    """Appends entries as the learner does: a step with its weights and its frontier."""
+    for entry in entries:
+        log.ledger.append(entry)
+        if isinstance(entry, StepEntry):
+            frontier = log.admission[-1].frontier
+            log.admission.append(
+                AdmissionFrontier(version=entry.version, generation=entry.generation, frontier=frontier)
+            )
+            if entry.trained and entry.version not in {version.version for version in log.weights}:
+                log.weights.append(weight(entry.version, entry.step, entry.generation))
+
+
 @pytest.fixture
 def log():
     """Two steps of two groups, one drop, one dead letter, one group waiting, one in flight."""
@@ -56,6 +69,7 @@ def log():
         weights=[weight(1, 0), weight(2, 1), weight(3, 2)],
         admission=[
             AdmissionFrontier(version=1, generation=1, frontier={0: 4}),
+            AdmissionFrontier(version=2, generation=1, frontier={0: 6}),
             AdmissionFrontier(version=3, generation=1, frontier={0: 8}),
         ],
         ledger=[
@@ -94,8 +108,7 @@ def test_a_prompt_that_was_committed_without_an_outcome_is_lost(log):
 def passed_over(log, version):
     """Group 6, answered by ``version``, lies before what steps 2 and 3 trained."""
     log.groups = [*log.groups[:-1], replace(record(6, version), at=(0, 15)), record(7, 3)]
-    log.ledger.append(step(3, [trained(7, 3)]))
-    log.weights.append(weight(4, 3))
+    commit(log, step(3, [trained(7, 3)]))
     log.finished = {0: OffsetSet(8)}
 
 
@@ -133,11 +146,12 @@ def test_a_second_attempt_that_was_refused_as_duplicate_is_none(log):
 
 
 def test_a_step_in_a_dead_line_and_again_in_the_new_one_is_no_duplicate(log):
-    log.ledger += [
+    log.weights += [weight(4, 1, 2), weight(5, 2, 2)]
+    commit(
+        log,
         StartEntry(generation=2, continues=Position(generation=1, step=1), settings=SETTINGS),
         step(2, [trained(2, 2), trained(3, 2)], [dropped(5)], generation=2, version=5),
-    ]
-    log.weights += [weight(4, 1, 2), weight(5, 2, 2)]
+    )
     assert audit("demo", log).ok
 
 
@@ -158,14 +172,14 @@ def test_a_version_that_was_never_announced_is_unknown(log):
 
 
 def test_staleness_is_counted_again_from_the_records(log):
-    log.ledger += [step(3, [trained(6, 1), trained(7, 1)])]
+    commit(log, step(3, [trained(6, 1), trained(7, 1)]))
     log.groups[-1:] = [record(6, 1), record(7, 1)]
     log.finished = {0: OffsetSet(8)}
     assert broken(log, "staleness").staleness_max == 2
 
 
 def test_a_step_that_trained_nothing_ages_no_sample(log):
-    log.ledger += [step(3, [], version=3), step(4, [], version=3), step(5, [trained(6, 2), trained(7, 2)])]
+    commit(log, step(3, [], version=3), step(4, [], version=3), step(5, [trained(6, 2), trained(7, 2)]))
     log.groups += [record(7, 2)]
     log.finished = {0: OffsetSet(8)}
     verdict = audit("demo", log)
@@ -174,11 +188,12 @@ def test_a_step_that_trained_nothing_ages_no_sample(log):
 
 
 def test_a_restart_does_not_age_samples(log):
-    log.ledger += [
+    log.weights += [weight(7, 2, 2), weight(8, 3, 2)]
+    commit(
+        log,
         StartEntry(generation=2, continues=Position(generation=1, step=2), settings=SETTINGS),
         step(3, [trained(6, 2), trained(7, 3)], generation=2, version=8),
-    ]
-    log.weights += [weight(7, 2, 2), weight(8, 3, 2)]
+    )
     log.groups += [record(7, 3)]
     verdict = audit("demo", log)
     assert verdict.ok, verdict.faults
@@ -186,10 +201,11 @@ def test_a_restart_does_not_age_samples(log):
 
 
 def test_a_commit_of_a_replaced_generation_is_a_zombie(log):
-    log.ledger += [
+    commit(
+        log,
         StartEntry(generation=2, continues=Position(generation=1, step=2), settings=SETTINGS),
         step(3, [], generation=1),
-    ]
+    )
     broken(log, "zombie_commits")
 
 
@@ -215,3 +231,31 @@ def test_an_unreadable_record_counts_unless_a_dead_letter_tells_of_it(log):
     broken(log, "unreadable")
     log.dead_letters.append(DeadLetter.of("learn", "bad_sha256", "x", ("demo.trajectories", 0, 70), b"x"))
     assert audit("demo", log).ok
+
+
+def test_a_step_without_its_weights_is_half_a_commit(log):
+    log.weights.pop()
+    broken(log, "half_commits")
+
+
+def test_a_step_without_its_frontier_is_half_a_commit(log):
+    del log.admission[1]
+    broken(log, "half_commits")
+
+
+def test_weights_without_a_step_are_half_a_commit(log):
+    log.weights.append(weight(4, 3))
+    broken(log, "half_commits")
+
+
+def test_weights_that_are_announced_again_between_two_steps_are_whole(log):
+    log.weights.append(weight(4, 2))
+    assert audit("demo", log).ok
+
+
+def test_a_copy_that_somebody_else_wrote_is_counted(log):
+    log.groups.append(replace(record(0), at=(0, 49)))
+    log.ledger[2] = step(2, [trained(2, 2), trained(3, 2)], [dropped(5), dropped(0, "duplicate")])
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    assert verdict.repeated == 1

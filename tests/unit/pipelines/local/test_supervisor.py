@@ -93,6 +93,14 @@ def test_exit_code_2_shows_the_message_and_is_not_tried_again(supervisor, tmp_pa
     assert str(raised.value) == "asyncflow learn: model.path: give one\n  or not"
 
 
+def test_exit_code_2_of_a_process_that_has_worked_is_a_death_like_any_other(supervisor):
+    code = "import sys, time; time.sleep(1); print('asyncflow learn: disk full'); sys.exit(2)"
+    supervisor.start(spec("learner", code, ready=lambda: True, restarts=1))
+    tick_until(supervisor, lambda: supervisor.deaths()["learner"] == 1 and supervisor.pid("learner"))
+    with pytest.raises(UserError, match=r"^asyncflow learn: disk full$"):
+        tick_until(supervisor, lambda: False)
+
+
 def test_exit_code_0_is_a_death_unless_the_process_is_meant_to_end(supervisor):
     supervisor.start(spec("learner", "pass", ends=True), spec("rollout", SLEEP))
     tick_until(supervisor, lambda: supervisor.is_done("learner"))

@@ -1,0 +1,296 @@
+"""The faults, by name: what happens to a run that works.
+
+Each is a generator: it strikes, yields while time passes, and returns when nothing hinders the run any
+more. It notes in its :class:`Blow` when something noticed and what proves that it happened.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from pipelines.drill.scene import Blow, Scene
+from pipelines.local.stack import BROKER, LEARNER, PRISM, ROLLOUT, WORKER
+from schemas.crash_points import LEARNER_POINTS, PIPELINE_POINTS, arm, disarm, hits
+from schemas.ledger import StartEntry
+from schemas.manifests import MANIFEST_NAME
+
+Fault = Callable[[Scene, Blow], Iterator[None]]
+
+_STOP_S: Final = 6.0
+_SLOW_S: Final = 10.0
+_SLOW_PAUSE_S: Final = 0.9
+_SLOW_WORK_S: Final = 0.2
+_ROGUE_S: Final = 6.0
+_FULL_S: Final = 4.0
+_BROKER_LOOKS_S: Final = 12.0
+"""A broker looks for transactions that have timed out every ten seconds."""
+_NO_ROOM: Final = "mounting a tmpfs is not allowed here"
+
+
+def _died(scene: Scene, process: str, pid: int) -> bool:
+    return scene.pid(process) != pid
+
+
+def kill(process: str, scene: Scene, blow: Blow) -> Iterator[None]:
+    """SIGKILL."""
+    yield from scene.when_up(process)
+    blow.began_at = datetime.now(UTC)
+    pid = scene.pid(process)
+    scene.stack.supervisor.signal(process, signal.SIGKILL)
+    yield from scene.until(lambda: _died(scene, process, pid or 0))
+    blow.detects()
+    _witness(blow, pid is not None and _died(scene, process, pid), f"{process} {pid} ended by SIGKILL")
+    blow.over_at = blow.detected_at
+
+
+def stop(process: str, scene: Scene, blow: Blow) -> Iterator[None]:
+    """SIGSTOP for some seconds, then SIGCONT: everything but time goes on."""
+    yield from scene.when_up(process)
+    blow.began_at = datetime.now(UTC)
+    pid = scene.signal(process, signal.SIGSTOP)
+    yield from scene.until(lambda: scene.states(process) == {"stopped"}, _STOP_S)
+    _witness(blow, scene.states(process) == {"stopped"}, f"{process} {pid} and its children in state stopped")
+    yield from scene.pause(_STOP_S)
+    scene.signal(process, signal.SIGCONT)
+    blow.over_at = datetime.now(UTC)
+
+
+def slow(process: str, scene: Scene, blow: Blow) -> Iterator[None]:
+    """Stopped for most of the time."""
+    yield from scene.when_up(process)
+    blow.began_at = datetime.now(UTC)
+    stopped = 0
+    while (datetime.now(UTC) - blow.began_at).total_seconds() < _SLOW_S:
+        scene.signal(process, signal.SIGSTOP)
+        yield from scene.pause(_SLOW_PAUSE_S)
+        stopped += "stopped" in scene.states(process)
+        scene.signal(process, signal.SIGCONT)
+        yield from scene.pause(_SLOW_WORK_S)
+    _witness(blow, stopped > 1, f"{process} was seen stopped {stopped} times in {_SLOW_S:g} s")
+    blow.over_at = datetime.now(UTC)
+
+
+def restart_broker(scene: Scene, blow: Blow) -> Iterator[None]:
+    """SIGTERM to the broker, which is started again."""
+    yield from scene.when_up(BROKER)
+    blow.began_at = datetime.now(UTC)
+    pid = scene.pid(BROKER)
+    scene.stack.supervisor.signal(BROKER, signal.SIGTERM)
+    yield from scene.until(lambda: _died(scene, BROKER, pid or 0))
+    blow.detects()
+    yield from scene.when_up(BROKER)
+    _witness(blow, scene.pid(BROKER) not in (None, pid), f"broker {pid} ended, {scene.pid(BROKER)} took its place")
+    blow.over_at = datetime.now(UTC)
+
+
+def crash(point: str, process: str, scene: Scene, blow: Blow) -> Iterator[None]:
+    """The process kills itself at a named point."""
+    yield from scene.when_up(process)
+    before, pid = len(hits(scene.points, point)), scene.pid(process)
+    arm(scene.points, point)
+    yield from scene.until(lambda: len(hits(scene.points, point)) > before)
+    disarm(scene.points, point)
+    found = hits(scene.points, point)[before:]
+    if found:
+        blow.began_at = datetime.fromtimestamp(found[0].stat().st_ctime, UTC)
+        yield from scene.until(lambda: _died(scene, process, pid or 0))
+        blow.detects()
+    _witness(blow, bool(found), f"{process} {pid} left {', '.join(path.name for path in found)}")
+    blow.over_at = blow.detected_at or datetime.now(UTC)
+
+
+def freeze_in_transaction(scene: Scene, blow: Blow) -> Iterator[None]:
+    """The learner stops within a transaction until the broker has given it up, and is woken then."""
+    pid = yield from _stop_learner_at("in_transaction", scene, blow)
+    yield from scene.pause(scene.config.kafka.transaction_timeout_s + _BROKER_LOOKS_S)
+    since = scene.log_size(LEARNER)
+    scene.signal(LEARNER, signal.SIGCONT)
+    yield from scene.until(lambda: _died(scene, LEARNER, pid))
+    blow.detects()
+    _witness(blow, scene.said(LEARNER, "newer learner", since), f"learner {pid} woke and was fenced")
+    blow.over_at = datetime.now(UTC)
+
+
+def _stop_learner_at(point: str, scene: Scene, blow: Blow) -> Any:
+    yield from scene.when_up(LEARNER)
+    before, pid = len(hits(scene.points, point)), scene.pid(LEARNER)
+    arm(scene.points, point, "stop")
+    yield from scene.until(lambda: len(hits(scene.points, point)) > before)
+    disarm(scene.points, point)
+    blow.began_at = datetime.now(UTC)
+    yield from scene.until(lambda: scene.states(LEARNER) == {"stopped"}, 5)
+    _witness(blow, scene.states(LEARNER) == {"stopped"}, f"learner {pid} stopped at {point}")
+    return pid
+
+
+def second_learner(scene: Scene, blow: Blow) -> Iterator[None]:
+    """Another learner is started on the same run, and fences the first."""
+    yield from scene.when_up(LEARNER)
+    blow.began_at = datetime.now(UTC)
+    pid, generations = scene.pid(LEARNER), _generations(scene)
+    other = scene.start_another("learn", "--learner.metrics_port", "0")
+    yield from scene.until(lambda: _died(scene, LEARNER, pid or 0))
+    blow.detects()
+    yield from scene.until(lambda: other.poll() is not None)
+    _witness(blow, other.poll() is not None, f"the first learner ended, then the second with code {other.poll()}")
+    yield from scene.until(lambda: _generations(scene) >= generations + 2)
+    _witness(blow, _generations(scene) >= generations + 2, "two more generations in the ledger")
+    blow.over_at = datetime.now(UTC)
+
+
+def _generations(scene: Scene) -> int:
+    return sum(isinstance(entry, StartEntry) for entry in scene.watch.log.ledger)
+
+
+def second_pipeline(scene: Scene, blow: Blow) -> Iterator[None]:
+    """Another rollout pipeline is started on the same run, and fences the first."""
+    yield from scene.when_up(ROLLOUT)
+    blow.began_at = datetime.now(UTC)
+    pid, since = scene.pid(ROLLOUT), scene.log_size(ROLLOUT)
+    other = scene.start_another("rollout", "--rollout.metrics_port", "0", *scene.stack.beam_flags())
+    yield from scene.until(lambda: _died(scene, ROLLOUT, pid or 0))
+    blow.detects()
+    _witness(blow, scene.said(ROLLOUT, "newer rollout pipeline", since), f"pipeline {pid} was fenced and ended")
+    yield from scene.until(lambda: other.poll() is not None)
+    _witness(blow, other.poll() is not None, f"the second pipeline ended with code {other.poll()}")
+    blow.over_at = datetime.now(UTC)
+
+
+def garbage_worker(scene: Scene, blow: Blow) -> Iterator[None]:
+    """A second worker comes up that answers rubbish."""
+    blow.began_at = datetime.now(UTC)
+    before, since = sum(scene.rogue.served.values()), scene.log_size(ROLLOUT)
+    scene.rogue.switch_on()
+    yield from scene.until(lambda: sum(scene.rogue.served.values()) - before > 2)
+    yield from scene.until(lambda: scene.said(ROLLOUT, "engine_error", since), _ROGUE_S)
+    blow.detects()
+    yield from scene.pause(_ROGUE_S)
+    scene.rogue.switch_off()
+    served = sum(scene.rogue.served.values()) - before
+    _witness(blow, served > 2, f"{served} answers of rubbish")
+    blow.over_at = datetime.now(UTC)
+
+
+def full_disk(what: str, scene: Scene, blow: Blow) -> Iterator[None]:
+    """No room where checkpoints or weights are written."""
+    disk = scene.checkpoints if what == "checkpoints" else scene.weights
+    if not disk.is_small:
+        blow.not_possible = _NO_ROOM
+        return
+    yield from scene.when_up(LEARNER)
+    since = scene.log_size(LEARNER)
+    blow.began_at = datetime.now(UTC)
+    disk.fill()
+    yield from scene.until(lambda: scene.said(LEARNER, "cannot be written", since))
+    blow.detects()
+    _witness(blow, scene.said(LEARNER, "cannot be written", since), f"{disk.free_bytes()} bytes free for {what}")
+    yield from scene.pause(_FULL_S)
+    disk.empty()
+    blow.over_at = datetime.now(UTC)
+
+
+def rotten_weights(scene: Scene, blow: Blow) -> Iterator[None]:
+    """A bit of a version flips after its hash was taken and before it is announced."""
+    yield from _stop_learner_at("weights_written", scene, blow)
+    directory = max(scene.weights.directory.glob(f"*/{MANIFEST_NAME}"), key=lambda path: int(path.parent.name)).parent
+    scene.rotten_versions.add(int(directory.name))
+    _flip_a_bit(directory / "model.safetensors")
+    since = scene.log_size(WORKER)
+    scene.signal(LEARNER, signal.SIGCONT)
+    yield from scene.until(lambda: scene.said(WORKER, "version_refused", since))
+    blow.detects()
+    _witness(blow, scene.said(WORKER, "version_refused", since), f"version {int(directory.name)} was refused")
+    blow.over_at = datetime.now(UTC)
+
+
+def _flip_a_bit(path: Path) -> None:
+    value = bytearray(path.read_bytes())
+    value[-100] ^= 1
+    path.write_bytes(value)
+
+
+def copied_record(scene: Scene, blow: Blow) -> Iterator[None]:
+    """A program that is not ours writes a record of the trajectories topic once more."""
+    at = yield from _inject(scene, blow, lambda value: value)
+    yield from scene.until(lambda: at in _dropped(scene))
+    blow.detects()
+    _witness(blow, at in _dropped(scene), f"the copy at {at} was dropped as a duplicate")
+    blow.over_at = datetime.now(UTC)
+
+
+def rotten_record(scene: Scene, blow: Blow) -> Iterator[None]:
+    """A program that is not ours writes a damaged record to the trajectories topic."""
+    at = yield from _inject(scene, blow, lambda value: value[: len(value) // 2] + b"\0" + value[len(value) // 2 + 1 :])
+    yield from scene.until(lambda: _has_letter(scene, at))
+    blow.detects()
+    _witness(blow, _has_letter(scene, at), f"the record at {at} is a dead letter")
+    blow.over_at = datetime.now(UTC)
+
+
+def _inject(scene: Scene, blow: Blow, change: Callable[[bytes], bytes]) -> Any:
+    """Writes a changed copy of a committed record; returns its place."""
+    from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+
+    yield from scene.when_up(BROKER)
+    place = scene.watch.log.groups[-1].at
+    partition = TopicPartition(scene.config.topics.trajectories, place[0])
+    consumer = KafkaConsumer(**scene.config.kafka.consumer_options())
+    consumer.assign([partition])
+    consumer.seek(partition, place[1])
+    found: list[Any] = []
+    while not found:
+        found = consumer.poll(200, max_records=1).get(partition, [])
+        yield
+    consumer.close()
+    producer = KafkaProducer(**scene.config.kafka.producer_options())
+    copy = producer.send(
+        partition.topic, change(found[0].value), found[0].key, list(found[0].headers), partition=place[0]
+    )
+    blow.began_at = datetime.now(UTC)
+    at = (place[0], copy.get(timeout=30).offset)
+    producer.close()
+    scene.injected += 1
+    blow.saw(f"record {place} of {partition.topic} was written again at {at}")
+    return at
+
+
+def _dropped(scene: Scene) -> set[tuple[int, int]]:
+    return {dropped.at for step in scene.watch.line for dropped in step.dropped if dropped.reason == "duplicate"}
+
+
+def _has_letter(scene: Scene, at: tuple[int, int]) -> bool:
+    letters = scene.watch.log.dead_letters
+    place = f"{scene.config.topics.trajectories}[{at[0]}] offset {at[1]}"
+    return any(place in letter.detail for letter in letters if letter.stage == "learn")
+
+
+def _witness(blow: Blow, happened: bool, text: str) -> None:
+    (blow.witnesses if happened else blow.missing).append(text)
+
+
+FAULTS: Final[dict[str, Fault]] = {
+    **{f"kill {process}": partial(kill, process) for process in (LEARNER, WORKER, ROLLOUT, PRISM, BROKER)},
+    **{f"stop {process}": partial(stop, process) for process in (LEARNER, WORKER, ROLLOUT, PRISM, BROKER)},
+    **{f"slow {process}": partial(slow, process) for process in (LEARNER, WORKER)},
+    "restart kafka": restart_broker,
+    "garbage worker": garbage_worker,
+    "second learner": second_learner,
+    "second pipeline": second_pipeline,
+    "frozen transaction": freeze_in_transaction,
+    "full checkpoints": partial(full_disk, "checkpoints"),
+    "full weights": partial(full_disk, "weights"),
+    "rotten weights": rotten_weights,
+    "copied record": copied_record,
+    "rotten record": rotten_record,
+}
+"""What a drill draws from."""
+
+CRASHES: Final[dict[str, Fault]] = {
+    f"crash {point}": partial(crash, point, process)
+    for process, points in ((LEARNER, LEARNER_POINTS), (ROLLOUT, PIPELINE_POINTS))
+    for point in points
+}
+"""Every crash point."""

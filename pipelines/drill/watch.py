@@ -1,0 +1,192 @@
+"""What an outsider sees of the run while it is being hurt: the log, audited again and again.
+
+    topics ──► RunReader ──► audit ──► counts (what two audits in a row agree about)
+    worker ──► /metrics, /asyncflow/status ──► tokens generated, versions served
+
+Nothing here asks the processes whether they are right; only the log counts. The worker is asked what
+it serves, because a version that must not be served would never reach the log if no prompt met it.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.request import urlopen
+
+import structlog
+
+from pipelines.audit import Verdict, audit
+from pipelines.drill.rewards import HOSTILE, share_of
+from pipelines.log import RunLog, RunReader
+from schemas.config import RunConfig
+from schemas.errors import BrokerError
+from schemas.identity import GroupId
+from schemas.ledger import StepEntry, surviving_steps
+from schemas.trajectories import Sample
+
+_AUDIT_PAUSE_S: Final = 2.0
+_LOOK_PAUSE_S: Final = 0.5
+_TIMEOUT_S: Final = 2.0
+_CLOSE: Final = 1e-5
+COUNTS: Final = (
+    "lost",
+    "duplicate",
+    "mixed_attempts",
+    "unknown_versions",
+    "zombie_commits",
+    "half_commits",
+    "admission_excess",
+    "unreadable",
+)
+"""Of the audit: all must be 0."""
+_LOG = structlog.get_logger(__name__)
+
+
+class Watch:
+    """Two threads that only read.
+
+    Attributes:
+        verdict: of the newest audit; None before the first.
+        audited_at: when the newest audit began.
+        admitted: prompts that may be answered.
+        defaulted: samples whose reward is not what it has to be.
+        served: every weight version that the worker said it serves.
+        tokens_generated: by the worker's engine, as far as it was seen.
+        tokens_committed: of all groups in the log.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._ended = threading.Event()
+        self._generated: dict[tuple[GroupId, str], datetime] = {}
+        self._before: dict[str, int] = {}
+        self._counter = 0
+        self.verdict: Verdict | None = None
+        self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
+        self.audited_at = datetime.min.replace(tzinfo=UTC)
+        self.log = RunLog()
+        self.line: list[StepEntry] = []
+        self.admitted = 0
+        self.defaulted: list[str] = []
+        self.served: set[int] = set()
+        self.tokens_generated = self.tokens_committed = 0
+
+    def start(self) -> None:
+        """Begins to read."""
+        for name, work in (("audit", self._audit_on), ("look", self._look_on)):
+            threading.Thread(target=self._repeat, args=(work,), name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends both threads, soon."""
+        self._ended.set()
+
+    @property
+    def tokens_again(self) -> int:
+        """Tokens that were generated and are in no committed group: lost to a fault, or in flight."""
+        return max(0, self.tokens_generated - self.tokens_committed)
+
+    def recovered_at(self, since: datetime) -> datetime | None:
+        """When the first step was committed that trained a group generated after ``since``: the whole loop works."""
+        for step in self.line:
+            if step.at > since and any(self._generated_at(step, index) > since for index in range(len(step.trained))):
+                return step.at
+        return None
+
+    def _generated_at(self, step: StepEntry, index: int) -> datetime:
+        trained = step.trained[index]
+        return self._generated.get((trained.group, trained.attempt), datetime.min.replace(tzinfo=UTC))
+
+    def productive_s(self, begin: datetime, end: datetime) -> float:
+        """Seconds of training and publishing in surviving steps that were committed between two times."""
+        steps = [step for step in self.line if begin < step.at <= end]
+        return sum(step.metrics["seconds_train"] + step.metrics["seconds_publish"] for step in steps)
+
+    def _repeat(self, work: Callable[[], None]) -> None:
+        from kafka.errors import KafkaError
+
+        while not self._ended.is_set():
+            try:
+                work()
+            except (KafkaError, BrokerError, OSError, ValueError) as error:
+                _LOG.info("not readable now", what=work.__name__.strip("_"), reason=str(error)[:120])
+                self._ended.wait(_LOOK_PAUSE_S)
+
+    # ---- the log ------------------------------------------------------------------------------------
+
+    def _audit_on(self) -> None:
+        self._generated.clear()
+        self.defaulted.clear()
+        self.tokens_committed = 0
+        with RunReader(self._config.kafka, self._config.name, self._on_group) as reader:
+            while not self._ended.wait(_AUDIT_PAUSE_S):
+                begun = datetime.now(UTC)
+                self._take(reader.advance(), begun)
+
+    def _take(self, log: RunLog, begun: datetime) -> None:
+        verdict = audit(self._config.name, log)
+        now = {name: getattr(verdict, name) for name in COUNTS}
+        # A transaction becomes visible topic by topic: what only one audit saw was a look in between.
+        self.counts = {name: min(now[name], self._before.get(name, 0)) for name in COUNTS}
+        self._before = now
+        self.log, self.line = log, surviving_steps(log.ledger)
+        self.admitted, self.verdict, self.audited_at = verdict.admitted, verdict, begun
+
+    def _on_group(self, samples: list[Sample]) -> None:
+        first = samples[0]
+        self._generated[first.group, first.attempt_id] = first.generated_at
+        for sample in samples:
+            self.tokens_committed += len(sample.response_token_ids)
+            if not is_reward_right(sample):
+                self.defaulted.append(f"{sample.rollout_id}: {sample.reward} for {sample.prompt_id}")
+
+    # ---- the worker ---------------------------------------------------------------------------------
+
+    def _look_on(self) -> None:
+        url = f"http://{self._config.worker.host}:{self._config.worker.port}"
+        while not self._ended.wait(_LOOK_PAUSE_S):
+            self.served.add(int(_get_json(f"{url}/asyncflow/status")["version"]))
+            self._count(read_counter(_get(f"{url}/metrics"), "vllm:generation_tokens_total"))
+
+    def _count(self, total: int) -> None:
+        """Adds what came since the last look; a counter that went back belongs to a new process."""
+        self.tokens_generated += total - self._counter if total >= self._counter else total
+        self._counter = total
+
+
+def is_reward_right(sample: Sample) -> bool:
+    """Whether the sample has the reward that its prompt and answer give it, and none if they give none."""
+    name, _, letter = (sample.prompt_id or "").partition("/")
+    if name in HOSTILE:
+        return sample.reward is None
+    if sample.reward is None:
+        return sample.reward_error is not None
+    return abs(sample.reward - share_of(sample.response_text, letter)) < _CLOSE
+
+
+def read_counter(text: str, name: str) -> int:
+    """The sum of one counter's series in Prometheus' text form."""
+    lines = (line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
+    return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
+
+
+def _get(url: str) -> str:
+    with urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - our own address
+        text: str = answer.read().decode()
+    return text
+
+
+def _get_json(url: str) -> Any:
+    import json
+
+    return json.loads(_get(url))
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
+    """Looks ten times a second; False if it did not come about in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
