@@ -78,7 +78,14 @@ class KafkaConfig(_Section):
         if transactional_id is None:
             return options
         timeout_ms = int(self.transaction_timeout_s * 1000)
-        return {**options, "transactional_id": transactional_id, "transaction_timeout_ms": timeout_ms}
+        return {
+            **options,
+            "transactional_id": transactional_id,
+            "transaction_timeout_ms": timeout_ms,
+            # A record that is delivered after the broker has given the transaction up is of no use.
+            "delivery_timeout_ms": timeout_ms,
+            "request_timeout_ms": min(options["request_timeout_ms"], timeout_ms // 2),
+        }
 
 
 class ModelConfig(_Section):

@@ -26,8 +26,8 @@ def configure_logging() -> None:
     )
     # Beam says at every import that it was installed without Google's clients.
     logging.getLogger().addFilter(lambda record: "apitools" not in record.getMessage())
-    # It reports each of several attempts a second; what it means for us is said once, by whoever needed Kafka.
-    logging.getLogger("kafka.net").setLevel(logging.CRITICAL)
+    # It reports each of twenty attempts a second; what it means for us is said once, by whoever needed Kafka.
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 class _StandardError:
