@@ -27,6 +27,7 @@ _ROGUE_S: Final = 6.0
 _FULL_S: Final = 4.0
 _BROKER_LOOKS_S: Final = 12.0
 """A broker looks for transactions that have timed out every ten seconds."""
+_FALLBACK_S: Final = 30.0
 _NO_ROOM: Final = "mounting a tmpfs is not allowed here"
 
 
@@ -196,7 +197,7 @@ def rotten_weights(scene: Scene, blow: Blow) -> Iterator[None]:
     """A bit of a version flips after its hash was taken and before it is announced."""
     yield from _stop_learner_at("weights_written", scene, blow)
     directory = max(scene.weights.directory.glob(f"*/{MANIFEST_NAME}"), key=lambda path: int(path.parent.name)).parent
-    scene.rotten_versions.add(int(directory.name))
+    scene.damaged.add(directory)
     _flip_a_bit(directory / "model.safetensors")
     since = scene.log_size(WORKER)
     scene.signal(LEARNER, signal.SIGCONT)
@@ -204,6 +205,29 @@ def rotten_weights(scene: Scene, blow: Blow) -> Iterator[None]:
     blow.detects()
     _witness(blow, scene.said(WORKER, "version_refused", since), f"version {int(directory.name)} was refused")
     blow.over_at = datetime.now(UTC)
+
+
+def rotten_checkpoint(scene: Scene, blow: Blow) -> Iterator[None]:
+    """A bit of the newest checkpoint flips, and the learner is killed."""
+    yield from scene.when_up(LEARNER)
+    yield from scene.until(lambda: len(_checkpoints(scene)) > 1)
+    scene.signal(LEARNER, signal.SIGSTOP)
+    newest = max(_checkpoints(scene), key=lambda directory: directory.stat().st_mtime)
+    scene.damaged.add(newest)
+    shard = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    _flip_a_bit(shard)
+    since = scene.log_size(LEARNER)
+    yield from kill(LEARNER, scene, blow)
+    yield from scene.when_up(LEARNER)
+    yield from scene.until(lambda: scene.said(LEARNER, "checkpoint cannot be used", since), _FALLBACK_S)
+    fell_back = scene.said(LEARNER, "checkpoint cannot be used", since)
+    _witness(blow, fell_back, f"{newest.name} was passed over for an older one")
+    blow.over_at = datetime.now(UTC)
+
+
+def _checkpoints(scene: Scene) -> set[Path]:
+    whole = {path.parent for path in scene.checkpoints.directory.glob(f"*/{MANIFEST_NAME}")}
+    return whole - scene.damaged
 
 
 def _flip_a_bit(path: Path) -> None:
@@ -283,6 +307,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "full checkpoints": partial(full_disk, "checkpoints"),
     "full weights": partial(full_disk, "weights"),
     "rotten weights": rotten_weights,
+    "rotten checkpoint": rotten_checkpoint,
     "copied record": copied_record,
     "rotten record": rotten_record,
 }

@@ -55,6 +55,7 @@ class Plan:
         baseline_s: how long the run is watched before the first one.
         config: of the run.
         runs: where the run gets its directory.
+        patience_s: how long a fault waits for what has to be seen of it.
     """
 
     seed: int
@@ -64,6 +65,7 @@ class Plan:
     baseline_s: float
     config: RunConfig
     runs: Path = DEFAULT_RUNS
+    patience_s: float = 120.0
 
 
 def drill_config(name: str, seed: int) -> RunConfig:
@@ -122,7 +124,7 @@ def run(plan: Plan, *, as_json: bool = False) -> int:
 def drill(plan: Plan) -> Report:
     """Drills and returns the account."""
     report = Report(plan.config.name, plan.seed)
-    with Scene(plan.config, plan.runs) as scene:
+    with Scene(plan.config, plan.runs, plan.patience_s) as scene:
         try:
             _Driver(plan, scene, report).run()
         except AsyncFlowError as error:
@@ -190,6 +192,7 @@ class _Driver:
         faults = choose(names)
         _LOG.info("fault", names=names)
         self._drive([faults[blow.fault](self._scene, blow) for blow in blows])
+        self._look_for_torn()
         for blow in blows:
             if not blow.not_possible:
                 self._recover(blow)
@@ -198,6 +201,15 @@ class _Driver:
             blow.counts = {name: max(0, watch.counts[name] - before[name]) for name in before}
             blow.tokens_again = max(0, watch.tokens_again - tokens)
             blow.dead_letters = len(watch.log.dead_letters) - letters
+
+    def _look_for_torn(self) -> None:
+        """Now, since what is torn is pruned in the end."""
+        found = [
+            fault
+            for disk in (self._scene.weights, self._scene.checkpoints)
+            for fault in torn(disk.directory, self._scene.damaged)
+        ]
+        self._report.torn += [fault for fault in found if fault not in self._report.torn]
 
     def _drive(self, strikes: list[Iterator[None]]) -> None:
         while strikes:
@@ -235,13 +247,12 @@ class _Driver:
     def _account(self) -> None:
         scene, watch, report = self._scene, self._scene.watch, self._report
         announced = {version.version for version in watch.log.weights}
+        rotten = {int(path.name) for path in scene.damaged if path.name.isdigit()}
         for version in sorted(watch.served - {0}):
-            if version in scene.rotten_versions or version not in announced:
+            if version in rotten or version not in announced:
                 report.bad_weight_loads.append(f"version {version} was served")
         report.defaulted_rewards = list(watch.defaulted)
-        report.torn = [
-            *torn(scene.weights.directory, scene.rotten_versions), *torn(scene.checkpoints.directory, set()),
-        ]  # fmt: skip
+        self._look_for_torn()
         report.tokens = {"generated": watch.tokens_generated, "committed": watch.tokens_committed}
 
     def _tick(self) -> None:

@@ -30,11 +30,6 @@ from schemas.errors import StateError
 from schemas.manifests import MANIFEST_NAME, Manifest, sha256, verify
 
 _FOREVER: Final = 1_000_000
-_PATIENCE_S: Final = 120.0
-"""How long a fault waits for what has to happen, such as a process that is to be killed to be up."""
-
-Ticks = Iterator[None]
-"""Something that takes its time: it yields until it is done."""
 
 
 @dataclass
@@ -81,19 +76,26 @@ class Blow:
 
 
 class Scene:
-    """The stack of one drill and its surroundings; a context manager."""
+    """The stack of one drill and its surroundings; a context manager.
 
-    def __init__(self, config: RunConfig, runs: Path) -> None:
+    Args:
+        config: of the run.
+        runs: where the run gets its directory.
+        patience_s: how long a fault waits for what has to happen, such as a process to come up.
+    """
+
+    def __init__(self, config: RunConfig, runs: Path, patience_s: float) -> None:
         directory = (runs / config.name).absolute()
         self._rogue_port = free_ports(1)[0]
         self.rogue = Rogue(self._rogue_port)
         self.points = directory / "crash-points"
         self.checkpoints = SmallDisk(directory / "checkpoints")
         self.weights = SmallDisk(directory / "weights")
-        self.rotten_versions: set[int] = set()
+        self.damaged: set[Path] = set()
+        """Weight versions and checkpoints that the drill itself spoilt."""
         self.injected = 0
         """Copies of records that the drill itself wrote."""
-        self._config, self._runs = config, runs
+        self._config, self._runs, self._patience_s = config, runs, patience_s
         self._exits = ExitStack()
         self._others: list[subprocess.Popen[bytes]] = []
 
@@ -196,9 +198,9 @@ class Scene:
 
     # ---- time ---------------------------------------------------------------------------------------
 
-    def until(self, condition: Callable[[], Any], timeout_s: float = _PATIENCE_S) -> Iterator[None]:
+    def until(self, condition: Callable[[], Any], timeout_s: float | None = None) -> Iterator[None]:
         """Yields until a condition holds or the time is over; whoever needs to know looks again."""
-        end = datetime.now(UTC) + timedelta(seconds=timeout_s)
+        end = datetime.now(UTC) + timedelta(seconds=self._patience_s if timeout_s is None else timeout_s)
         while not condition() and datetime.now(UTC) < end:
             yield
 
@@ -207,19 +209,19 @@ class Scene:
         yield from self.until(lambda: False, seconds)
 
 
-def torn(root: Path, known_bad: set[int]) -> list[str]:
+def torn(root: Path, damaged: set[Path]) -> list[str]:
     """Directories whose manifest says that they are whole, and that are not.
 
     Args:
         root: of weights or checkpoints.
-        known_bad: names, as numbers, of those that the drill damaged itself.
+        damaged: those that the drill itself spoilt.
     """
     from fsspec.implementations.local import LocalFileSystem
 
     found = []
     for manifest in root.glob(f"*/{MANIFEST_NAME}"):
         directory = manifest.parent
-        if directory.name.isdigit() and int(directory.name) in known_bad:
+        if directory in damaged:
             continue
         try:
             value = manifest.read_bytes()

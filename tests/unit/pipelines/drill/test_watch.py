@@ -1,0 +1,83 @@
+"""What the watch concludes from a log."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from pipelines.drill.watch import Watch, is_reward_right, read_counter
+from pipelines.log import RunLog
+from schemas.config import RunConfig
+from schemas.identity import GroupId
+from schemas.ledger import StartEntry, StepEntry, TrainedGroup
+from tests.support.samples import SAMPLE, group
+
+AT = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
+
+
+def step(number, at, attempt):
+    trained = TrainedGroup(group=GroupId(0, 38), at=(0, number), attempt=attempt, samples=2, versions=(1, 1))
+    metrics = {"seconds_train": 2.0, "seconds_publish": 0.5}
+    return StepEntry(
+        generation=1, step=number, version=number + 1, trained=(trained,), dropped=(), at=at, metrics=metrics
+    )
+
+
+@pytest.fixture
+def watch():
+    return Watch(RunConfig())
+
+
+def test_the_loop_works_again_when_what_was_generated_after_the_fault_is_trained(watch):
+    over = AT + timedelta(seconds=10)
+    watch._on_group(group(attempt_id="before", generated_at=AT))
+    watch.line = [step(1, over + timedelta(seconds=1), "before")]
+    assert watch.recovered_at(over) is None
+    watch._on_group(group(attempt_id="after", generated_at=over + timedelta(seconds=2)))
+    watch.line.append(step(2, over + timedelta(seconds=3), "after"))
+    assert watch.recovered_at(over) == over + timedelta(seconds=3)
+
+
+def test_a_count_needs_two_audits_in_a_row(watch):
+    half = RunLog(ledger=[StartEntry(generation=1), step(1, AT, "a")])
+    watch._take(half, AT)
+    assert watch.counts["half_commits"] == 0
+    watch._take(half, AT)
+    assert watch.counts["half_commits"] > 0
+
+
+def test_productive_seconds_are_those_of_surviving_steps_in_the_window(watch):
+    watch.line = [step(number, AT + timedelta(seconds=number), "a") for number in range(1, 5)]
+    assert watch.productive_s(AT + timedelta(seconds=1), AT + timedelta(seconds=3)) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("prompt_id", "text", "reward", "right"),
+    [
+        ("drill_share/7", "7071", 0.5, True),
+        ("drill_share/7", "7071", 0.25, False),
+        ("drill_share/7", "7071", None, True),
+        ("drill_hang/7", "7071", None, True),
+        ("drill_hang/7", "7071", 0.0, False),
+        ("drill_nan/7", "7071", 0.0, False),
+    ],
+)
+def test_a_reward_is_right_if_it_can_be_computed_again(prompt_id, text, reward, right):
+    error = None if reward is not None else "reward_timeout: …"
+    sample = replace(SAMPLE, prompt_id=prompt_id, response_text=text, reward=reward, reward_error=error)
+    assert is_reward_right(sample) is right
+
+
+def test_a_null_reward_without_a_reason_is_wrong():
+    assert not is_reward_right(replace(SAMPLE, prompt_id="drill_share/7", reward=None, reward_error=None))
+
+
+def test_a_counter_is_the_sum_of_its_series():
+    text = '# HELP x\nx{engine="0"} 12.0\nx{engine="1"} 30\nx_created 7\nxy 100\n'
+    assert read_counter(text, "x") == 42
+
+
+def test_tokens_of_a_restarted_engine_are_added(watch):
+    for total in (100, 250, 40, 60):
+        watch._count(total)
+    assert watch.tokens_generated == 310
