@@ -16,7 +16,6 @@ from dataclasses import replace
 from typing import Any
 
 import apache_beam as beam
-import pebble
 import structlog
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindow
@@ -24,11 +23,12 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
+from schemas.errors import ProcessDied
 from schemas.prompts import FEEDBACK_REWARD, RewardSpec
 from schemas.trajectories import Group, Sample
 from transforms import metrics
 from transforms.generation.outcome import Outcome
-from transforms.rewards.processes import RewardProcesses, kill_session, reward_processes
+from transforms.rewards.processes import RewardProcesses, reward_processes
 from transforms.rewards.scoring import SampleScore, failed, score_samples
 
 _LOG = structlog.get_logger(__name__)
@@ -83,10 +83,9 @@ def _result(future: "Future[list[SampleScore]]") -> tuple[list[SampleScore] | No
     try:
         return future.result(), None
     except TimeoutError as error:
-        return None, ("reward_timeout", f"no reward within {error.args[-1] if error.args else '?'} s")
-    except pebble.ProcessExpired as error:
-        kill_session(error.pid)
-        return None, ("reward_error", f"the reward's process died with exit code {error.exitcode}")
+        return None, ("reward_timeout", str(error))
+    except ProcessDied as error:
+        return None, ("reward_error", str(error))
     except Exception as error:  # noqa: BLE001 - the reward call is a seam: SystemExit, unpicklable results, ...
         return None, ("reward_error", f"{type(error).__name__}: {error}")
 

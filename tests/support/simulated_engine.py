@@ -9,11 +9,14 @@ It never stands in for an engine where results are reported as vLLM's.
         engine.faults.append("refuse")     # the next request is refused
         engine.url, engine.requests        # where it listens, what it was asked
 
-As a process: ``python -m tests.support.simulated_engine --port 9000``.
+As a process: ``python -m tests.support.simulated_engine --port 9000``; with ``--exit-on 8`` it ends
+at once when it is asked for a prompt that begins with token 8.
 """
 
 import argparse
 import asyncio
+import contextlib
+import os
 import random
 import threading
 from collections import deque
@@ -52,7 +55,8 @@ class SimulatedEngine:
     """Seconds for prompts that begin with this token."""
     faults: deque = field(default_factory=deque)
     """What goes wrong with the next requests, one each: error, refuse, garbage, hang, close, nan,
-    short, no_versions, version_zero, unavailable, abort."""
+    short, no_versions, version_zero, unavailable, abort; die (as vLLM's server whose engine died: it
+    answers 500 to all and is not healthy until ``revive`` is called); exit (ends the process)."""
     always: dict[int, str] = field(default_factory=dict)
     """What goes wrong with every request whose prompt begins with this token."""
     requests: list = field(default_factory=list)
@@ -60,6 +64,7 @@ class SimulatedEngine:
 
     def __post_init__(self):
         self._random = random.Random(self.seed)
+        self._died = asyncio.Event()
         self._at_once = 0
 
     @property
@@ -72,8 +77,19 @@ class SimulatedEngine:
         application.router.add_get("/health", self._health)
         return application
 
+    @property
+    def died(self):
+        return self._died.is_set()
+
+    def die(self):
+        self._loop.call_soon_threadsafe(self._died.set)
+
+    def revive(self):
+        """What a supervisor does to an engine that died."""
+        self._loop.call_soon_threadsafe(self._died.clear)
+
     async def _health(self, request):
-        return web.Response()
+        return web.Response(status=503 if self.died else 200)
 
     async def _generate(self, request):
         body = await request.json()
@@ -92,7 +108,10 @@ class SimulatedEngine:
         if seconds is None and self.mean_s:
             seconds = self._random.expovariate(1 / self.mean_s)
         if seconds:
-            await asyncio.sleep(seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._died.wait(), seconds)
+        if self.died:
+            return self._broken("EngineDeadError")
         choices = [self._choice(index, body, started_under) for index in range(body["sampling_params"]["n"])]
         return web.json_response({"request_id": "simulated", "choices": choices, "usage": None})
 
@@ -119,9 +138,19 @@ class SimulatedEngine:
             "weight_versions": spans,
         }
 
+    @staticmethod
+    def _broken(message):
+        return web.json_response({"error": {"message": message, "code": 500}}, status=500)
+
     async def _misbehave(self, fault, request, body):
+        if fault == "exit":
+            os._exit(1)
+        if fault == "die":
+            await asyncio.sleep(self.slow_s.get(body["token_ids"][0], 0))
+            self._died.set()
+            return self._broken("EngineDeadError")
         if fault == "error":
-            return web.json_response({"error": {"message": "engine is broken", "code": 500}}, status=500)
+            return self._broken("engine is broken")
         if fault == "refuse":
             return web.json_response({"error": {"message": "max_tokens is too large", "code": 400}}, status=400)
         if fault == "unavailable":
@@ -178,8 +207,10 @@ def main():
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--mean-s", type=float, default=0.0)
+    parser.add_argument("--exit-on", type=int)
     given = parser.parse_args()
-    engine = SimulatedEngine(fixed_tokens=given.tokens, mean_s=given.mean_s)
+    always = {} if given.exit_on is None else {given.exit_on: "exit"}
+    engine = SimulatedEngine(fixed_tokens=given.tokens, mean_s=given.mean_s, always=always)
     web.run_app(engine.application(), host="127.0.0.1", port=given.port, print=None, access_log=None)
 
 

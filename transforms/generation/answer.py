@@ -16,6 +16,7 @@ from schemas.trajectories import Group, new_attempt_id
 from transforms import metrics
 from transforms.generation import engine
 from transforms.generation.outcome import Outcome
+from transforms.generation.quarantine import Case, Quarantine
 from transforms.generation.request import PromptRecord, Request, prepare
 from transforms.generation.tokenizer import Tokenizer
 from transforms.generation.workers import Worker, Workers
@@ -23,8 +24,6 @@ from transforms.generation.workers import Worker, Workers
 _LOG = structlog.get_logger(__name__)
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
-_KILLED_ENGINES: Final = 2
-"""A prompt under whose attempts so many engines died is not tried on another."""
 
 
 class Answerer:
@@ -37,6 +36,7 @@ class Answerer:
         self._tokenizer = tokenizer
         self._session = session
         self._workers = workers
+        self._quarantine = Quarantine()
 
     async def answer(self, record: PromptRecord, min_version: int) -> Outcome:
         """A group, or a dead letter of stage ``generate``.
@@ -53,7 +53,7 @@ class Answerer:
         except EngineRefusal as error:
             return self._dead(record, "engine_refused", str(error))
         except EngineLost as error:
-            return self._dead(record, "engine_killed", f"{_KILLED_ENGINES} engines died while answering; {error}")
+            return self._dead(record, "engine_killed", f"two engines died while answering; {error}")
         except EngineError as error:
             return self._dead(record, "engine_failed", f"{self._config.rollout.attempts} attempts failed; {error}")
         metrics.GENERATION_SECONDS.observe(time.monotonic() - started)
@@ -67,33 +67,46 @@ class Answerer:
         return DeadLetter.of("generate", reason, detail, source, record.value or b"")
 
     async def _ask(self, request: Request) -> Group:
-        """Attempts until one succeeds; those that no engine took up do not count."""
-        failed, killed, pause_s, avoid = 0, 0, _FIRST_PAUSE_S, set[str]()
+        """Attempts until one succeeds; those that no engine took up, or under which one died, do not count.
+
+        Raises:
+            EngineLost: the prompt kills engines.
+            EngineError: as many attempts as are allowed failed.
+        """
+        case, avoid, failed, pause_s = Case(), set[str](), 0, _FIRST_PAUSE_S
         while True:
-            async with self._workers.taken(request.token_ids, request.group_size, avoid) as worker:
-                error = await self._attempt(request, worker)
-            if isinstance(error, Group):
-                return error
-            if isinstance(error, EngineUnavailable):
-                self._workers.leave_out(worker, str(error))
-            else:
-                failed += 1
-                killed += await self._has_died(worker, error)
+            async with (
+                self._quarantine.turn(case),
+                self._workers.taken(request.token_ids, request.group_size, avoid) as worker,
+            ):
+                deaths = worker.deaths
+                with self._quarantine.running(case):
+                    result = await self._attempt(request, worker)
+                if isinstance(result, Group):
+                    return result
+                failed += await self._weigh(result, worker, deaths, case)
+            if not isinstance(result, EngineUnavailable):
                 avoid.add(worker.url)
-            if killed >= _KILLED_ENGINES:
-                raise EngineLost(str(error)) from error
             if failed >= self._config.rollout.attempts:
-                raise EngineError(str(error)) from error
+                raise EngineError(str(result)) from result
             metrics.RETRIES.inc()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _has_died(self, worker: Worker, error: EngineError) -> bool:
-        """Whether the worker is gone after it broke a connection; if so it is left out."""
-        if not isinstance(error, EngineLost) or await self._workers.is_healthy(worker):
+    async def _weigh(self, error: EngineError, worker: Worker, deaths: int, case: Case) -> bool:
+        """Whether the attempt counts as failed. The worker had died ``deaths`` times when it began.
+
+        Raises:
+            EngineLost: the worker died of the prompt.
+        """
+        if isinstance(error, EngineUnavailable):
+            self._workers.leave_out(worker, str(error))
             return False
-        self._workers.leave_out(worker, str(error))
-        return True
+        if not isinstance(error, EngineLost) or not await self._workers.has_died(worker, deaths, str(error)):
+            return True
+        if self._quarantine.convicts(case):
+            raise EngineLost(str(error)) from error
+        return False
 
     async def _attempt(self, request: Request, worker: Worker) -> Group | EngineError:
         """One request; what went wrong is returned, a refusal is raised."""

@@ -70,8 +70,9 @@ async def generate(
     Raises:
         EngineRefusal: it understood the request and refused it.
         EngineUnavailable: it did not take the request.
-        EngineLost: it went away while answering.
-        EngineError: it failed, took too long, or answered something else than a group.
+        EngineLost: it went away while answering, or answered that it is broken: vLLM's server does so
+            while it ends because its engine died. Only its health tells.
+        EngineError: it took too long, or answered something else than a group.
     """
     headers = {MIN_VERSION_HEADER: str(request.min_version)} if request.min_version else {}
     try:
@@ -98,6 +99,8 @@ def _raise_for_status(url: str, status: int, body: bytes) -> None:
         raise EngineRefusal(message)
     if status in _UNAVAILABLE:
         raise EngineUnavailable(message)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise EngineLost(message)
     raise EngineError(message)
 
 

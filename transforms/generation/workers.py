@@ -42,6 +42,8 @@ class Worker:
     up: bool = True
     load: int = 0
     """Samples that it is answering for this pool."""
+    deaths: int = 0
+    """How often it went away while it was answering."""
 
 
 def choose(workers: Sequence[Worker], prefix: Sequence[int], samples: int) -> Worker:
@@ -112,6 +114,16 @@ class Workers:
         task = asyncio.get_running_loop().create_task(self._wait_until_healthy(worker))
         self._checks.add(task)
         task.add_done_callback(self._checks.discard)
+
+    async def has_died(self, worker: Worker, deaths: int, reason: str) -> bool:
+        """Whether the worker has died since its count was ``deaths``; if it just did, it is left out.
+
+        It may be up again by now: whoever asked first saw it dead, and the count tells the others.
+        """
+        if worker.deaths == deaths and not await self.is_healthy(worker) and worker.deaths == deaths:
+            worker.deaths += 1
+            self.leave_out(worker, reason)
+        return worker.deaths != deaths
 
     def _publish(self) -> None:
         up = sum(worker.up for worker in self._workers)

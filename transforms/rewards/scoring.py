@@ -10,6 +10,8 @@ from transforms.rewards import registry
 from transforms.rewards.registry import Reward
 
 _ERROR_CHARACTERS: Final = 300
+_MOST_PARTS: Final = 100
+"""More parts than anyone looks at would be carried with every sample."""
 
 
 class SampleScore(NamedTuple):
@@ -37,12 +39,21 @@ def _score_one(function: registry.RewardFunction, sample: Sample, arguments: Any
     try:
         return _to_score(function(sample, arguments))
     except BaseException as error:  # noqa: BLE001 - the reward call is a seam: SystemExit too may come out of it
-        return failed("reward_error", f"{type(error).__name__}: {error}")
+        return failed("reward_error", _describe(error))
+
+
+def _describe(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except BaseException:  # noqa: BLE001 - of the same seam: the text of the reward's own exception is its code too
+        return type(error).__name__
 
 
 def _to_score(reward: object) -> SampleScore:
     if not isinstance(reward, Reward):
         return failed("reward_error", f"returned {type(reward).__name__}, expected a Reward")
+    if len(reward.parts) > _MOST_PARTS:
+        return failed("reward_error", f"{len(reward.parts)} parts, at most {_MOST_PARTS} are kept")
     numbers = {"value": float(reward.value), **{str(name): float(part) for name, part in reward.parts.items()}}
     wrong = [f"{name} = {number}" for name, number in numbers.items() if not math.isfinite(number)]
     if wrong:

@@ -1,6 +1,9 @@
 """Rewards in killable processes: what fails is null with a reason, and nothing else suffers."""
 
+import json
 import os
+import signal
+import socket
 import time
 from dataclasses import replace
 
@@ -23,7 +26,15 @@ registry.load([MODULE])
 
 
 @pytest.fixture(scope="module")
-def scorer():
+def inherited():
+    """A socket that any program started from this process would have open."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.set_inheritable(True)
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def scorer(inherited):
     processes = RewardProcesses(RewardsConfig(timeout_s=LIMIT_S, memory_bytes=2 << 30, modules=(MODULE,)))
     scorer = Scorer(processes)
     scorer.collect(scorer.submit(RewardSpec(name="fine"), [SAMPLE]), group("fine", "warm"))
@@ -31,10 +42,24 @@ def scorer():
     processes.stop()
 
 
-def group(reward, *texts):
+def a_thousand_s(scorer):
+    """Seconds that a thousand good rewards take."""
+    started = time.monotonic()
+    asked = group("fine", "a")
+    futures = [scorer.submit(asked.prompt.reward, asked.samples) for _ in range(1000)]
+    assert all(scorer.collect(future, asked)[0].value == 2.0 for future in futures)
+    return time.monotonic() - started
+
+
+@pytest.fixture(scope="module")
+def full_speed_s(scorer):
+    return min(a_thousand_s(scorer) for _ in range(3))
+
+
+def group(reward, *texts, **changes):
     prompt = Prompt.model_validate({"text": "?", "reward": {"name": reward}})
     samples = tuple(
-        replace(SAMPLE, sample_index=index, response_text=text, reward=None, reward_parts={})
+        replace(SAMPLE, sample_index=index, response_text=text, reward=None, reward_parts={}, **changes)
         for index, text in enumerate(texts)
     )
     return Group(GroupId(0, 38), prompt, samples, b"value")
@@ -48,53 +73,83 @@ def test_a_score_has_value_and_parts(scorer):
     assert scores(scorer, group("fine", "a")) == [SampleScore(2.0, {"half": 1.0}, None)]
 
 
-@pytest.mark.parametrize(
-    ("reward", "reason"),
-    [
-        ("hangs", "reward_timeout: no reward within 0.5 s"),
-        ("ignores_sigterm", "reward_timeout: no reward within 0.5 s"),
-        ("dies", "reward_error: the reward's process died with exit code -9"),
-        ("exits", "reward_error: SystemExit: 3"),
-        ("eats_memory", "reward_error: MemoryError: "),
-        ("raises", "reward_error: KeyError: 'no such thing'"),
-        ("nan", "reward_error: not finite: value = nan"),
-    ],
-)
-def test_only_the_offending_sample_goes_without_a_reward(scorer, reward, reason):
+FAILURES = {
+    "hangs": "reward_timeout: no reward within 0.5 s",
+    "ignores_sigterm": "reward_timeout: no reward within 0.5 s",
+    "catches_everything": "reward_timeout: no reward within 0.5 s",
+    "stops": "reward_timeout: no reward within 0.5 s",
+    "dies": "reward_error: the reward's process died with exit code -9",
+    "exits": "reward_error: SystemExit: 3",
+    "leaves": "reward_error: the reward's process died with exit code 3",
+    "leaves_as_if_all_were_well": "reward_error: the reward's process died with exit code 0",
+    "closes_files": "reward_error: the reward's process died with exit code 1",
+    "eats_memory": "reward_error: MemoryError: ",
+    "raises": "reward_error: KeyError: 'no such thing'",
+    "raises_the_unspeakable": "reward_error: UnspeakableError",
+    "nan": "reward_error: not finite: value = nan",
+    "has_many_parts": "reward_error: 1000 parts, at most 100 are kept",
+}
+"""Rewards that give none for some samples, and what is said of those."""
+CHILDREN = {
+    "forks_and_hangs": None,
+    "starts_a_daemon_and_hangs": None,
+    "leaves_a_daemon": 1.0,
+    "returns_twice": 1.0,
+}
+"""Rewards that leave a process behind, and their value."""
+NUISANCES = ["prints_a_gigabyte", "leaves_an_alarm"]
+
+
+@pytest.mark.parametrize("reward", FAILURES)
+def test_only_the_offending_sample_goes_without_a_reward(scorer, reward):
     got = scores(scorer, group(reward, "good", "bad", "good"))
     assert [score.value for score in got] == [1.0, None, 1.0]
-    assert got[1].error == reason
+    assert got[1].error == FAILURES[reward]
 
 
-def test_a_reward_that_ignores_sigterm_is_killed_at_once(scorer):
+@pytest.mark.parametrize("reward", ["ignores_sigterm", "catches_everything", "starts_a_daemon_and_hangs"])
+def test_a_reward_that_cannot_be_asked_to_end_is_killed_at_once(scorer, reward, tmp_path):
     started = time.monotonic()
-    scores(scorer, group("ignores_sigterm", "bad"))
+    scores(scorer, group(reward, "bad", worker=str(tmp_path / "pid")))
     assert time.monotonic() - started < 2 * LIMIT_S + 1.5, "a group and a sample of 0.5 s each, and little more"
 
 
-def test_after_a_hang_a_thousand_rewards_run_at_full_speed(scorer):
-    def a_thousand():
-        started = time.monotonic()
-        asked = group("fine", "a")
-        futures = [scorer.submit(asked.prompt.reward, asked.samples) for _ in range(1000)]
-        assert all(scorer.collect(future, asked)[0].value == 2.0 for future in futures)
-        return time.monotonic() - started
-
-    before = a_thousand()
-    scores(scorer, group("hangs", "bad"))
-    assert a_thousand() < max(3 * before, before + 1.0)
+@pytest.mark.parametrize("reward", [*FAILURES, *CHILDREN, *NUISANCES])
+def test_after_a_bad_reward_a_thousand_run_at_full_speed(scorer, full_speed_s, reward, tmp_path):
+    scores(scorer, group(reward, "bad", worker=str(tmp_path / "pid")))
+    assert a_thousand_s(scorer) < max(3 * full_speed_s, full_speed_s + 1.0)
 
 
-def test_what_a_killed_reward_forked_dies_with_it(scorer, tmp_path):
-    asked = group("forks_and_hangs", "bad")
-    samples = [replace(sample, worker=str(tmp_path / "pid")) for sample in asked.samples]
-    scorer.collect(scorer.submit(asked.prompt.reward, samples), replace(asked, samples=tuple(samples)))
+@pytest.mark.parametrize("reward", CHILDREN)
+def test_what_a_reward_started_ends_with_it(scorer, reward, tmp_path):
+    (score,) = scores(scorer, group(reward, "bad", worker=str(tmp_path / "pid")))
+    assert score.value == CHILDREN[reward]
     child = int((tmp_path / "pid").read_text())
     for _ in range(100):
         if not _runs(child):
             return
         time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
     pytest.fail("the forked process still runs")
+
+
+def test_a_process_has_none_of_our_files_and_prints_nowhere(scorer, inherited, tmp_path):
+    assert os.readlink(f"/proc/self/fd/{inherited.fileno()}").startswith("socket:")
+    assert scores(scorer, group("lists_its_files", "a", worker=str(tmp_path / "files")))[0].value == 1.0
+    files = json.loads((tmp_path / "files").read_text())
+    assert {files.pop(standard) for standard in "012"} == {os.devnull}
+    ours = {os.readlink(f"/proc/self/fd/{number}") for number in _open_files()}
+    assert not {file for file in files.values() if file.startswith("socket:")} & ours
+    assert len(files) <= 6, f"its pipe, those of multiprocessing, and the two it opened: {files}"
+
+
+def _open_files():
+    return [number for number in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{number}")]
+
+
+def test_a_gigabyte_of_output_is_dropped(scorer):
+    (score,) = scores(scorer, group("prints_a_gigabyte", "bad"))
+    assert (score.value, score.error) == (1.0, None)
 
 
 def _runs(pid):

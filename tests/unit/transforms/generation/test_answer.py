@@ -1,9 +1,11 @@
 """One prompt against simulated engines: what is tried again, where, and what is given up."""
 
 import asyncio
+import contextlib
 import json
 import socket
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import aiohttp
 import pytest
@@ -14,6 +16,7 @@ from schemas.identity import GroupId
 from schemas.trajectories import Group
 from tests.support.simulated_engine import SimulatedEngine
 from tests.support.tiny_model import build_tiny_model
+from transforms.generation import answer, quarantine
 from transforms.generation import workers as workers_module
 from transforms.generation.answer import Answerer
 from transforms.generation.request import PromptRecord
@@ -146,6 +149,111 @@ async def test_a_prompt_under_which_two_engines_died_is_a_dead_letter(tokenizer,
         letter = await ask(tokenizer, one.url)
     assert letter.reason == "engine_killed"
     assert len(one.requests) == 2
+
+
+@contextlib.asynccontextmanager
+async def supervised(*engines):
+    """Revives engines that died; yields the urls of those revived."""
+    revived = []
+
+    async def supervise():
+        while True:
+            await asyncio.sleep(0.02)
+            for engine in [engine for engine in engines if engine.died]:
+                await asyncio.sleep(0.3)
+                engine.revive()
+                revived.append(engine.url)
+
+    supervising = asyncio.ensure_future(supervise())
+    yield revived
+    supervising.cancel()
+
+
+@contextlib.asynccontextmanager
+async def answering(tokenizer, engines, firsts, attempts=1):
+    """The tasks that answer prompts, one that begins with each of these tokens, and the workers."""
+    urls = tuple(engine.url for engine in engines)
+    config = RunConfig(rollout=RolloutConfig(workers=urls, attempts=attempts))
+    async with aiohttp.ClientSession() as session:
+        workers = Workers(urls, session, 0)
+        answerer = Answerer(config, tokenizer, session, workers)
+        tasks = []
+        for offset, first in enumerate(firsts):
+            value = json.dumps({**PROMPT, "token_ids": [first, offset % 6 + 6]}).encode()
+            record = PromptRecord(GroupId(0, offset), value, datetime.now(UTC))
+            tasks.append(asyncio.ensure_future(answerer.answer(record, 0)))
+            await asyncio.sleep(0.01)
+        yield tasks, workers
+        for task in tasks:
+            task.cancel()
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(workers_module, "_LONGEST_PAUSE_S", 0.1)
+    monkeypatch.setattr(quarantine, "_MARGIN_S", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_poison_prompt_costs_two_engines_and_its_neighbours_are_answered(tokenizer, monkeypatch):
+    """They are in flight at both deaths: tried before the poison and still being answered beside it."""
+    poison, neighbour = 8, 7
+    pauses = iter([5.0])  # the poison, which fails first, comes back last
+    monkeypatch.setattr(answer, "random", SimpleNamespace(uniform=lambda *_: next(pauses, 1.0)))
+    with SimulatedEngine(always={poison: "die"}, slow_s={poison: 0.1, neighbour: 1.2}) as engine:
+        async with (
+            supervised(engine) as revived,
+            answering(tokenizer, [engine], [poison, *[neighbour] * 3]) as (tasks, _),
+        ):
+            outcomes = await asyncio.wait_for(asyncio.gather(*tasks), 30)
+    assert outcomes[0].reason == "engine_killed"
+    assert all(isinstance(outcome, Group) for outcome in outcomes[1:]), "with a single attempt allowed"
+    assert len(revived) == 2
+    assert len(engine.requests) == 2 + 3 * 3
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_workers_that_die_together_cost_no_prompt(tokenizer):
+    with SimulatedEngine(mean_s=0.3, seed=1) as one, SimulatedEngine(mean_s=0.3, seed=2) as two:
+        async with supervised(one, two) as revived, answering(tokenizer, [one, two], [7] * 12) as (tasks, _):
+            one.die()
+            two.die()
+            outcomes = await asyncio.wait_for(asyncio.gather(*tasks), 30)
+    assert {one.url, two.url} == set(revived)
+    assert all(isinstance(outcome, Group) for outcome in outcomes)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_drain_lets_go_of_suspects_that_wait_for_their_turn(tokenizer):
+    with SimulatedEngine(slow_s={7: 5.0}) as engine:
+        async with answering(tokenizer, [engine], [7] * 4) as (tasks, workers):
+            await _until(lambda: len(engine.requests) == 4)
+            engine.die()
+            await asyncio.sleep(0.5)
+            workers.drain()
+            outcomes = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    assert [type(outcome) for outcome in outcomes] == [AbandonedError] * 4
+
+
+async def _until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_worker_that_is_up_again_has_died_all_the_same(tokenizer, engine):
+    async with aiohttp.ClientSession() as session:
+        workers = Workers([engine.url], session, 0)
+        worker = workers._workers[0]
+        assert not await workers.has_died(worker, 0, "500")
+        engine.die()
+        await _until(lambda: engine.died)
+        assert await workers.has_died(worker, 0, "500")
+        engine.revive()
+        await _until(lambda: worker.up)
+        assert await workers.has_died(worker, 0, "500"), "for one that was in flight before"
+        assert not await workers.has_died(worker, 1, "500")
+        assert worker.deaths == 1
 
 
 def _die_then_recover():

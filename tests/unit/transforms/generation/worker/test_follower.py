@@ -8,6 +8,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
+from structlog.testing import capture_logs
 
 from schemas.errors import RecordError, StateError
 from schemas.weights import version_path
@@ -154,6 +155,77 @@ async def test_a_version_that_is_not_newer_is_not_loaded(follower, root, engine,
     await follow(follower, announced[2], announced[version])
     assert engine.loaded == [2]
     assert refused(state, "old") == 1
+
+
+def flip_a_bit(directory):
+    value = bytearray((directory / "model.safetensors").read_bytes())
+    value[-1] ^= 1
+    (directory / "model.safetensors").write_bytes(value)
+
+
+def link_elsewhere(directory):
+    directory.rename(directory.parent / "elsewhere")
+    directory.symlink_to(directory.parent / "elsewhere")
+
+
+DAMAGE = {
+    "flipped bit": (flip_a_bit, "bad_files"),
+    "missing file": (lambda directory: (directory / "model.safetensors").unlink(), "bad_files"),
+    "extra file": (lambda directory: (directory / "extra.bin").write_bytes(b""), "bad_files"),
+    "symlink": (link_elsewhere, "bad_files"),
+    "other manifest": (lambda directory: (directory / "MANIFEST.json").write_bytes(b"{}"), "bad_manifest"),
+    "no manifest": (lambda directory: (directory / "MANIFEST.json").unlink(), "vanished"),
+    "no directory": (shutil.rmtree, "vanished"),
+}
+CONTENT = {
+    "NaN": ({"w": torch.tensor([1.0, torch.nan])}, "nonfinite"),
+    "infinite": ({"w": torch.tensor([1.0, -torch.inf])}, "nonfinite"),
+    "names": ({"v": torch.ones(2)}, "bad_tensors"),
+    "shape": ({"w": torch.ones(3)}, "bad_tensors"),
+    "dtype": ({"w": torch.ones(2).half()}, "bad_tensors"),
+}
+
+
+async def serves_on(follower, root, bad, reason):
+    """The bad version is refused once and loudly, the first is served on, a later good one is loaded."""
+    engine, state = follower.engine, follower.state
+    with capture_logs() as logs:
+        await follow(follower, bad)
+    said = [line for line in logs if line["event"] == "version_refused"]
+    assert [(line["log_level"], line["reason"], line["serving"]) for line in said] == [("error", reason, 1)]
+    assert (state.version, state.status()["refused"], refused(state, reason)) == (1, 1, 1)
+    assert engine.loaded == [1]
+    later = write_version(root, 3, TENSORS, probe=PROBE).model_copy(update={"generation": 2})
+    await follow(follower, later)
+    assert engine.loaded == [1, 3]
+    assert state.version == 3
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+async def test_a_damaged_version_is_refused_and_a_later_one_is_loaded(follower, root, kind):
+    damage, reason = DAMAGE[kind]
+    first, bad = (write_version(root, version, TENSORS, probe=PROBE) for version in (1, 2))
+    await follow(follower, first)
+    damage(root / "00000002")
+    await serves_on(follower, root, bad, reason)
+
+
+@pytest.mark.parametrize("kind", CONTENT)
+async def test_wrong_tensors_are_refused_and_a_later_version_is_loaded(follower, root, kind):
+    tensors, reason = CONTENT[kind]
+    await follow(follower, write_version(root, 1, TENSORS, probe=PROBE))
+    await serves_on(follower, root, write_version(root, 2, tensors, probe=PROBE), reason)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"version": 2, "generation": 1}, {"version": 1, "generation": 5}, {"version": 5, "generation": 1}]
+)
+async def test_an_announcement_of_an_older_generation_or_version_is_refused(follower, root, changes):
+    for version in (2, 5, 7):
+        write_version(root, version, TENSORS, probe=PROBE)
+    first = write_version(root, 1, TENSORS, probe=PROBE).model_copy(update={"generation": 2})
+    await follow(follower, first)
+    await serves_on(follower, root, first.model_copy(update=changes), "old")
 
 
 async def test_a_probe_within_the_tolerance_is_applied(follower, root, engine, state):

@@ -1,5 +1,6 @@
 """Versions become local, whatever file system they lie on."""
 
+import json
 from uuid import uuid4
 
 import fsspec
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from schemas.errors import RecordError
-from schemas.manifests import MANIFEST_NAME
+from schemas.manifests import MANIFEST_NAME, sha256
 from schemas.weights import version_path
 from tests.support.weights import write_version
 from transforms.generation.worker.store import WeightStore
@@ -74,3 +75,38 @@ def test_a_version_without_its_manifest_is_not_there(remote):
         assert store.has(3)
         memory.rm(f"{version_path(root, 3)}/{MANIFEST_NAME}")
         assert not store.has(3)
+
+
+@pytest.mark.parametrize(
+    "fault", [PermissionError("denied"), OSError(28, "No space left on device"), NotADirectoryError("x")]
+)
+def test_a_store_that_fails_is_a_refusal(remote, monkeypatch, fault):
+    memory, root, announced = remote
+
+    def fail(*_, **__):
+        raise fault
+
+    monkeypatch.setattr(type(memory), "get_file", fail)
+    with WeightStore(root) as store, pytest.raises(RecordError) as caught:
+        store.fetch(announced[1])
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_version_that_is_no_directory_is_a_refusal(tmp_path):
+    announced = write_version(tmp_path, 1, TENSORS, probe=PROBE)
+    (tmp_path / "00000002").write_bytes(b"")
+    with WeightStore(str(tmp_path)) as store, pytest.raises(RecordError) as caught:
+        store.fetch(announced.model_copy(update={"version": 2}))
+    assert caught.value.reason == "unreadable"
+
+
+def test_a_remote_file_name_never_leaves_the_cache(remote):
+    memory, root, announced = remote
+    path = f"{version_path(root, 2)}/{MANIFEST_NAME}"
+    manifest = json.loads(memory.cat_file(path))
+    manifest["files"][0]["name"] = "../../escaped"
+    memory.pipe_file(path, json.dumps(manifest).encode())
+    lying = announced[1].model_copy(update={"manifest_sha256": sha256(memory.cat_file(path))})
+    with WeightStore(root) as store, pytest.raises(RecordError) as caught:
+        store.fetch(lying)
+    assert caught.value.reason == "bad_manifest"

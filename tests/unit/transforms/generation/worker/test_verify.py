@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from schemas.errors import ModelError, RecordError
-from schemas.manifests import MANIFEST_NAME
+from schemas.manifests import MANIFEST_NAME, sha256
 from schemas.weights import version_path
 from tests.support.weights import write_version
 from transforms.generation.worker.store import WeightStore
@@ -106,6 +106,84 @@ def test_a_manifest_with_another_hash_is_refused(root, model):
 def test_the_manifest_of_another_version_is_refused(root, model):
     announced = write_version(root, 1, make_tensors(), probe=PROBE, facts={"version": 7})
     assert refusal(root, model, announced).reason == "bad_manifest"
+
+
+@pytest.mark.parametrize("facts", [{"kind": "checkpoint"}, {"dtype": "bfloat16"}, {"version": None}, {"version": "1"}])
+def test_a_manifest_of_something_else_is_refused(root, model, facts):
+    announced = write_version(root, 1, make_tensors(), probe=PROBE, facts=facts)
+    assert refusal(root, model, announced).reason == "bad_manifest"
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/hostname", "../00000002/model.safetensors", "a/../../x", "./model.safetensors", "file:///x", "a\\b"]
+)
+def test_a_path_in_the_file_list_is_refused_before_anything_is_opened(root, model, name):
+    announced = write_version(root, 1, make_tensors(), probe=PROBE)
+    path = file_of(root).parent / MANIFEST_NAME
+    manifest = json.loads(path.read_bytes())
+    manifest["files"][0]["name"] = name
+    path.write_text(json.dumps(manifest))
+    announced = announced.model_copy(update={"manifest_sha256": sha256(path.read_bytes())})
+    assert refusal(root, model, announced).reason == "bad_manifest"
+
+
+def test_a_file_beside_those_of_the_manifest_is_refused(root, model):
+    announced = write_version(root, 1, make_tensors(), probe=PROBE)
+    (file_of(root).parent / ".nfs0001").write_bytes(b"left by a file system")
+    assert check(root, model, announced)
+    (file_of(root).parent / "more.safetensors").write_bytes(b"")
+    refused = refusal(root, model, announced)
+    assert refused.reason == "bad_files"
+    assert "more.safetensors is not in the manifest" in refused.detail
+
+
+def test_a_directory_that_became_a_link_is_refused(root, model):
+    announced = write_version(root, 1, make_tensors(), probe=PROBE)
+    directory = file_of(root).parent
+    directory.rename(root / "elsewhere")
+    directory.symlink_to(root / "elsewhere")
+    refused = refusal(root, model, announced)
+    assert refused.reason == "bad_files"
+    assert "symbolic link" in refused.detail
+
+
+def test_a_file_that_became_a_link_is_refused(root, model):
+    announced = write_version(root, 1, make_tensors(), probe=PROBE)
+    file_of(root).rename(root / "elsewhere")
+    file_of(root).symlink_to(root / "elsewhere")
+    assert refusal(root, model, announced).reason == "bad_files"
+
+
+def test_a_file_removed_after_it_was_hashed_is_refused(root, model, monkeypatch):
+    announced = write_version(root, 1, make_tensors(), probe=PROBE)
+    monkeypatch.setattr("transforms.generation.worker.verify._check_shapes", lambda *_: file_of(root).unlink())
+    assert refusal(root, model, announced).reason == "bad_tensors"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "int32", "bool", "float8_e4m3fn"])
+def test_tensors_of_another_dtype_than_announced_are_refused(root, model, dtype):
+    norm = torch.ones(3).to(getattr(torch, dtype))
+    refused = refusal(root, model, write_version(root, 1, make_tensors(**{"model.norm.weight": norm}), probe=PROBE))
+    assert refused.reason == "bad_tensors"
+    assert "model.norm.weight have dtype" in refused.detail
+
+
+def test_16_bit_versions_may_keep_some_tensors_in_float32_but_not_all(root, model):
+    embeddings = make_tensors()["model.embed_tokens.weight"].bfloat16()
+    mixed = make_tensors(**{"model.embed_tokens.weight": embeddings})
+    assert check(root, model, write_version(root, 1, mixed, probe=PROBE, dtype="bfloat16"))
+    assert refusal(root, model, write_version(root, 2, make_tensors(), probe=PROBE, dtype="bfloat16"))
+    assert (
+        refusal(root, model, write_version(root, 3, make_tensors(), probe=PROBE, dtype="f32")).reason == "bad_tensors"
+    )
+
+
+def test_missing_tensors_are_refused_by_name(root, model):
+    tensors = make_tensors()
+    del tensors["model.norm.weight"]
+    assert refusal(root, model, write_version(root, 1, tensors, probe=PROBE)).detail.startswith(
+        "missing model.norm.weight, unknown none"
+    )
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
