@@ -6,7 +6,8 @@ where finished = trained + dropped + dead letters. A full step trains groups_per
 the bound of the design; a step that trains fewer admits fewer, and what is under way never grows.
 
 Offsets of the prompts topic have gaps (transaction markers), so real records are walked. They are
-taken in turn from the partitions in which prompts wait.
+taken in turn from the partitions in which prompts wait: one poll may bring records of one partition
+only, so each queue is filled by itself and read ahead no further than it has room.
 """
 
 from collections import deque
@@ -18,7 +19,7 @@ from kafka import TopicPartition
 from trainers.log import assign, read_to_end
 
 _QUEUE: Final = 256
-"""Offsets known ahead, for each partition."""
+"""A partition is read while fewer of its offsets than this are known ahead."""
 
 Skip = Callable[[int, int, int], None]
 
@@ -35,6 +36,7 @@ class Admission:
         self._consumer, self._partitions, self._skip = consumer, partitions, skip
         self._queues: dict[int, deque[int]] = {partition.partition: deque() for partition in partitions}
         self._turn: deque[int] = deque(self._queues)
+        self._positions: dict[int, int] = {}
         self.frontier: dict[int, int] = {}
         self.admitted = 0
 
@@ -65,27 +67,22 @@ class Admission:
             number = partition.partition
             self._skip(number, self.frontier[number], newest[number])
             self.frontier[number] = max(self.frontier[number], newest[number])
+        self._positions = dict(self.frontier)
         assign(self._consumer, {p: self.frontier[p.partition] for p in self._partitions})
 
     def advance(self, target: int, timeout_s: float = 0.0) -> bool:
         """Admits prompts until ``target`` are admitted in all or none wait; True if any was."""
         before = self.admitted
-        while self.admitted < target:
-            partition = self._next()
-            if partition is None:
-                if not self._fill(timeout_s):
-                    break
-                continue
-            self._admit(partition, self._queues[partition].popleft())
+        while self.admitted < target and self._fill(timeout_s):
+            self._admit_in_turn(target)
         return self.admitted > before
 
-    def _next(self) -> int | None:
-        for _ in range(len(self._turn)):
-            partition = self._turn[0]
+    def _admit_in_turn(self, target: int) -> None:
+        while self.admitted < target and any(self._queues.values()):
+            number = self._turn[0]
             self._turn.rotate(-1)
-            if self._queues[partition]:
-                return partition
-        return None
+            if self._queues[number]:
+                self._admit(number, self._queues[number].popleft())
 
     def _admit(self, partition: int, offset: int) -> None:
         self._skip(partition, self.frontier[partition], offset)
@@ -93,13 +90,34 @@ class Admission:
         self.admitted += 1
 
     def _fill(self, timeout_s: float) -> bool:
-        for partition in self._partitions:
-            full = len(self._queues[partition.partition]) >= _QUEUE
-            (self._consumer.pause if full else self._consumer.resume)(partition)
+        """Reads ahead until prompts of every partition are known or no more come; True if any are."""
+        while self._poll(timeout_s) and not all(self._queues.values()):
+            pass
+        return any(self._queues.values())
+
+    def _poll(self, timeout_s: float) -> bool:
+        wanted = {p for p in self._partitions if len(self._queues[p.partition]) < _QUEUE}
+        if not wanted:
+            return False
+        self._assign(wanted)
         found = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         for partition, records in found.items():
             self._queues[partition.partition].extend(record.offset for record in records)
+            self._positions[partition.partition] = records[-1].offset + 1
         return bool(found)
+
+    def _assign(self, wanted: set[TopicPartition]) -> None:
+        """Reads exactly these partitions.
+
+        Not by ``pause``: kafka-python 3.0.12 forgets to take up partitions that were paused while it
+        held fetched records of them.
+        """
+        known = self._consumer.assignment()
+        if known == wanted:
+            return
+        self._consumer.assign(sorted(wanted))
+        for partition in wanted - known:
+            self._consumer.seek(partition, self._positions[partition.partition])
 
     def close(self) -> None:
         """Closes the connection."""

@@ -12,6 +12,8 @@ start records. Shards are pickles, so code: nothing is loaded before its hash wa
 import json
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +21,7 @@ from typing import Any, Final
 import structlog
 
 from schemas.crash_points import crash_point
-from schemas.errors import ConfigError, StateError
+from schemas.errors import ConfigError, DiskError, StateError
 from schemas.ledger import CheckpointEntry, Position
 from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256, verify
 from trainers.disk import disk_errors, sync_tree, write_atomically
@@ -90,12 +92,21 @@ class CheckpointStore:
         with disk_errors("checkpoints", root):
             root.mkdir(parents=True, exist_ok=True)
 
-    def new_directory(self, generation: int, step: int) -> Path:
-        """Makes the directory of a checkpoint to come."""
+    @contextmanager
+    def new_directory(self, generation: int, step: int) -> Iterator[Path]:
+        """The directory of a checkpoint to come; removed again where there is no room for it.
+
+        Raises:
+            DiskError: whatever raised it inside.
+        """
         directory = self._root / f"g{generation:04d}-s{step:08d}-{uuid.uuid4().hex[:8]}"
-        with disk_errors("checkpoint", directory):
-            directory.mkdir()
-        return directory
+        try:
+            with disk_errors("checkpoint", directory):
+                directory.mkdir()
+            yield directory
+        except DiskError:
+            _remove(directory)  # half a checkpoint would keep the disk full
+            raise
 
     def finish(self, directory: Path, state: State, parent_sha256: str | None) -> Checkpoint:
         """Makes the shards that lie in the directory a checkpoint."""
@@ -116,8 +127,14 @@ class CheckpointStore:
         whole = [directory for directory in found if (directory / MANIFEST_NAME).is_file()]
         for directory in found:
             if directory not in whole[-self._keep :]:
-                (directory / MANIFEST_NAME).unlink(missing_ok=True)
-                shutil.rmtree(directory, ignore_errors=True)
+                _remove(directory)
+
+    def sweep(self) -> None:
+        """Removes what a learner that died was about to write: it may be what fills the disk."""
+        for directory in self._root.glob("g*-s*-*"):
+            if not (directory / MANIFEST_NAME).is_file():
+                _log.warning("unfinished checkpoint removed", directory=str(directory))
+                _remove(directory)
 
     def newest_verified(self, history: History) -> Checkpoint | None:
         """The newest checkpoint of the surviving line whose hashes are right.
@@ -128,19 +145,10 @@ class CheckpointStore:
         Raises:
             StateError: there are or were checkpoints, but none can be used.
         """
-        faults: list[str] = []
-        for directory in sorted(self._root.glob("g*-s*-*"), key=_age, reverse=True):
-            if not (directory / MANIFEST_NAME).is_file():
-                _log.warning("unfinished checkpoint passed over", directory=str(directory))
-                continue
-            try:
-                return _verified(directory, history)
-            except StateError as error:
-                _log.error("checkpoint cannot be used, falling back to an older one", reason=str(error))
-                faults.append(str(error))
+        found, faults = newest_usable(self._root, history)
         recorded = history.checkpoints()
-        if not faults and not recorded:
-            return None
+        if found or (not faults and not recorded):
+            return found
         named = f"the ledger names one at step {recorded[-1].step}" if recorded else "the ledger names none"
         raise StateError(
             f"no usable checkpoint below {self._root}, although the run has had some ({named}): "
@@ -149,9 +157,42 @@ class CheckpointStore:
         )
 
 
+def newest_usable(root: Path, history: History, before: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint of the surviving line whose hashes are right; writes nothing.
+
+    Args:
+        root: where checkpoints lie.
+        history: the ledger.
+        before: only those of earlier steps count.
+
+    Returns:
+        The checkpoint, and what is wrong with each newer one.
+    """
+    faults: list[str] = []
+    whole = [directory for directory in root.glob("g*-s*-*") if (directory / MANIFEST_NAME).is_file()]
+    for directory in sorted(whole, key=_age, reverse=True):
+        if before is not None and _step(directory) >= before:
+            continue
+        try:
+            return _verified(directory, history), faults
+        except (StateError, FileNotFoundError) as error:  # a running learner may remove it meanwhile
+            _log.error("checkpoint cannot be used, falling back to an older one", reason=str(error))
+            faults.append(str(error))
+    return None, faults
+
+
 def _age(directory: Path) -> tuple[str, float]:
     name = directory.name.rsplit("-", 1)[0]
     return name, directory.stat().st_mtime
+
+
+def _step(directory: Path) -> int:
+    return int(directory.name.split("-")[1].removeprefix("s"))
+
+
+def _remove(directory: Path) -> None:
+    (directory / MANIFEST_NAME).unlink(missing_ok=True)  # without it no reader takes it for a checkpoint
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _describe_all(directory: Path, parent_sha256: str | None) -> Manifest:

@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 from kafka import KafkaProducer
-from kafka.errors import InvalidProducerEpochError, KafkaError, ProducerFencedError
+from kafka.errors import KafkaError
 
 from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
@@ -24,6 +24,7 @@ from trainers.log import CONNECT_TIMEOUT_MS
 Announcement = StartEntry | StepEntry | CheckpointEntry | WeightVersion | AdmissionFrontier | DeadLetter
 
 _ATTEMPTS: Final = 5
+_FENCED: Final = ("ProducerFenced", "PRODUCER_FENCED", "InvalidProducerEpoch", "INVALID_PRODUCER_EPOCH")
 _log = structlog.get_logger(__name__)
 
 
@@ -46,9 +47,8 @@ class Committer:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 self._try(records)
-            except (ProducerFencedError, InvalidProducerEpochError) as error:
-                raise FencedError(f"a newer learner writes to run {self._run!r}: this one ends") from error
             except KafkaError as error:
+                self._raise_if_fenced(error)
                 _log.error("transaction failed", attempt=attempt, error=str(error))
                 self._abort(error)
             else:
@@ -68,10 +68,17 @@ class Committer:
     def _abort(self, cause: KafkaError) -> None:
         try:
             self._producer.abort_transaction()
-        except (ProducerFencedError, InvalidProducerEpochError) as error:
-            raise FencedError(f"a newer learner writes to run {self._run!r}: this one ends") from error
         except KafkaError as error:
+            self._raise_if_fenced(error)
             raise BrokerError(f"a transaction of run {self._run!r} failed ({cause}) and cannot be aborted") from error
+
+    def _raise_if_fenced(self, error: KafkaError) -> None:
+        # Once its sender thread knows, kafka-python raises a bare KafkaError that only quotes the reason.
+        if any(name in repr(error) for name in _FENCED):
+            raise FencedError(
+                f"a newer learner writes to run {self._run!r}, or this one was away for longer than "
+                "kafka.transaction_timeout_s: it ends"
+            ) from error
 
     def _place(self, record: Announcement) -> tuple[str, bytes, bytes]:
         key = record.key() if isinstance(record, DeadLetter) else self._run.encode()

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from schemas.errors import DiskError
 
 _CODES: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _WORDS: Final = ("No space left", "os error 28", "PytorchStreamWriter failed", "File too large")
+_FULL_BYTES: Final = 1 << 20
+"""Below this much room a failure to write is put down to it: PyTorch says "unexpected pos 128 vs 0"."""
 
 
 @contextmanager
@@ -23,11 +26,17 @@ def disk_errors(what: str, where: object) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if getattr(error, "errno", None) in _CODES or any(word in str(error) for word in _WORDS):
+        known = getattr(error, "errno", None) in _CODES or any(word in str(error) for word in _WORDS)
+        if known or _is_full(Path(str(where))):
             raise DiskError(
                 f"{what} cannot be written to {where}: {error}; free space there or correct the path"
             ) from error
         raise
+
+
+def _is_full(path: Path) -> bool:
+    existing = next((each for each in (path, *path.parents) if each.exists()), None)
+    return existing is not None and shutil.disk_usage(existing).free < _FULL_BYTES
 
 
 def write_atomically(path: Path, value: bytes) -> None:

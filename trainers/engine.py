@@ -21,6 +21,7 @@ from schemas.config import LearnerConfig, RunConfig
 from schemas.crash_points import crash_point
 from schemas.errors import ConfigError
 from trainers.batch import Example, to_pack
+from trainers.disk import disk_errors
 from trainers.losses.grpo import grpo
 from trainers.policy import Policy, load_model
 from trainers.ranks import Ranks
@@ -163,11 +164,16 @@ class Engine:
         self._policy.check(token_ids)
 
     def save(self, directory: Path) -> None:
-        """Writes model, optimizer and random states below ``directory``; a collective call."""
+        """Writes model, optimizer and random states below ``directory``; a collective call.
+
+        Raises:
+            DiskError: there is no room or no permission.
+        """
         state = {"rng": torch.get_rng_state()}
         if self._ranks.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state()
-        self._engine.save_checkpoint(str(directory), tag=_SHARDS, client_state=state, save_latest=False)
+        with disk_errors("checkpoint", directory):
+            self._engine.save_checkpoint(str(directory), tag=_SHARDS, client_state=state, save_latest=False)
 
     def load(self, directory: Path) -> None:
         """Reads what :meth:`save` wrote. The files are pickles, so code: their hashes were checked before."""

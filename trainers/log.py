@@ -46,9 +46,10 @@ def partitions_of(consumer: Any, topic: str) -> list[TopicPartition]:
     Raises:
         BrokerError: the topic does not exist.
     """
-    if topic not in consumer.topics():
+    found = consumer.partitions_for_topic(topic)  # asks the broker, once a consumer, about all topics: none is created
+    if not found:
         raise BrokerError(f"topic {topic!r} does not exist; create the topics of the run, or correct the run's name")
-    return [TopicPartition(topic, partition) for partition in sorted(consumer.partitions_for_topic(topic))]
+    return [TopicPartition(topic, partition) for partition in sorted(found)]
 
 
 def assign(consumer: Any, starts: dict[TopicPartition, int | None]) -> None:

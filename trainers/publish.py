@@ -16,13 +16,13 @@ import structlog
 
 from schemas.config import WeightsConfig
 from schemas.crash_points import crash_point
-from schemas.errors import ModelError
-from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256
-from schemas.weights import version_path
+from schemas.errors import DiskError, ModelError, StateError
+from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256, verify
+from schemas.weights import WeightVersion, version_path
 from trainers.disk import disk_errors
 
 _log = structlog.get_logger(__name__)
-_MODEL_NAME: Final = "model.safetensors"
+MODEL_NAME: Final = "model.safetensors"
 _PROBE_TOKENS: Final = 64
 _PROBE_TEXT: Final = (
     "A baker sells 12 rolls in the morning and 9 in the afternoon. How many rolls does she sell in a day? "
@@ -84,14 +84,24 @@ class WeightStore:
         """
         directory = version_path(self._root, version)
         facts = {"kind": "weights", "version": version, "step": step, "dtype": dtype, "probe": probe}
-        with disk_errors(f"weight version {version}", directory):
+        what = f"weight version {version}"
+        with disk_errors(what, directory):
             self._files.mkdir(directory, create_parents=True)
-            self._write_tensors(f"{directory}/{_MODEL_NAME}", tensors)
-            crash_point("weights_half_written")
-            manifest = Manifest(files=(describe(self._files, directory, _MODEL_NAME),), facts=facts).encode()
-            self._write_manifest(directory, manifest)
+        try:
+            with disk_errors(what, directory):
+                manifest = self._write(directory, tensors, facts)
+        except DiskError:
+            self._remove(directory)  # half a version would keep the disk full
+            raise
         crash_point("weights_written")
         return sha256(manifest)
+
+    def _write(self, directory: str, tensors: dict[str, Any], facts: dict[str, Any]) -> bytes:
+        self._write_tensors(f"{directory}/{MODEL_NAME}", tensors)
+        crash_point("weights_half_written")
+        manifest = Manifest(files=(describe(self._files, directory, MODEL_NAME),), facts=facts).encode()
+        self._write_manifest(directory, manifest)
+        return manifest
 
     def _write_tensors(self, path: str, tensors: dict[str, Any]) -> None:
         from safetensors.torch import save, save_file
@@ -109,6 +119,16 @@ class WeightStore:
         temporary = Path(f"{directory}/.{MANIFEST_NAME}")
         temporary.write_bytes(manifest)
         temporary.rename(path)
+
+    def fault(self, announced: WeightVersion) -> str | None:
+        """What is wrong with the files of an announced version; None if they are what was announced."""
+        directory = version_path(self._root, announced.version)
+        try:
+            value = self._files.cat_file(f"{directory}/{MANIFEST_NAME}")
+            verify(self._files, directory, Manifest.decode(value, announced.manifest_sha256))
+        except (StateError, OSError) as error:
+            return str(error)
+        return None
 
     def prune(self, announced: int) -> None:
         """Removes all but the newest versions; never the one that was announced last."""

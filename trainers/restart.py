@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from schemas.ledger import CheckpointEntry, LedgerEntry, Position, StartEntry, StepEntry
+from schemas.config import RunConfig
+from schemas.errors import RecordError, StateError
+from schemas.ledger import CheckpointEntry, LedgerEntry, Position, StartEntry, StepEntry, decode_entry
+from trainers.log import read_topic
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,10 @@ class History:
     def checkpoints(self) -> list[CheckpointEntry]:
         """All that were recorded."""
         return [entry for entry in self.entries if isinstance(entry, CheckpointEntry)]
+
+    def start_of(self, generation: int) -> StartEntry | None:
+        """The entry with which a generation started."""
+        return next((entry for entry in self._starts() if entry.generation == generation), None)
 
     def is_on_line(self, position: Position) -> bool:
         """Whether the point still belongs to the surviving line: no later generation started from before it."""
@@ -56,6 +64,22 @@ class History:
                 line.append(entry)
                 ahead = [step for step in ahead if step.step > entry.step]
         return line, ahead
+
+
+def read_history(config: RunConfig) -> History:
+    """The ledger up to now.
+
+    Raises:
+        StateError: a record of it is not an entry.
+    """
+    return History([_entry(record) for record in read_topic(config, config.topics.ledger)])
+
+
+def _entry(record: Any) -> LedgerEntry:
+    try:
+        return decode_entry(record.value)
+    except RecordError as error:
+        raise StateError(f"{record.topic} offset {record.offset} is not a ledger entry: {error}") from error
 
 
 def _continued(entry: StartEntry) -> int:

@@ -49,17 +49,20 @@ Event = Arrival | Fault | Letter
 
 
 class Stream:
-    """The learner's view of the trajectories and dead-letters topics."""
+    """The learner's view of the trajectories and dead-letters topics.
+
+    Attributes:
+        groups: those that are known by their places.
+    """
 
     def __init__(self, config: RunConfig, positions: dict[int, int] | None, letters_from: int | None) -> None:
-        self._trajectories = config.topics.trajectories
         self._consumer = open_consumer(config)
-        self._lookup = open_consumer(config)
+        self.groups = Groups(config)
         positions = positions or {}
-        here = partitions_of(self._consumer, self._trajectories)
+        here = partitions_of(self._consumer, config.topics.trajectories)
         self._letters = partitions_of(self._consumer, config.topics.dead_letters)[0]
-        self._early = list(read_to_end(self._lookup, {self._letters: letters_from}))
-        after = self._lookup.position(self._letters)
+        self._early = list(read_to_end(self._consumer, {self._letters: letters_from}))
+        after = self._early[-1].offset + 1 if self._early else letters_from  # not where a poll happened to end
         starts = {partition: positions.get(partition.partition) for partition in here}
         assign(self._consumer, {**starts, self._letters: after})
 
@@ -81,6 +84,19 @@ class Stream:
         """The next offset of the dead-letters topic."""
         return int(self._consumer.position(self._letters))
 
+    def close(self) -> None:
+        """Closes the connections."""
+        self._consumer.close()
+        self.groups.close()
+
+
+class Groups:
+    """Groups of the trajectories topic by their places."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._topic = config.topics.trajectories
+        self._consumer = open_consumer(config)
+
     def fetch(self, entry: StepEntry) -> list[Arrival]:
         """The groups that a step of the ledger trained, read again from where they lie.
 
@@ -90,16 +106,15 @@ class Stream:
         return [self._fetch(trained) for trained in entry.trained]
 
     def _fetch(self, trained: TrainedGroup) -> Arrival:
-        record = read_record(self._lookup, TopicPartition(self._trajectories, trained.at[0]), trained.at[1])
+        record = read_record(self._consumer, TopicPartition(self._topic, trained.at[0]), trained.at[1])
         for event in read_trajectories(record):
             if isinstance(event, Arrival) and event.trained() == trained:
                 return event
-        raise StateError(f"group {trained.group} is not at {trained.at} of {self._trajectories}, as the ledger says")
+        raise StateError(f"group {trained.group} is not at {trained.at} of {self._topic}, as the ledger says")
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connection."""
         self._consumer.close()
-        self._lookup.close()
 
 
 def read_trajectories(record: Any) -> Iterator[Arrival | Fault]:

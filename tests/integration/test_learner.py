@@ -1,102 +1,43 @@
 """The learner on a real broker: the instrument of tests/support/trajectories.py plays everything else."""
 
 import logging
-import os
 import signal
+import subprocess
 import threading
+import time
 from collections import Counter
+from contextlib import closing, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from schemas.admission import AdmissionFrontier
+from schemas.crash_points import VARIABLE, arm, hits
 from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, ConfigError, FencedError, StateError
 from schemas.identity import GroupId
-from schemas.ledger import CheckpointEntry, Position, StartEntry, StepEntry, surviving_steps
+from schemas.ledger import CheckpointEntry, Position, StartEntry
 from schemas.trajectories import encode
-from schemas.weights import WeightVersion
-from tests.support.kafka import broker, run_config  # noqa: F401 - fixtures
-from tests.support.tiny_model import build_tiny_model
+from schemas.weights import WeightVersion, version_path
 from tests.support.trajectories import (
     LearnerProcess,
     Rollouts,
+    assert_consistent,
+    learn,
     read_all,
     read_ledger,
-    shared_ranks,
+    steps_of,
     wait_until,
     weight_hash,
     write_prompts,
     write_records,
 )
+from trainers.accounts import Accounts
+from trainers.admission import Admission
+from trainers.log import open_consumer, partitions_of
 
 logging.getLogger("kafka").setLevel(logging.ERROR)
-
-
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory):
-    return build_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def make_config(run_config, tmp_path, model_dir):  # noqa: F811
-    def make(**learner):
-        return run_config.model_copy(
-            update={
-                "model": run_config.model.model_copy(update={"path": str(model_dir), "dtype": "float32"}),
-                "weights": run_config.weights.model_copy(update={"root": str(tmp_path / "weights"), "keep": 100}),
-                "learner": run_config.learner.model_copy(
-                    update={
-                        "groups_per_step": 3,
-                        "steps": 4,
-                        "checkpoint_root": str(tmp_path / "checkpoints"),
-                        "checkpoint_every": 3,
-                        "learning_rate": 1e-3,
-                        **learner,
-                    }
-                ),
-            }
-        )
-
-    return make
-
-
-def learn(config, stop=None):
-    """A learner in this process."""
-    from schemas.config import RunConfig
-    from trainers.learn import lead
-    from trainers.log import broker_errors
-
-    config = RunConfig.model_validate(config.model_dump())
-    with broker_errors(config):
-        lead(config, shared_ranks(), stop or threading.Event())
-
-
-def steps_of(config):
-    return [entry for entry in read_ledger(config) if isinstance(entry, StepEntry)]
-
-
-def assert_consistent(config):
-    """What must hold of every run, from the topics alone."""
-    entries = read_ledger(config)
-    line = surviving_steps(entries)
-    assert [entry.step for entry in line] == list(range(1, len(line) + 1))
-    ended = Counter(part.group for entry in line for part in (*entry.trained, *entry.dropped)
-                    if getattr(part, "reason", None) != "duplicate")  # fmt: skip
-    assert set(ended.values()) <= {1}, "a group ended twice in the surviving line"
-    announced = [WeightVersion.decode(record.value) for record in read_all(config, config.topics.weights)]
-    versions = [record.version for record in announced]
-    assert versions == sorted(set(versions)), "a version was used twice or went back"
-    steps = {record.version: record.step for record in announced}
-    for entry in line:
-        for trained in entry.trained:
-            assert entry.step - 1 - steps[trained.versions[0]] <= config.learner.max_staleness
-    last = {}
-    for record in read_all(config, config.topics.admission):
-        frontier = AdmissionFrontier.decode(record.value)
-        assert all(offset >= last.get(partition, 0) for partition, offset in frontier.frontier.items())
-        last = frontier.frontier
-    return entries, line
 
 
 def test_steps_happen_and_ledger_weights_and_admission_agree(make_config, model_dir):
@@ -218,6 +159,21 @@ def test_checkpoint_of_another_configuration_is_refused_naming_both(make_config,
         learn(make_config(steps=2, zero_stage=1))
 
 
+def test_full_queues_lose_no_partition(run_config):
+    write_prompts(run_config, 2600)
+    consumer = open_consumer(run_config)
+    partitions = partitions_of(consumer, run_config.topics.prompts)
+    accounts = Accounts()
+    with closing(Admission(consumer, partitions, accounts.skip)) as admission:
+        admission.recount({}, 0, {})
+        deadline = time.monotonic() + 30
+        while admission.admitted < 2600 and time.monotonic() < deadline:
+            before = dict(admission.frontier)
+            admission.advance(admission.admitted + 100, 0.1)
+            assert max(admission.frontier[p] - before[p] for p in before) <= 100
+        assert admission.frontier == {0: 1300, 1: 1300}
+
+
 def test_newer_learner_fences_the_older_one(make_config):
     from trainers.commit import Committer
 
@@ -241,22 +197,22 @@ def test_missing_topic_and_missing_broker_are_named(make_config):
         learn(config.model_copy(update={"kafka": nowhere}))
 
 
-def test_killed_learner_redoes_its_steps_to_the_same_bits_and_no_group_twice(make_config, model_dir, tmp_path):
+def test_killed_learner_redoes_its_steps_to_the_same_bits_and_no_group_twice(make_config, model_dir, nursery, tmp_path):
     config = make_config(steps=9, checkpoint_every=4)
     write_prompts(config, 27)  # of these 21 have variance: seven steps, then the learner waits for more
     with Rollouts(config, model_dir, reward=lambda group, index: float(index % 2) if group.offset % 5 else 0.0):
-        with LearnerProcess(config, tmp_path) as learner:
-            wait_until(lambda: len(steps_of(config)) == 7)
-            os.kill(learner.process.pid, signal.SIGKILL)
-            learner.wait()
+        nursery.start(config, tmp_path)
+        wait_until(lambda: len(steps_of(config)) == 7)
+        nursery.kill(signal.SIGKILL)
+        assert nursery.wait() == -signal.SIGKILL
         first = steps_of(config)
         write_prompts(config, 60, seed=1)
-        with LearnerProcess(config, tmp_path) as learner:
-            assert learner.wait() == 0, learner.tail()
+        assert nursery.learn(config, tmp_path) == 0, nursery.said()
     entries, line = assert_consistent(config)
     starts = [entry for entry in entries if isinstance(entry, StartEntry)]
     assert [entry.generation for entry in starts] == [1, 2]
     assert starts[1].continues == Position(generation=1, step=4)
+    assert starts[1].numerics.threads == 1
     assert [entry.generation for entry in line] == [1] * 4 + [2] * 5
     for entry, dead in zip(line[4:7], first[4:], strict=True):
         assert entry.trained == dead.trained
@@ -266,31 +222,151 @@ def test_killed_learner_redoes_its_steps_to_the_same_bits_and_no_group_twice(mak
     assert any(part.reason == "zero_variance" for entry in line for part in entry.dropped)
 
 
-def test_learner_killed_at_any_moment_leaves_a_log_that_a_successor_can_finish(make_config, model_dir, tmp_path):
-    config = make_config(steps=30, checkpoint_every=3)
-    write_prompts(config, 200)
-    with Rollouts(config, model_dir):
-        with LearnerProcess(config, tmp_path) as learner:
-            wait_until(lambda: len(steps_of(config)) >= 5, every_s=0.05)
-            os.kill(learner.process.pid, signal.SIGKILL)
-            learner.wait()
-        learn(config)
-    entries, line = assert_consistent(config)
-    assert [len(entry.trained) for entry in line] == [3] * 30
-    assert line[-1].generation == max(entry.generation for entry in entries)
-
-
-def test_sigterm_ends_with_a_checkpoint_and_exit_code_0(make_config, model_dir, tmp_path):
+def test_signals_end_with_a_checkpoint_and_exit_code_0_however_many(make_config, model_dir, nursery, tmp_path):
     config = make_config(steps=1000, checkpoint_every=1000)
     write_prompts(config, 300)
-    with Rollouts(config, model_dir), LearnerProcess(config, tmp_path) as learner:
+    with Rollouts(config, model_dir):
+        nursery.start(config, tmp_path)
         wait_until(lambda: len(steps_of(config)) >= 2)
-        learner.process.send_signal(signal.SIGTERM)
-        learner.process.send_signal(signal.SIGINT)
-        assert learner.wait() == 0, learner.tail()
+        storm(nursery)
+        assert nursery.wait() == 0, nursery.said()
     entries, line = assert_consistent(config)
     assert isinstance(entries[-1], CheckpointEntry)
     assert entries[-1].step == line[-1].step
+    assert "Traceback" not in nursery.said()
+
+
+def test_signals_from_the_first_moment_on_leave_what_the_next_learner_can_use(
+    make_config, model_dir, nursery, tmp_path
+):
+    config = make_config(steps=6, checkpoint_every=4)
+    write_prompts(config, 60)
+    with Rollouts(config, model_dir):
+        nursery.start(config, tmp_path)
+        wait_until(lambda: len(steps_of(config)) >= 1, every_s=0.05)
+        nursery.kill(signal.SIGKILL)  # so that there is something to redo
+        nursery.wait()
+        nursery.start(config, tmp_path)
+        storm(nursery)
+        assert nursery.wait() in (0, 130, -signal.SIGTERM), nursery.said()
+        nursery.start(config, tmp_path)
+        wait_until(lambda: "started" in nursery.said() or nursery.has_ended(), every_s=0.01)
+        storm(nursery)
+        assert nursery.wait() == 0, nursery.said()
+        assert nursery.learn(config, tmp_path) == 0, nursery.said()
+    _, line = assert_consistent(config)
+    assert [len(entry.trained) for entry in line] == [3] * 6
+
+
+def storm(nursery):
+    """SIGTERM and SIGINT in turn until the learner has ended."""
+    while not nursery.has_ended(0.02):
+        nursery.kill(signal.SIGTERM)
+        nursery.kill(signal.SIGINT)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 16 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    try:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(place)], check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command")
+    if done.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(place):
+    """Takes all that is free; returns the file that does."""
+    ballast = place / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+def test_disk_full_under_the_checkpoints_is_told_and_the_next_start_goes_on(
+    make_config, model_dir, nursery, tmp_path, small_disk
+):
+    root = small_disk / "checkpoints"
+    config = make_config(steps=4, checkpoint_every=2, checkpoint_root=str(root))
+    write_prompts(config, 60)
+    with Rollouts(config, model_dir):
+        assert nursery.learn(config, tmp_path) == 0, nursery.said()
+        whole = sorted(root.iterdir())
+        ballast = fill(small_disk)
+        config = make_config(steps=8, checkpoint_every=2, checkpoint_root=str(root))
+        assert nursery.learn(config, tmp_path) == 2, nursery.said()
+        assert "asyncflow learn: checkpoint cannot be written to" in nursery.said()
+        assert "Traceback" not in nursery.said()
+        assert sorted(root.iterdir()) == whole
+        assert len(steps_of(config)) == 6, "the log has carried the steps"
+        ballast.unlink()
+        assert nursery.learn(config, tmp_path) == 0, nursery.said()
+    entries, line = assert_consistent(config)
+    assert [entry.generation for entry in line] == [1] * 4 + [3] * 4
+    assert [entry.step for entry in entries if isinstance(entry, CheckpointEntry)] == [2, 4, 6, 8]
+
+
+def test_disk_full_under_the_weights_is_told_and_the_next_start_goes_on(
+    make_config, model_dir, nursery, tmp_path, small_disk
+):
+    config = make_config(steps=4, checkpoint_every=2)
+    weights = config.weights.model_copy(update={"root": str(small_disk / "weights"), "keep": 2})
+    config = config.model_copy(update={"weights": weights})
+    write_prompts(config, 60)
+    arm(tmp_path, "before_forward", "stop")
+    with Rollouts(config, model_dir):
+        nursery.start(config, tmp_path, **{VARIABLE: str(tmp_path)})
+        wait_until(lambda: hits(tmp_path, "before_forward"), every_s=0.05)
+        ballast = fill(small_disk)
+        nursery.wake()
+        assert nursery.wait() == 2, nursery.said()
+        assert "asyncflow learn: weight version 2 cannot be written to" in nursery.said()
+        assert [path.name for path in (small_disk / "weights").iterdir()] == ["00000001"]
+        assert steps_of(config) == []
+        assert nursery.learn(config, tmp_path) == 2, "still no room"
+        ballast.unlink()
+        assert nursery.learn(config, tmp_path) == 0, nursery.said()
+    _, line = assert_consistent(config)
+    assert [len(entry.trained) for entry in line] == [3] * 4
+
+
+class Torn(Rollouts):
+    """Flips a bit of version 2 once it is announced, and then refuses it as a worker does."""
+
+    torn = False
+
+    def _answer(self, producer, name, prompt, announced):
+        if announced.version != 2:
+            super()._answer(producer, name, prompt, announced)
+            return
+        file = Path(version_path(self.config.weights.root, 2)) / "model.safetensors"
+        if not self.torn:
+            value = file.read_bytes()
+            file.write_bytes(value[:-1] + bytes([value[-1] ^ 1]))
+        self.torn = True
+
+
+def test_weights_that_change_on_the_disk_are_published_again(make_config, model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainers.learn._PATIENCE_S", 0.5)
+    config = make_config(steps=3, max_staleness=0)
+    write_prompts(config, 60)
+    stop = threading.Event()
+    threading.Timer(60, stop.set).start()  # where the learner waits for ever
+    with Torn(config, model_dir):
+        learn(config, stop)
+    _, line = assert_consistent(config)
+    assert [entry.version for entry in line] == [2, 4, 5]
+    announced = [_weights(record) for record in read_all(config, config.topics.weights)]
+    assert [(record.version, record.step) for record in announced] == [(1, 0), (2, 1), (3, 1), (4, 2), (5, 3)]
+    assert weight_hash(config, 2) == weight_hash(config, 3)
+    frontiers = [AdmissionFrontier.decode(record.value) for record in read_all(config, config.topics.admission)]
+    assert [frontier.version for frontier in frontiers] == [1, 2, 3, 4, 5]
 
 
 def test_two_ranks_train_the_same_run(make_config, model_dir, tmp_path):

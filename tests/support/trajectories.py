@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from schemas.admission import AdmissionFrontier
 from schemas.identity import GroupId
-from schemas.ledger import decode_entry
+from schemas.ledger import StepEntry, decode_entry, surviving_steps
 from schemas.manifests import MANIFEST_NAME, Manifest
 from schemas.prompts import Prompt, RewardSpec
 from schemas.trajectories import Span, encode
@@ -196,6 +197,43 @@ def shared_ranks():
     from trainers.ranks import Ranks
 
     return Ranks()
+
+
+def learn(config, stop=None):
+    """A learner in this process."""
+    from trainers.learn import lead
+    from trainers.log import broker_errors
+
+    with broker_errors(config):
+        lead(config, shared_ranks(), stop or threading.Event())
+
+
+def steps_of(config):
+    """The step entries of the ledger, those of dead lines too."""
+    return [entry for entry in read_ledger(config) if isinstance(entry, StepEntry)]
+
+
+def assert_consistent(config):
+    """What must hold of every run, from the topics alone."""
+    entries = read_ledger(config)
+    line = surviving_steps(entries)
+    assert [entry.step for entry in line] == list(range(1, len(line) + 1))
+    ended = Counter(part.group for entry in line for part in (*entry.trained, *entry.dropped)
+                    if getattr(part, "reason", None) != "duplicate")  # fmt: skip
+    assert set(ended.values()) <= {1}, "a group ended twice in the surviving line"
+    announced = [WeightVersion.decode(record.value) for record in read_all(config, config.topics.weights)]
+    versions = [record.version for record in announced]
+    assert versions == sorted(set(versions)), "a version was used twice or went back"
+    steps = {record.version: record.step for record in announced}
+    for entry in line:
+        for trained in entry.trained:
+            assert entry.step - 1 - steps[trained.versions[0]] <= config.learner.max_staleness
+    last = {}
+    for record in read_all(config, config.topics.admission):
+        frontier = AdmissionFrontier.decode(record.value)
+        assert all(offset >= last.get(partition, 0) for partition, offset in frontier.frontier.items())
+        last = frontier.frontier
+    return entries, line
 
 
 class LearnerProcess:

@@ -16,19 +16,16 @@ class Prompts:
 
     def __init__(self, offsets):
         self.offsets = {TopicPartition("t", number): list(values) for number, values in offsets.items()}
-        self.where, self.paused = {}, set()
+        self.where, self.assigned, self.most = {}, [], 3
 
     def assign(self, partitions):
         self.assigned = list(partitions)
 
+    def assignment(self):
+        return set(self.assigned)
+
     def seek(self, partition, offset):
         self.where[partition] = offset
-
-    def pause(self, partition):
-        self.paused.add(partition)
-
-    def resume(self, partition):
-        self.paused.discard(partition)
 
     def beginning_offsets(self, partitions):
         return {p: self.offsets[p][0] if self.offsets[p] else 0 for p in partitions}
@@ -40,15 +37,15 @@ class Prompts:
         return self.where[partition]
 
     def poll(self, timeout_ms=0, max_records=None):
+        """Records of the first partition that has some, as Kafka's consumer does when they are many."""
         found = {}
         for partition in self.assigned:
-            offsets = [o for o in self.offsets[partition] if o >= self.where[partition]][:3]
-            if partition not in self.paused:
-                if offsets:
-                    found[partition] = [Record(partition.partition, offset) for offset in offsets]
-                    self.where[partition] = offsets[-1] + 1
-                else:
-                    self.where[partition] = self.end_offsets([partition])[partition]
+            offsets = [o for o in self.offsets[partition] if o >= self.where[partition]][: self.most]
+            if offsets and not found:
+                found[partition] = [Record(partition.partition, offset) for offset in offsets]
+                self.where[partition] = offsets[-1] + 1
+            elif not offsets:
+                self.where[partition] = self.end_offsets([partition])[partition]
         return found
 
 
@@ -78,6 +75,16 @@ def test_partition_without_prompts_leaves_its_share_to_the_others(accounts):
     walker = admission(accounts, {0: [0], 1: list(range(10)), 2: []})
     walker.advance(6)
     assert (walker.frontier, walker.admitted) == ({0: 1, 1: 5, 2: 0}, 6)
+
+
+def test_full_queue_gives_way_to_the_others_and_everything_is_admitted(accounts):
+    walker = admission(accounts, {0: list(range(2000)), 1: list(range(900)), 2: []})
+    walker._consumer.most = 500
+    assert walker.advance(100)
+    assert walker.frontier == {0: 50, 1: 50, 2: 0}
+    while walker.advance(walker.admitted + 100):
+        assert sum(map(len, walker._queues.values())) <= 2 * (256 + 500)
+    assert (walker.frontier, walker.admitted) == ({0: 2000, 1: 900, 2: 0}, 2900)
 
 
 def test_nothing_waits_nothing_moves(accounts):

@@ -14,10 +14,10 @@ from schemas.errors import ConfigError, DiskError, ModelError, StateError
 from schemas.identity import GroupId
 from schemas.ledger import StartEntry
 from schemas.manifests import MANIFEST_NAME, Manifest, verify
-from schemas.weights import version_path
+from schemas.weights import WeightVersion, version_path
 from tests.support.tiny_model import build_tiny_model
 from trainers.accounts import Accounts
-from trainers.checkpoint import CheckpointStore, State, require_fit
+from trainers.checkpoint import CheckpointStore, State, newest_usable, require_fit
 from trainers.disk import disk_errors
 from trainers.publish import WeightStore, probe_tokens
 from trainers.restart import History
@@ -57,6 +57,40 @@ def test_newest_counts_directories_that_were_never_announced(tmp_path):
     write(store, 3)
     (tmp_path / "00000007").mkdir()
     assert store.newest() == 7
+
+
+def test_changed_files_of_an_announced_version_are_told(tmp_path):
+    store = WeightStore(WeightsConfig(root=str(tmp_path)))
+    announced = WeightVersion(version=1, step=0, generation=1, manifest_sha256=write(store, 1), dtype="float32",
+                              base_model="tiny")  # fmt: skip
+    assert store.fault(announced) is None
+    model = tmp_path / "00000001" / "model.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + b"X")
+    assert "model.safetensors" in store.fault(announced)
+    model.write_bytes(whole)
+    (tmp_path / "00000001" / MANIFEST_NAME).write_text("{}")
+    assert "expected" in store.fault(announced)
+    (tmp_path / "00000001" / MANIFEST_NAME).unlink()
+    assert MANIFEST_NAME in store.fault(announced)
+
+
+def test_version_without_room_leaves_nothing(tmp_path, monkeypatch):
+    store = WeightStore(WeightsConfig(root=str(tmp_path)))
+
+    def full(directory, manifest):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "_write_manifest", full)
+    with pytest.raises(DiskError, match="weight version 1"):
+        write(store, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_both_ways_of_writing_tensors_give_the_same_bytes(tmp_path):
+    # A replay writes to a local directory what the run may have written to an object store.
+    root = f"memory://{uuid.uuid4().hex}"
+    assert write(WeightStore(WeightsConfig(root=root)), 1) == write(WeightStore(WeightsConfig(root=str(tmp_path))), 1)
 
 
 def test_prune_keeps_the_newest_and_never_removes_the_announced_one(tmp_path):
@@ -100,10 +134,16 @@ def state(step=10, generation=1):
 
 
 def save(store, step, parent=None, generation=1):
-    directory = store.new_directory(generation, step)
-    (directory / "shards").mkdir()
-    (directory / "shards" / "model.pt").write_bytes(b"weights of step %d" % step)
-    return store.finish(directory, state(step, generation), parent)
+    with store.new_directory(generation, step) as directory:
+        (directory / "shards").mkdir()
+        (directory / "shards" / "model.pt").write_bytes(b"weights of step %d" % step)
+        return store.finish(directory, state(step, generation), parent)
+
+
+def leave_unfinished(store, step):
+    with store.new_directory(1, step) as directory:
+        (directory / "shards").mkdir()
+    return directory
 
 
 def history(*checkpoints):
@@ -142,7 +182,7 @@ def test_no_usable_checkpoint_is_an_error_and_never_a_fresh_start(tmp_path):
 
 def test_run_that_never_had_one_starts_fresh_whatever_lies_unfinished(tmp_path):
     store = CheckpointStore(tmp_path, keep=5)
-    (store.new_directory(1, 10) / "shards").mkdir()
+    leave_unfinished(store, 10)
     assert store.newest_verified(history()) is None
 
 
@@ -163,10 +203,52 @@ def test_checkpoint_with_an_unknown_parent_is_passed_over(tmp_path):
 def test_prune_keeps_the_newest_whole_ones_and_clears_the_unfinished(tmp_path):
     store = CheckpointStore(tmp_path, keep=2)
     made = [save(store, step) for step in (10, 20, 30)]
-    unfinished = store.new_directory(1, 40)
+    unfinished = leave_unfinished(store, 40)
     store.prune()
     assert sorted(tmp_path.iterdir()) == sorted(checkpoint.directory for checkpoint in made[1:])
     assert not unfinished.exists()
+
+
+def test_sweep_clears_the_unfinished_and_nothing_else(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1)
+    made = [save(store, step) for step in (10, 20)]
+    leave_unfinished(store, 30)
+    store.sweep()
+    assert sorted(tmp_path.iterdir()) == sorted(checkpoint.directory for checkpoint in made)
+
+
+def test_checkpoint_without_room_leaves_nothing(tmp_path):
+    def save_half():
+        with CheckpointStore(tmp_path, keep=1).new_directory(1, 10) as directory:
+            (directory / "shards").write_bytes(b"half")
+            raise DiskError("no room")
+
+    with pytest.raises(DiskError):
+        save_half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_checkpoint_before_a_step_is_found_and_what_is_wrong_with_newer_ones(tmp_path):
+    store = CheckpointStore(tmp_path, keep=5)
+    made = [save(store, step) for step in (10, 20, 30)]
+    assert newest_usable(tmp_path, history(*made), before=30) == (made[1], [])
+    assert newest_usable(tmp_path, history(*made), before=31) == (made[2], [])
+    assert newest_usable(tmp_path, history(*made), before=10) == (None, [])
+    (made[1].directory / "shards" / "model.pt").write_bytes(b"weights of step 2X")
+    found, faults = newest_usable(tmp_path, history(*made), before=30)
+    assert found == made[0]
+    assert len(faults) == 1
+    assert newest_usable(tmp_path / "missing", history()) == (None, [])
+    assert not (tmp_path / "missing").exists()
+
+
+def test_checkpoint_that_vanishes_while_it_is_read_is_passed_over(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path, keep=5)
+    first, second = save(store, 10), save(store, 20)
+    monkeypatch.setattr("trainers.checkpoint.verify", lambda *_: (second.directory / "state.json").unlink(True))
+    found, faults = newest_usable(tmp_path, history(first, second))
+    assert found == first
+    assert "state.json" in faults[0]
 
 
 def test_other_model_is_refused_with_both_names(tmp_path):

@@ -1,0 +1,215 @@
+"""How a learner starts: from whatever earlier ones left to its first announcement.
+
+    fence older learners → read the ledger → newest verified checkpoint, or the model as it is
+    → seek to where that left off → announce its weights under a new generation and version
+
+The result is a :class:`Standing`: where the learner stands. The loop of :mod:`trainers.learn` moves it on.
+"""
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from schemas.admission import AdmissionFrontier
+from schemas.config import RunConfig
+from schemas.errors import StateError
+from schemas.ledger import DroppedGroup, Position, Settings, StartEntry
+from schemas.weights import WeightVersion
+from trainers.accounts import Accounts, Versions
+from trainers.admission import Admission
+from trainers.checkpoint import Checkpoint, CheckpointStore, State
+from trainers.commit import Announcement, Committer
+from trainers.intake import Intake
+from trainers.log import open_consumer, partitions_of, read_topic, topic_ids
+from trainers.planner import Planner
+from trainers.precision import fastest_dtype
+from trainers.publish import WeightStore
+from trainers.ranks import Ranks
+from trainers.restart import History, read_history
+from trainers.stream import Stream
+from trainers.updates import Updates, numerics
+
+_log = structlog.get_logger(__name__)
+
+_FIRST_PROMPTS_S: Final = 0.5
+"""How long the first admission waits for prompts; later ones are admitted as they come."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """A learner between two steps, with all that it works with."""
+
+    config: RunConfig
+    history: History
+    """The ledger before this start."""
+    generation: int
+    topic_ids: dict[str, str]
+    committer: Committer
+    checkpoints: CheckpointStore
+    weights: WeightStore
+    updates: Updates
+    planner: Planner
+    stream: Stream
+    admission: Admission
+    intake: Intake
+    checkpoint: Checkpoint | None
+    """The newest one."""
+    steps_done: int
+    """Along the surviving line."""
+    version: int
+    """The highest weight version that was used."""
+    announced: WeightVersion = field(init=False)
+    """The newest announcement."""
+
+    @property
+    def target(self) -> int:
+        """How many prompts may be admitted now."""
+        limits = self.config.learner
+        return self.planner.accounts.count + (1 + limits.max_staleness) * limits.groups_per_step
+
+    def frontier(self) -> AdmissionFrontier:
+        """What is admitted, to be announced."""
+        frontier = dict(self.admission.frontier)
+        return AdmissionFrontier(version=self.version, generation=self.generation, frontier=frontier)
+
+    def publish(self, step: int) -> WeightVersion:
+        """Writes the weights as the next version, to be announced: they have seen ``step`` steps."""
+        version = self.version + 1
+        digest = self.updates.write(self.weights, version, step)
+        self.version = version
+        return WeightVersion(
+            version=version,
+            step=step,
+            generation=self.generation,
+            manifest_sha256=digest,
+            dtype=self.updates.dtype,
+            base_model=Path(self.config.model.path).name,
+        )
+
+    def commit(self, records: list[Announcement]) -> None:
+        """Commits records, and the dead letters that have come up, in one transaction."""
+        self.committer.commit([*records, *self.intake.letters])
+        self.intake.letters = []
+        for record in records:
+            if isinstance(record, WeightVersion):
+                self._note(record)
+
+    def _note(self, announced: WeightVersion) -> None:
+        self.announced = announced
+        self.planner.versions.steps[announced.version] = announced.step
+        self.weights.prune(announced.version)
+
+
+def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
+    """Starts on rank 0; connections are closed with ``opened``.
+
+    Raises:
+        UserError: what the user can mend, in words.
+        StateError: what earlier learners left does not fit together.
+    """
+    topics = _find_topics(config)
+    committer = opened.enter_context(closing(Committer(config)))  # from here on no older learner can write
+    history = read_history(config)
+    checkpoints = CheckpointStore(Path(config.learner.checkpoint_root), config.learner.keep_checkpoints)
+    weights = WeightStore(config.weights)
+    checkpoint = checkpoints.newest_verified(history)
+    checkpoints.sweep()
+    dtype = fastest_dtype() if config.model.dtype == "auto" else config.model.dtype
+    updates = Updates(config, dtype, ranks, checkpoint)
+    state = checkpoint.state if checkpoint else None
+    _require_same_topics(config, state, topics)
+    planner = _restore_planner(config, state, history)
+    stream = opened.enter_context(closing(_open_stream(config, state)))
+    admission = opened.enter_context(closing(_open_admission(config, state, planner.accounts)))
+    intake = Intake(config, planner, admission)
+    for letter in stream.letters_so_far():
+        intake.take(letter)
+    standing = Standing(
+        config=config,
+        history=history,
+        generation=history.generation + 1,
+        topic_ids=topics,
+        committer=committer,
+        checkpoints=checkpoints,
+        weights=weights,
+        updates=updates,
+        planner=planner,
+        stream=stream,
+        admission=admission,
+        intake=intake,
+        checkpoint=checkpoint,
+        steps_done=state.step if state else 0,
+        version=max(planner.versions.newest, weights.newest(), state.version if state else 0),
+    )
+    _announce(standing, ranks)
+    return standing
+
+
+def _find_topics(config: RunConfig) -> dict[str, str]:
+    topics = config.topics
+    consumer = open_consumer(config)
+    names = (topics.prompts, topics.trajectories, topics.dead_letters, topics.weights, topics.admission, topics.ledger)
+    try:
+        for name in names:
+            partitions_of(consumer, name)
+    finally:
+        consumer.close()
+    return topic_ids(config, names)
+
+
+def _require_same_topics(config: RunConfig, state: State | None, topics: dict[str, str]) -> None:
+    if state and state.topic_ids != topics:
+        raise StateError(
+            f"the topics of run {config.name!r} were deleted and made again since the checkpoint of "
+            f"step {state.step}; start a run of another name"
+        )
+
+
+def _restore_planner(config: RunConfig, state: State | None, history: History) -> Planner:
+    accounts = Accounts.restore(state.accounts) if state else Accounts()
+    versions = Versions(skipped=history.skipped_steps(state.step if state else 0))
+    for record in read_topic(config, config.topics.weights):
+        announced = WeightVersion.decode(record.value)
+        versions.steps[announced.version] = announced.step
+    planner = Planner(config.learner.groups_per_step, config.learner.max_staleness, accounts, versions)
+    planner.drops = [DroppedGroup.model_validate(drop) for drop in (state.drops if state else [])]
+    return planner
+
+
+def _open_stream(config: RunConfig, state: State | None) -> Stream:
+    positions = {int(partition): offset for partition, offset in state.positions.items()} if state else None
+    return Stream(config, positions, state.letters_position if state else None)
+
+
+def _open_admission(config: RunConfig, state: State | None, accounts: Accounts) -> Admission:
+    newest: dict[int, int] = {}
+    for record in read_topic(config, config.topics.admission):
+        newest = AdmissionFrontier.decode(record.value).frontier
+    consumer = open_consumer(config)
+    prompts = partitions_of(consumer, config.topics.prompts)
+    admission = Admission(consumer, prompts, accounts.skip)
+    counted = {int(partition): offset for partition, offset in state.frontier.items()} if state else {}
+    admission.recount(counted, state.admitted if state else 0, newest)
+    return admission
+
+
+def _announce(standing: Standing, ranks: Ranks) -> None:
+    checkpoint, limits = standing.checkpoint, standing.config.learner
+    position = checkpoint.state.at if checkpoint else None
+    if position is None and standing.generation > 1:
+        position = Position(generation=standing.generation - 1, step=0)
+    entry = StartEntry(
+        generation=standing.generation,
+        continues=position,
+        settings=Settings(max_staleness=limits.max_staleness, groups_per_step=limits.groups_per_step),
+        numerics=numerics(ranks),
+    )
+    recorded = {each.manifest_sha256 for each in standing.history.checkpoints()}
+    late = [checkpoint.entry()] if checkpoint and checkpoint.manifest_sha256 not in recorded else []
+    weights = standing.publish(standing.steps_done)
+    standing.admission.advance(standing.target, _FIRST_PROMPTS_S)
+    standing.commit([*late, entry, weights, standing.frontier()])
+    _log.info("started", generation=standing.generation, step=standing.steps_done, version=standing.version)

@@ -1,0 +1,86 @@
+"""Optimizer steps as rank 0 orders them: the learner's and, bit for bit, those of a replay.
+
+plan ──► examples ──► shares of equal work ──► Engine.train on every rank ──► Outcome
+weights and the probe's logprobs by them ──► WeightStore ──► sha256 of the manifest
+
+What enters here is all that a step's bits depend on, besides :func:`numerics`.
+"""
+
+from pathlib import Path
+
+import torch
+
+from schemas.config import RunConfig
+from schemas.ledger import Numerics
+from schemas.manifests import sha256
+from trainers.batch import share_out, to_examples
+from trainers.checkpoint import Checkpoint, require_fit
+from trainers.engine import Engine, Outcome, Work
+from trainers.planner import Plan
+from trainers.publish import WeightStore, probe_tokens
+from trainers.ranks import Ranks
+
+
+class Updates:
+    """The policy and its optimizer on all ranks, as they were at a checkpoint or as the model is.
+
+    Attributes:
+        dtype: ``float32`` or ``bfloat16``.
+        fingerprint: what must be the same for a checkpoint's shards to fit.
+
+    Raises:
+        ConfigError: the checkpoint was made with another model, number format or number of ranks.
+        ModelError: the model cannot be loaded or not be trained packed.
+    """
+
+    def __init__(self, config: RunConfig, dtype: str, ranks: Ranks, checkpoint: Checkpoint | None) -> None:
+        self._config, self._ranks = config, ranks
+        self.dtype: str = ranks.broadcast(dtype)
+        self.fingerprint = _fingerprint(config, self.dtype, ranks)
+        if checkpoint:
+            require_fit(checkpoint.state.fingerprint, self.fingerprint, checkpoint.directory)
+        self._engine = Engine(config, self.dtype, ranks)
+        self._probe = probe_tokens(config.model.path)
+        self._engine.check(self._probe)
+        if checkpoint:
+            ranks.broadcast(("load", checkpoint.directory))
+            self._engine.load(checkpoint.directory)
+
+    def train(self, plan: Plan, rate: float) -> Outcome:
+        """One optimizer step over the groups of a plan."""
+        examples = to_examples([arrival.samples for arrival in plan.arrivals])
+        tokens = max(1, sum(example.trained_tokens for example in examples))
+        shares = share_out(examples, self._ranks.size, self._config.learner.micro_batch_tokens)
+        self._ranks.broadcast(("train", None))
+        return self._engine.train(self._ranks.scatter([Work(packs, tokens, rate) for packs in shares]))
+
+    def write(self, store: WeightStore, version: int, step: int) -> str:
+        """Writes the weights as a version of a store; returns the sha256 of its manifest."""
+        probe = {"token_ids": self._probe, "logprobs": self._engine.probe(self._probe)}
+        return store.write(self._engine.state_dict(), version=version, step=step, dtype=self.dtype, probe=probe)
+
+    def save(self, directory: Path) -> None:
+        """Writes what a checkpoint needs, all ranks below the same directory."""
+        self._ranks.broadcast(("save", directory))
+        self._engine.save(directory)
+        self._ranks.barrier()
+
+
+def numerics(ranks: Ranks) -> Numerics:
+    """What the bits of this process's steps depend on, besides the configuration."""
+    cuda = ranks.device.type == "cuda"
+    device = torch.cuda.get_device_name(ranks.device) if cuda else torch.backends.cpu.get_cpu_capability()
+    return Numerics(torch=torch.__version__, device=device, threads=torch.get_num_threads(), ranks=ranks.size)
+
+
+def _fingerprint(config: RunConfig, dtype: str, ranks: Ranks) -> dict[str, str | int]:
+    model = Path(config.model.path)
+    description = model / "config.json"
+    return {
+        "run": config.name,
+        "model": model.name,
+        "model_config_sha256": sha256(description.read_bytes()) if description.is_file() else "missing",
+        "dtype": dtype,
+        "zero_stage": config.learner.zero_stage,
+        "ranks": ranks.size,
+    }
