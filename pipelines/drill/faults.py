@@ -132,7 +132,7 @@ def second_learner(scene: Scene, blow: Blow) -> Iterator[None]:
     yield from scene.when_up(LEARNER)
     blow.began_at = datetime.now(UTC)
     pid, generations = scene.pid(LEARNER), _generations(scene)
-    other = scene.start_another("learn", "--learner.metrics_port", "0")
+    other = scene.start_another("learn", [*scene.flags(), "--learner.metrics_port", "0"])
     yield from scene.until(lambda: _died(scene, LEARNER, pid or 0))
     blow.detects()
     yield from scene.until(lambda: other.poll() is not None)
@@ -151,7 +151,8 @@ def second_pipeline(scene: Scene, blow: Blow) -> Iterator[None]:
     yield from scene.when_up(ROLLOUT)
     blow.began_at = datetime.now(UTC)
     pid, since = scene.pid(ROLLOUT), scene.log_size(ROLLOUT)
-    other = scene.start_another("rollout", "--rollout.metrics_port", "0", *scene.stack.beam_flags())
+    flags = [*scene.flags(), "--rollout.metrics_port", "0", *scene.stack.beam_flags()]
+    other = scene.start_another("rollout", flags)
     yield from scene.until(lambda: _died(scene, ROLLOUT, pid or 0))
     blow.detects()
     _witness(blow, scene.said(ROLLOUT, "newer rollout pipeline", since), f"pipeline {pid} was fenced and ended")

@@ -27,6 +27,7 @@ class Report:
         defaulted_rewards: samples whose reward is not what it has to be.
         torn: directories whose manifest says that they are whole, and that are not.
         repeated: groups that the pipeline wrote more than once.
+        replay_equal: whether the last step, trained again from the log, gave the same bits.
         productive_share: of the learner's time spent in steps that survive, without faults and with them.
         seconds: from the first fault to the end.
         ended: why the drill ended early; empty if it did not.
@@ -40,6 +41,7 @@ class Report:
     defaulted_rewards: list[str] = field(default_factory=list)
     torn: list[str] = field(default_factory=list)
     repeated: int = 0
+    replay_equal: bool = False
     productive_share: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
@@ -68,7 +70,7 @@ class Report:
     def ok(self) -> bool:
         """Whether every count is 0, and there was something to count."""
         passed = self.verdict is not None and self.verdict.ok
-        return bool(passed and self.struck and not any(self.counts.values()) and not self.ended)
+        return bool(passed and self.replay_equal and self.struck and not any(self.counts.values()) and not self.ended)
 
     def to_json(self) -> dict[str, Any]:
         """The whole account."""
@@ -81,6 +83,7 @@ class Report:
             "seconds": round(self.seconds, 1),
             "faults_struck": len(self.struck),
             "counts": self.counts,
+            "replay_equal": self.replay_equal,
             "productive_share": self.productive_share,
             "tokens": self.tokens,
             "rows": [asdict(row) for row in rows_of(self.blows)],
@@ -188,6 +191,7 @@ def _summary(report: Report) -> str:
     if report.productive_share:
         shares = {name: f"{100 * share:.1f} %" for name, share in report.productive_share.items()}
         lines.append(f"productive share of the learner's time: {shares}")
+    lines.append(f"the last step, trained again from the log: {'equal' if report.replay_equal else 'NOT EQUAL'}")
     lines += [f"not 0: {wrong}"] if wrong else ["every count is 0"]
     lines += [f"  {blow.fault}: missing: {text}" for blow in report.struck for text in blow.missing]
     lines += [f"  {text}" for text in (*report.torn, *report.bad_weight_loads, *report.defaulted_rewards)][:20]

@@ -37,6 +37,7 @@ _RECOVER_S: Final = 180.0
 """A run that does not work again after so long counts as one that did not recover."""
 _AUDIT_S: Final = 60.0
 _QUIET_S: Final = 90.0
+_REPLAY_S: Final = 120.0
 _TWO_AT_ONCE: Final = 0.25
 """Share of the blows that are followed by the next one at once."""
 _LOG = structlog.get_logger(__name__)
@@ -156,6 +157,7 @@ class _Driver:
         for pair in self._pairs(struck):
             self._strike(pair)
         self._drain()
+        self._replay()
         ended = datetime.now(UTC)
         report.seconds = (ended - struck).total_seconds()
         report.productive_share = {"without": self._share(begin, struck), "with": self._share(struck, ended)}
@@ -239,6 +241,12 @@ class _Driver:
         if not quiet and watch.verdict:
             self._report.ended = f"{watch.verdict.in_flight} prompts did not end within {_QUIET_S:g} s"
         self._settle()
+
+    def _replay(self) -> None:
+        """Trains the last step again from the newest checkpoint and the log: the weights must be equal, bit for bit."""
+        process = self._scene.start_another("replay", [str(self._scene.stack.directory)])
+        self._tick_until(lambda: process.poll() is not None, _REPLAY_S)
+        self._report.replay_equal = process.poll() == 0
 
     def _share(self, begin: datetime, end: datetime) -> float:
         seconds = (end - begin).total_seconds()

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,8 @@ from pipelines.drill.watch import Watch
 from pipelines.local import child
 from pipelines.local.leftovers import family, identify
 from pipelines.local.ports import free_ports
-from pipelines.local.stack import Stack, environment_of
+from pipelines.local.stack import LEARNER, Stack, asyncflow_command, environment_of
+from pipelines.runs import CONFIG_NAME
 from schemas.config import RunConfig, validate
 from schemas.crash_points import VARIABLE
 from schemas.errors import StateError
@@ -142,6 +143,10 @@ class Scene:
 
     # ---- processes ----------------------------------------------------------------------------------
 
+    def flags(self) -> list[str]:
+        """The configuration of the run, for a process beside it."""
+        return ["--config", str(self.stack.directory / CONFIG_NAME)]
+
     def pid(self, process: str) -> int | None:
         """The process id of a process of the stack, while it runs."""
         return self.stack.supervisor.pid(process)
@@ -169,13 +174,13 @@ class Scene:
                 found.add(psutil.Process(member).status())
         return found
 
-    def start_another(self, verb: str, *flags: str) -> "subprocess.Popen[bytes]":
-        """A second process of a kind of which there may only be one; ends with the drill."""
+    def start_another(self, verb: str, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+        """A process beside the stack; ends with the drill."""
         launcher = [sys.executable, "-I", "-S", child.__file__, str(os.getpid())]
-        with (self.stack.directory / "logs" / f"second-{verb}.log").open("ab") as log:
+        with (self.stack.directory / "logs" / f"beside-{verb}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*launcher, *self.stack.command(verb, *flags)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=environment_of(verb), start_new_session=True,
+                [*launcher, *asyncflow_command(), verb, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=environment_of(LEARNER), start_new_session=True,
             )  # fmt: skip
         self._others.append(process)
         return process

@@ -109,7 +109,7 @@ class Watch:
             try:
                 work()
             except (KafkaError, BrokerError, OSError, ValueError) as error:
-                _LOG.info("not readable now", what=work.__name__.strip("_"), reason=str(error)[:120])
+                _LOG.debug("not readable now", what=work.__name__.strip("_"), reason=str(error)[:120])
                 self._ended.wait(_LOOK_PAUSE_S)
 
     # ---- the log ------------------------------------------------------------------------------------

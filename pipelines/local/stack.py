@@ -178,21 +178,21 @@ class Stack:
     def _worker_spec(self) -> Spec:
         status = f"http://{LOOPBACK}:{self.config.worker.port}/asyncflow/status"
         return Spec(
-            WORKER, self.command("worker"), environment_of(WORKER), ready=lambda: _answers(status),
+            WORKER, self._command("worker"), environment_of(WORKER), ready=lambda: _answers(status),
             ready_timeout_s=_WORKER_READY_S, restarts=self._restarts,
         )  # fmt: skip
 
     def _learner_spec(self) -> Spec:
         port = self.config.learner.metrics_port
         return Spec(
-            LEARNER, self.command("learn"), environment_of(LEARNER), ready=lambda: accepts(port),
+            LEARNER, self._command("learn"), environment_of(LEARNER), ready=lambda: accepts(port),
             ready_timeout_s=_LEARNER_READY_S, restarts=self._restarts, grace_s=60, ends=True,
         )  # fmt: skip
 
     def _rollout_spec(self) -> Spec:
         port = self.config.rollout.metrics_port
         return Spec(
-            ROLLOUT, self.command("rollout", *self.beam_flags()), environment_of(ROLLOUT), ready=lambda: accepts(port),
+            ROLLOUT, self._command("rollout", *self.beam_flags()), environment_of(ROLLOUT), ready=lambda: accepts(port),
             restarts=self._restarts, grace_s=30, bound=ROLLOUT,
         )  # fmt: skip
 
@@ -201,8 +201,7 @@ class Stack:
         endpoint = f"--job_endpoint={LOOPBACK}:{self._prism_port}"
         return ["--runner=PortableRunner", endpoint, "--environment_type=LOOPBACK"]
 
-    def command(self, verb: str, *more: str) -> list[str]:
-        """What starts a process of this run."""
+    def _command(self, verb: str, *more: str) -> list[str]:
         return [*asyncflow_command(), verb, "--config", str(self.directory / CONFIG_NAME), *more]
 
 

@@ -20,7 +20,9 @@ def blow(fault="kill learner", seconds=3.0):
 
 @pytest.fixture
 def report():
-    return Report("drill", 1, [blow(), blow(seconds=9.0), blow("stop worker")], audit("drill", RunLog()))
+    return Report(
+        "drill", 1, [blow(), blow(seconds=9.0), blow("stop worker")], audit("drill", RunLog()), replay_equal=True
+    )
 
 
 def test_a_drill_without_findings_is_green(report):
@@ -37,6 +39,7 @@ def test_a_drill_without_findings_is_green(report):
         lambda report: report.defaulted_rewards.append("sample"),
         lambda report: setattr(report, "repeated", 1),
         lambda report: setattr(report, "ended", "early"),
+        lambda report: setattr(report, "replay_equal", False),
         lambda report: setattr(report, "verdict", None),
         lambda report: setattr(report, "verdict", report.verdict.model_copy(update={"duplicate": 1, "ok": False})),
         lambda report: report.blows.clear(),
