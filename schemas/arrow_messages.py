@@ -24,14 +24,16 @@ _PREFIX_BYTES: Final = 8
 def read_messages(value: bytes) -> Iterator[pa.ipc.Message]:
     """The messages of a stream up to its end marker, or to the end of the bytes; not copied.
 
+    The first is the schema: ``pyarrow.ipc.read_schema`` kills the process when it is given another.
+
     Raises:
-        pyarrow.ArrowException, OSError: these bytes are no stream of messages, or there is none.
+        pyarrow.ArrowException, OSError: these bytes are no stream of messages, or it does not begin with a schema.
     """
     reader = pa.ipc.MessageReader.open_stream(pa.py_buffer(value))
     messages = iter(reader.read_next_message, None)
     first = next(messages, None)
-    if first is None:
-        raise pa.ArrowInvalid("the stream has no message")
+    if first is None or first.type != "schema":
+        raise pa.ArrowInvalid(f"the stream begins with {first and first.type}, expected a schema")
     yield first
     yield from messages
 

@@ -3,7 +3,9 @@
 import re
 from typing import NamedTuple, Self
 
-_ROLLOUT = re.compile(r"(?P<run>[A-Za-z0-9._-]+)/(?P<partition>\d+)/(?P<offset>\d+)/(?P<index>\d+)")
+_NUMBER = "(0|[1-9][0-9]{0,18})"
+"""One spelling a number, in 64 bits: an id that could be written in two ways would not be found."""
+_ROLLOUT = re.compile(rf"(?P<run>[A-Za-z0-9._-]+)/(?P<partition>{_NUMBER})/(?P<offset>{_NUMBER})/(?P<index>{_NUMBER})")
 
 
 class GroupId(NamedTuple):
@@ -40,7 +42,7 @@ class RolloutId(NamedTuple):
         """
         match = _ROLLOUT.fullmatch(text)
         if match is None:
-            raise ValueError(f"rollout id {text!r}: expected RUN/PARTITION/OFFSET/SAMPLE, such as demo/0/38/3")
+            raise ValueError(f"rollout id {text[:80]!r}: expected RUN/PARTITION/OFFSET/SAMPLE, such as demo/0/38/3")
         return cls(match["run"], int(match["partition"]), int(match["offset"]), int(match["index"]))
 
     @property

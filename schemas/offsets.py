@@ -6,9 +6,9 @@ consumer offset; the learner's checkpoint holds one per prompts partition for th
 
 import base64
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Final, Self
 
 from schemas.limits import MAX_OFFSET_METADATA_BYTES
 
@@ -72,16 +72,20 @@ class OffsetSet:
             ValueError: the text is not such a bitmap.
         """
         try:
-            bits = int.from_bytes(zlib.decompress(base64.b64decode(text, validate=True)), "little") if text else 0
+            bitmap = zlib.decompress(base64.b64decode(text, validate=True)) if text else b""
         except (ValueError, zlib.error) as error:
             raise ValueError(f"offset metadata {text[:40]!r} is not a compressed bitmap") from error
-        return cls(low, {low + index for index in range(bits.bit_length()) if bits >> index & 1})
+        return cls(low, {low + 8 * index + bit for index, byte in enumerate(bitmap) if byte for bit in _BITS[byte]})
 
 
-def _pack(low: int, members: Iterable[int]) -> str:
-    bits = 0
-    for offset in members:
-        bits |= 1 << (offset - low)
-    if not bits:
+_BITS: Final = [[bit for bit in range(8) if byte >> bit & 1] for byte in range(256)]
+"""The bits that are set in each byte: shifting one large number would take quadratic time."""
+
+
+def _pack(low: int, members: Sequence[int]) -> str:
+    if not members:
         return ""
-    return base64.b64encode(zlib.compress(bits.to_bytes((bits.bit_length() + 7) // 8, "little"), 9)).decode()
+    bitmap = bytearray((max(members) - low) // 8 + 1)
+    for offset in members:
+        bitmap[(offset - low) // 8] |= 1 << (offset - low) % 8
+    return base64.b64encode(zlib.compress(bitmap, 9)).decode()

@@ -19,9 +19,16 @@ def isoformat(instant: datetime) -> str:
     return instant.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def _to_utc(instant: datetime) -> datetime:
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{instant} lies outside the years 1 to 9999 in UTC") from error
+
+
 Instant = Annotated[
     AwareDatetime,
-    AfterValidator(lambda instant: instant.astimezone(UTC)),
+    AfterValidator(_to_utc),
     PlainSerializer(isoformat, return_type=str, when_used="json"),
 ]
 """A moment with a time zone, written in UTC with milliseconds."""
@@ -63,9 +70,8 @@ def first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in fault["loc"]) or "record"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {fault['msg']}, given {_short(fault['input'])}{more}"
+    return f"{_cut(where, 80)}: {_cut(fault['msg'], 300)}, given {_cut(repr(fault['input']), 80)}{more}"
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 3] + "..."

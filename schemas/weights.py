@@ -1,5 +1,7 @@
 """Records of ``{run}.weights``: written by the learner, read by workers and the audit."""
 
+from typing import Self
+
 from pydantic import Field
 
 from schemas.records import Instant, Record, now
@@ -17,11 +19,11 @@ class WeightVersion(Record):
          "published_at": "2026-01-31T12:00:00.000Z"}
     """
 
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, lt=1 << 63)
     """A counter that never goes back and is never used twice, also across restarts."""
-    step: int = Field(ge=0)
+    step: int = Field(ge=0, lt=1 << 63)
     """Optimizer steps that these weights have seen."""
-    generation: int = Field(ge=1)
+    generation: int = Field(ge=1, lt=1 << 63)
     """One per learner start."""
     manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")
     """Of the bytes of the version's ``MANIFEST.json``."""
@@ -30,6 +32,10 @@ class WeightVersion(Record):
     base_model: str
     """The name of the model that training started from."""
     published_at: Instant = Field(default_factory=now)
+
+    def supersedes(self, other: Self) -> bool:
+        """Whether it comes after another; a learner that was replaced may still announce higher versions."""
+        return self.version > other.version and self.generation >= other.generation
 
 
 def version_path(root: str, version: int) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Final
 
 import structlog
-from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from schemas.admission import AdmissionFrontier
@@ -18,13 +17,13 @@ from schemas.crash_points import crash_point
 from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, FencedError
 from schemas.ledger import CheckpointEntry, StartEntry, StepEntry
+from schemas.transactions import is_fencing, open_producer
 from schemas.weights import WeightVersion
 from trainers.log import CONNECT_TIMEOUT_MS
 
 Announcement = StartEntry | StepEntry | CheckpointEntry | WeightVersion | AdmissionFrontier | DeadLetter
 
 _ATTEMPTS: Final = 5
-_FENCED: Final = ("ProducerFenced", "PRODUCER_FENCED", "InvalidProducerEpoch", "INVALID_PRODUCER_EPOCH")
 _log = structlog.get_logger(__name__)
 
 
@@ -33,9 +32,8 @@ class Committer:
 
     def __init__(self, config: RunConfig) -> None:
         self._run, self._topics = config.name, config.topics
-        options = config.kafka.producer_options(config.topics.learner_id)
-        self._producer = KafkaProducer(**{"bootstrap_timeout_ms": CONNECT_TIMEOUT_MS, **options})
-        self._producer.init_transactions()
+        timeout = {"bootstrap_timeout_ms": CONNECT_TIMEOUT_MS}
+        self._producer = open_producer(config.kafka, config.topics.learner_id, **timeout)
 
     def commit(self, records: Sequence[Announcement]) -> None:
         """Writes all records in one transaction; returns when it is committed.
@@ -73,8 +71,7 @@ class Committer:
             raise BrokerError(f"a transaction of run {self._run!r} failed ({cause}) and cannot be aborted") from error
 
     def _raise_if_fenced(self, error: KafkaError) -> None:
-        # Once its sender thread knows, kafka-python raises a bare KafkaError that only quotes the reason.
-        if any(name in repr(error) for name in _FENCED):
+        if is_fencing(error):
             raise FencedError(
                 f"a newer learner writes to run {self._run!r}, or this one was away for longer than "
                 "kafka.transaction_timeout_s: it ends"

@@ -17,6 +17,7 @@ from schemas.config import KafkaConfig, ModelConfig, RunConfig, WeightsConfig, W
 from schemas.errors import BrokerError, ModelError, PortError
 from schemas.weights import WeightVersion, version_path
 from tests.support.tiny_model import build_tiny_model
+from tests.support.trajectories import wait_until
 from tests.support.weights import announce, probe_of, publish_version, state_of, write_version
 from tests.support.worker import WorkerProcess
 from transforms.generation.worker.announcements import Announcements
@@ -24,6 +25,8 @@ from transforms.generation.worker.server import run
 
 PROMPT = (1, 9, 16, 10, 18)
 START_S = 180
+_AHEAD = 1
+"""Workers that start while another is tested: a start is imports, one after the other, on one core."""
 
 
 def make_config(broker, directory: Path) -> RunConfig:
@@ -59,37 +62,90 @@ def announcement(version):
 
 
 class Stage:
-    """A worker with what its learner would need."""
+    """A worker with what its learner would need. It was up before anything was announced."""
 
-    def __init__(self, directory, config, models) -> None:
-        self.config, self.models = config, models
-        self.worker = WorkerProcess(directory, config)
+    def __init__(self, directory, broker, models) -> None:
+        path, self._loaded = models
+        (directory / "model").symlink_to(path)
+        self.config = make_config(broker, directory)
+        create_topics(self.config)
+        self.models = {}
+        self.worker = WorkerProcess(directory, self.config)
 
-    def publish(self, version: int) -> None:
-        topic = self.config.topics.weights
-        publish_version(
-            self.config.weights.root, version, self.models[version], bootstrap=self.config.kafka.bootstrap, topic=topic
-        )
+    def wait_until_serving(self) -> None:
+        """Publishes the first version, if that was not done yet."""
+        if not self.models:
+            self.worker.wait_for_log("engine_warm", START_S)
+            self.status_before = self.worker.status()
+            self.publish()
+
+    @property
+    def version(self) -> int:
+        """The newest version that was written."""
+        return max(self.models, default=0)
+
+    def write(self, **changes):
+        """Writes the next version, of other weights than the last one's, and returns its announcement."""
+        version = self.version + 1
+        model = self.models[version] = self._loaded[version % len(self._loaded)]
+        facts = {"probe": probe_of(model), **changes}
+        return write_version(self.config.weights.root, version, state_of(model), **facts)
+
+    def publish(self) -> int:
+        """Returns the next version once it is served."""
+        announced = self.write()
+        self.announce(announced)
+        self.worker.wait_until_serving(announced.version, 60)
+        return announced.version
 
     def announce(self, announced) -> None:
         announce(self.config.kafka.bootstrap, self.config.topics.weights, announced)
 
+    def wait_until_refused(self, refused_before: int) -> dict:
+        """Returns the status that shows one refusal more."""
+        return wait_until(lambda: (status := self.worker.status())["refused"] > refused_before and status)
+
+
+class Crew:
+    """Workers of this module: one is tested while those that later tests will need are starting."""
+
+    def __init__(self, make, needed: int) -> None:
+        self._make, self._needed, self._started = make, needed, []
+
+    def stage(self) -> Stage:
+        """The first worker that no test has ended, serving."""
+        alive = [stage for stage in self._started if stage.worker.process.poll() is None]
+        if not alive:
+            self._needed = max(self._needed, len(self._started) + 1)
+        while len(alive) <= _AHEAD and len(self._started) < self._needed:
+            self._started.append(self._make())
+            alive.append(self._started[-1])
+        alive[0].wait_until_serving()
+        return alive[0]
+
+    def end(self) -> None:
+        for stage in self._started:
+            stage.worker.stop(signal.SIGKILL)
+
 
 @pytest.fixture(scope="module")
-def stage(broker, tmp_path_factory, models):
-    """A worker that was up before anything was announced, and serves version 1 now."""
-    path, loaded = models
-    directory = tmp_path_factory.mktemp("stage")
-    (directory / "model").symlink_to(path)
-    config = make_config(broker, directory)
-    create_topics(config)
-    stage = Stage(directory, config, loaded)
-    with stage.worker:
-        stage.worker.wait_for_log("engine_warm", START_S)
-        stage.before = stage.worker.status()
-        stage.publish(1)
-        stage.worker.wait_until_serving(1, 30)
-        yield stage
+def crew(request, broker, tmp_path_factory, models):
+    needed = sum("doomed" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    crew = Crew(lambda: Stage(tmp_path_factory.mktemp("stage"), broker, models), max(1, needed))
+    yield crew
+    crew.end()
+
+
+@pytest.fixture
+def stage(crew):
+    """A worker that serves some version, shared with other tests: each publishes versions of its own."""
+    return crew.stage()
+
+
+@pytest.fixture
+def doomed(crew):
+    """Such a worker for a test that ends it."""
+    return crew.stage()
 
 
 def logprobs_of(model, response):
@@ -108,28 +164,36 @@ def processes_left(started, timeout_s=15):
     return [process for process in started if psutil.pid_exists(process)]
 
 
+def served_logprobs(choice):
+    return [token["logprob"] for token in choice["logprobs"]["content"]]
+
+
 def test_the_port_is_closed_until_the_first_version_is_loaded(stage):
-    assert stage.before is None
+    assert stage.status_before is None
+    assert stage.worker.status()["version"] >= 1
 
 
-def test_the_first_version_answers_with_the_logprobs_of_its_weights(stage):
+def test_a_version_answers_with_the_logprobs_of_its_weights(stage):
+    version = stage.publish()
     status, answer = stage.worker.generate(PROMPT, n=2, max_tokens=20, ignore_eos=True)
     assert status == 200
     for choice in answer["choices"]:
-        mine = [token["logprob"] for token in choice["logprobs"]["content"]]
-        assert choice["weight_versions"] == [{"version": "1", "start": 0, "end": 20}]
-        assert largest_difference(mine, logprobs_of(stage.models[1], choice["token_ids"])) < 1e-4
+        assert choice["weight_versions"] == [{"version": f"{version}", "start": 0, "end": 20}]
+        right = logprobs_of(stage.models[version], choice["token_ids"])
+        assert largest_difference(served_logprobs(choice), right) < 1e-4
 
 
 def test_an_update_in_flight_splits_the_answer_where_the_weights_changed(stage):
-    answers = []
+    before, answers = stage.worker.status(), []
+    counted = 'asyncflow_worker_updates_total{in_flight="true"} '
+    metric_before = sum(float(line.split()[-1]) for line in lines_of(stage, counted))
 
     def ask():
         answers.append(stage.worker.generate(PROMPT, n=4, max_tokens=1000, ignore_eos=True))
 
     asking = threading.Thread(target=ask)
-    model = stage.models[2]
-    announced = write_version(stage.config.weights.root, 2, state_of(model), probe=probe_of(model))
+    announced = stage.write()
+    versions = (before["version"], announced.version)
     asking.start()
     while stage.worker.status()["requests_running"] == 0:
         time.sleep(0.02)
@@ -140,49 +204,54 @@ def test_an_update_in_flight_splits_the_answer_where_the_weights_changed(stage):
     for choice in answer["choices"]:
         old, new = choice["weight_versions"]
         cut = new["start"]
-        assert (old["version"], old["start"], new["version"], new["end"]) == ("1", 0, "2", 1000)
+        expected = (f"{versions[0]}", 0, f"{versions[1]}", 1000)
+        assert (old["version"], old["start"], new["version"], new["end"]) == expected
         assert old["end"] == cut
         assert 0 < cut < 1000
-        mine = [token["logprob"] for token in choice["logprobs"]["content"]]
-        first, second = (logprobs_of(stage.models[version], choice["token_ids"]) for version in (1, 2))
+        mine = served_logprobs(choice)
+        first, second = (logprobs_of(stage.models[version], choice["token_ids"]) for version in versions)
         assert largest_difference(mine[:cut], first[:cut]) < 1e-4
         assert largest_difference(mine[cut:], second[cut:]) < 1e-4
         assert largest_difference(first, second) > 0.1
-    status = stage.worker.status()
-    assert (status["version"], status["updates"], status["updates_in_flight"]) == (2, 2, 1)
-    assert 'asyncflow_worker_updates_total{in_flight="true"} 1.0' in stage.worker.metrics()
+    after = stage.worker.status()
+    assert [after[name] - before[name] for name in ("updates", "updates_in_flight")] == [1, 1]
+    assert [float(line.split()[-1]) for line in lines_of(stage, counted)] == [metric_before + 1]
 
 
-def test_a_version_with_a_flipped_bit_is_refused_and_the_old_one_stays(stage):
-    model = stage.models[3]
-    announced = write_version(stage.config.weights.root, 30, state_of(model), probe=probe_of(model))
-    file = Path(version_path(stage.config.weights.root, 30)) / "model.safetensors"
+def lines_of(stage, start):
+    return [line for line in stage.worker.metrics().splitlines() if line.startswith(start)]
+
+
+def test_a_version_with_a_flipped_bit_is_refused_and_the_old_one_is_served_until_a_good_one_comes(stage):
+    version, before = stage.publish(), stage.worker.status()
+    announced = stage.write()
+    file = Path(version_path(stage.config.weights.root, announced.version)) / "model.safetensors"
     value = bytearray(file.read_bytes())
     value[-1] ^= 1
     file.write_bytes(value)
     stage.announce(announced)
-    stage.worker.wait_for_log("version_refused", 30)
-    assert stage.worker.status()["version"] == 2
-    assert 'asyncflow_worker_updates_refused_total{reason="bad_files"} 1.0' in stage.worker.metrics()
+    assert stage.wait_until_refused(before["refused"])["version"] == version
+    assert lines_of(stage, 'asyncflow_worker_updates_refused_total{reason="bad_files"}')
     _, answer = stage.worker.generate(PROMPT, max_tokens=5, ignore_eos=True)
     (choice,) = answer["choices"]
-    mine = [token["logprob"] for token in choice["logprobs"]["content"]]
-    assert largest_difference(mine, logprobs_of(stage.models[2], choice["token_ids"])) < 1e-4
+    right = logprobs_of(stage.models[version], choice["token_ids"])
+    assert largest_difference(served_logprobs(choice), right) < 1e-4
+    assert stage.publish() == announced.version + 1
 
 
 def test_a_request_for_a_newer_version_waits_for_it_and_is_answered_by_it(stage):
-    answers = []
+    version, answers = stage.version + 1, []
     asking = threading.Thread(
-        target=lambda: answers.append(stage.worker.generate(PROMPT, min_version=3, max_tokens=5, ignore_eos=True))
+        target=lambda: answers.append(stage.worker.generate(PROMPT, min_version=version, max_tokens=5, ignore_eos=True))
     )
     asking.start()
     time.sleep(1)
     assert answers == []
-    stage.publish(3)
+    assert stage.publish() == version
     asking.join(60)
     status, answer = answers[0]
     assert status == 200
-    assert answer["choices"][0]["weight_versions"] == [{"version": "3", "start": 0, "end": 5}]
+    assert answer["choices"][0]["weight_versions"] == [{"version": f"{version}", "start": 0, "end": 5}]
 
 
 def test_no_route_that_changes_weights_is_exposed(stage):
@@ -196,28 +265,40 @@ def test_no_route_that_changes_weights_is_exposed(stage):
 
 
 def test_records_that_are_no_announcement_are_passed_over(stage):
+    before = stage.worker.status()
     stage.announce(b"not json")
-    stage.worker.wait_for_log("bad_announcement", 30)
-    assert stage.worker.status()["version"] == 3
+    assert stage.wait_until_refused(before["refused"])["version"] == before["version"]
+    assert "bad_announcement" in stage.worker.log
 
 
-def test_sigterm_ends_the_worker_with_0_and_no_process_stays(stage):
-    started = stage.worker.descendants()
-    assert stage.worker.stop() == 0
+def test_sigterm_ends_the_worker_with_0_and_no_process_stays(doomed):
+    started = doomed.worker.descendants()
+    assert doomed.worker.stop() == 0
     assert processes_left(started) == []
 
 
-def test_weights_that_contradict_their_probe_end_the_worker_before_it_serves(broker, tmp_path, models):
-    path, loaded = models
-    (tmp_path / "model").symlink_to(path)
-    config = make_config(broker, tmp_path)
-    create_topics(config)
-    announced = write_version(config.weights.root, 1, state_of(loaded[1]), probe=probe_of(loaded[2]))
-    announce(broker, config.topics.weights, announced)
-    with WorkerProcess(tmp_path, config) as worker:
-        assert worker.process.wait(START_S) == 1
-        assert "the engine's logprobs of the probe differ from the learner's" in worker.log
-        assert worker.status() is None
+def test_weights_that_contradict_their_probe_end_the_worker(doomed):
+    started = doomed.worker.descendants()
+    doomed.announce(doomed.write(probe=probe_of(doomed.models[doomed.version])))
+    assert doomed.worker.process.wait(60) == 1
+    assert "the engine's logprobs of the probe differ from the learner's" in doomed.worker.log
+    assert doomed.worker.status() is None
+    assert processes_left(started) == []
+
+
+def test_an_engine_that_dies_ends_the_worker(doomed):
+    children = psutil.Process(doomed.worker.process.pid).children()
+    started = doomed.worker.descendants()
+    next(child for child in children if "EngineCore" in child.name()).kill()
+    assert doomed.worker.process.wait(15) == 1
+    assert "the vLLM engine process died" in doomed.worker.log
+    assert processes_left(started) == []
+
+
+def test_a_killed_worker_leaves_no_process(doomed):
+    started = doomed.worker.descendants()
+    doomed.worker.stop(signal.SIGKILL)
+    assert processes_left(started) == []
 
 
 @pytest.fixture
@@ -226,25 +307,6 @@ def ready(broker, tmp_path, models):
     path, _ = models
     (tmp_path / "model").symlink_to(path)
     return make_config(broker, tmp_path)
-
-
-def test_an_engine_that_dies_ends_the_worker_and_a_killed_worker_leaves_no_process(ready, models):
-    create_topics(ready)
-    topic = ready.topics.weights
-    publish_version(ready.weights.root, 1, models[1][1], bootstrap=ready.kafka.bootstrap, topic=topic)
-    with WorkerProcess(Path(ready.weights.root).parent, ready) as worker:
-        worker.wait_until_serving(1, START_S)
-        engine = next(child for child in psutil.Process(worker.process.pid).children() if "EngineCore" in child.name())
-        started = worker.descendants()
-        engine.kill()
-        assert worker.process.wait(15) == 1
-        assert "the vLLM engine process died" in worker.log
-        assert processes_left(started) == []
-    with WorkerProcess(Path(ready.weights.root).parent, ready) as worker:
-        worker.wait_until_serving(1, START_S)
-        started = worker.descendants()
-        worker.stop(signal.SIGKILL)
-        assert processes_left(started) == []
 
 
 def test_sigterm_while_the_engine_starts_ends_the_worker_with_0_and_no_process_stays(ready):

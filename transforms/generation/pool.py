@@ -26,7 +26,7 @@ from typing import Final
 
 import aiohttp
 import structlog
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from kafka.structs import OffsetAndMetadata
 
@@ -36,6 +36,7 @@ from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, FencedError, StateError
 from schemas.identity import GroupId
 from schemas.offsets import OffsetSet
+from schemas.transactions import is_fencing, open_producer
 from transforms import metrics
 from transforms.generation import engine
 from transforms.generation.answer import Answerer
@@ -80,7 +81,8 @@ class Pool:
         self._draining = threading.Event()
         self._wake = threading.Event()
         self._commit_lock = threading.Lock()
-        self._producer = _fencing_producer(config, share)
+        # The first act, before any offset is read: it fences whoever held the share.
+        self._producer = open_producer(config.kafka, config.topics.rollout_id(share))
         consumer, self._committed = _open_prompts(config, share)
         self._follower = FrontierFollower(config, self._wake.set)
         limit = config.rollout.max_in_flight
@@ -308,16 +310,6 @@ class Pool:
             asyncio.run_coroutine_threadsafe(self._close_engines(), self._loop)
 
 
-def _fencing_producer(config: RunConfig, share: int) -> KafkaProducer:
-    """The share's producer.
-
-    Its first act, before any offset is read, fences whoever held the share and aborts what they left open.
-    """
-    producer = KafkaProducer(**config.kafka.producer_options(config.topics.rollout_id(share)))
-    producer.init_transactions()
-    return producer
-
-
 def _open_prompts(config: RunConfig, share: int) -> tuple[KafkaConsumer, dict[int, OffsetSet]]:
     """A consumer for the share's partitions, and what is finished of them."""
     consumer = KafkaConsumer(**{**config.kafka.consumer_options(), "group_id": config.topics.rollout_group})
@@ -338,14 +330,6 @@ def _read_committed(consumer: KafkaConsumer, partition: TopicPartition) -> Offse
         return OffsetSet.decode(committed.offset, committed.metadata or "")
     except ValueError as error:
         raise StateError(f"{partition}: {error}; another program committed offsets to this consumer group") from error
-
-
-def is_fencing(error: KafkaError) -> bool:
-    """Whether a producer's error says that a newer producer has its id.
-
-    kafka-python wraps the error of a producer that was fenced before into a plain KafkaError that quotes it.
-    """
-    return any(name in f"{error!r}" for name in ("ProducerFenced", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"))
 
 
 def _count(records: Sequence[OutputRecord], commit_s: float) -> None:

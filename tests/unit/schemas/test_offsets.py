@@ -39,3 +39,12 @@ def test_what_does_not_fit_is_left_out_never_invented():
 def test_metadata_of_another_program_is_an_error(text):
     with pytest.raises(ValueError, match="not a compressed bitmap"):
         OffsetSet.decode(0, text)
+
+
+def test_a_dense_set_of_a_million_takes_linear_time():
+    import time
+
+    finished = OffsetSet(0, set(range(1, 1_000_000)))
+    started = time.monotonic()
+    assert OffsetSet.decode(0, finished.encode()) == finished
+    assert time.monotonic() - started < 20  # shifting one number bit by bit takes minutes

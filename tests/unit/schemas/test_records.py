@@ -7,6 +7,7 @@ import pytest
 from schemas.admission import AdmissionFrontier
 from schemas.dead_letters import DeadLetter
 from schemas.errors import RecordError
+from schemas.evals import EvalResult
 from schemas.feedback import Feedback
 from schemas.identity import GroupId, RolloutId
 from schemas.ledger import StartEntry, StepEntry, decode_entry, surviving_steps
@@ -70,6 +71,21 @@ def test_timestamps_are_written_in_utc_with_milliseconds():
     assert json.loads(record.encode())["published_at"] == "2026-01-31T12:00:00.000Z"
 
 
+@pytest.mark.parametrize("at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-31T12:00:00"])
+def test_a_time_that_has_no_utc_is_refused(at):
+    value = {"version": 1, "task": "sums", "metric": "accuracy", "value": 0.5, "samples": 1, "temperature": 0, "at": at}
+    with pytest.raises(RecordError, match="bad_record: at:"):
+        EvalResult.decode(json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("decoder", [decode_entry, Prompt.decode, WeightVersion.decode])
+@pytest.mark.parametrize("value", [b'{"kind": "%s"}', b'{"%s": 1}', b'{"version": "%s", "kind": "step"}'])
+def test_a_refusal_does_not_quote_all_that_was_given(decoder, value):
+    with pytest.raises(RecordError) as caught:
+        decoder(value.replace(b"%s", b"x" * 100_000))
+    assert len(caught.value.detail) < 600
+
+
 def test_no_path_can_travel_in_an_announcement():
     assert "path" not in WeightVersion.model_fields
     assert version_path("/store/", 12) == "/store/00000012"
@@ -78,7 +94,8 @@ def test_no_path_can_travel_in_an_announcement():
 def test_rollout_ids_round_trip_and_refuse_other_forms():
     assert RolloutId.parse("demo/0/38/3") == RolloutId("demo", 0, 38, 3)
     assert str(RolloutId.parse("demo/0/38/3")) == "demo/0/38/3"
-    for text in ("demo/0/38", "demo/0/38/3/4", "demo/a/38/3", "../0/0/0/0", ""):
+    for text in ("demo/0/38", "demo/0/38/3/4", "demo/a/38/3", "../0/0/0/0", "", "demo/0/038/3", "demo/٣/38/3",
+                 "demo/0/38/3\n", f"demo/0/{'9' * 20}/3"):  # fmt: skip
         with pytest.raises(ValueError, match="expected RUN/PARTITION/OFFSET/SAMPLE"):
             RolloutId.parse(text)
     with pytest.raises(RecordError, match="rollout_id"):

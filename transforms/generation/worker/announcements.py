@@ -1,4 +1,4 @@
-"""The ``weights`` topic, as a worker reads it: only the newest announcement counts.
+"""The ``weights`` topic, as a worker reads it: only the newest announcement counts, wherever it stands.
 
     weights topic ──► Announcements.newest() ──► follower
 
@@ -30,7 +30,7 @@ class Announcements:
     """A reader that starts at the beginning of the topic and remembers how far it came."""
 
     on_bad_record: Callable[[str], None] | None = None
-    """Called with the reason for every record that is not an announcement."""
+    """Called with the reason (``bad_record`` or ``old``) for every record that announces nothing new."""
 
     def __init__(self, config: RunConfig) -> None:
         """Connects.
@@ -59,7 +59,7 @@ class Announcements:
         """Reads what was announced since the last call; waits if nothing was.
 
         Returns:
-            The last announcement, the superseded ones skipped; None if none came within ``timeout_s``.
+            The newest announcement, the superseded ones skipped; None if none came within ``timeout_s``.
 
         Raises:
             StateError: the topic lost records that were not read yet.
@@ -68,8 +68,17 @@ class Announcements:
         records = self._poll(timeout_s)
         while records:
             for record in records:
-                newest = self._decode(record) or newest
+                newest = self._newer(newest, record)
             records = self._poll(0)
+        return newest
+
+    def _newer(self, newest: WeightVersion | None, record: Any) -> WeightVersion | None:
+        announced = self._decode(record)
+        if announced is None or newest is None or announced.supersedes(newest):
+            return announced or newest
+        detail = f"version {announced.version} of generation {announced.generation}"
+        after = f"version {newest.version} of generation {newest.generation}"
+        self._pass_over(record, "old", f"{detail} after {after}")
         return newest
 
     def _poll(self, timeout_s: float) -> list[Any]:
@@ -85,12 +94,13 @@ class Announcements:
         try:
             return WeightVersion.decode(record.value or b"")
         except RecordError as error:
-            log.error(
-                "bad_announcement", topic=self._topic, offset=record.offset, reason=error.reason, detail=error.detail
-            )
-            if self.on_bad_record is not None:
-                self.on_bad_record("bad_record")
+            self._pass_over(record, "bad_record", f"{error}")
             return None
+
+    def _pass_over(self, record: Any, reason: str, detail: str) -> None:
+        log.error("bad_announcement", topic=self._topic, offset=record.offset, reason=reason, detail=detail)
+        if self.on_bad_record is not None:
+            self.on_bad_record(reason)
 
     def close(self) -> None:
         """Leaves the broker."""

@@ -73,11 +73,8 @@ class Follower:
         Raises:
             StateError: it was loaded and is wrong.
         """
-        if announced.version <= self.state.version:
-            log.warning("old_announcement", version=announced.version, serving=self.state.version)
-            self.state.refuse("old")
-            return False
         try:
+            self._check_order(announced)
             verified = await asyncio.to_thread(self._fetch_and_verify, announced)
             await self.engine.open_files(verified.files)
         except RecordError as refusal:
@@ -85,6 +82,12 @@ class Follower:
             return False
         await self._load(verified)
         return True
+
+    def _check_order(self, announced: WeightVersion) -> None:
+        served = self.state.applied
+        if served is not None and not announced.supersedes(served):
+            given = f"version {announced.version} of generation {announced.generation}"
+            raise RecordError("old", f"{given} after version {served.version} of generation {served.generation}")
 
     def _fetch_and_verify(self, announced: WeightVersion) -> Verified:
         directory, manifest = self.store.fetch(announced)

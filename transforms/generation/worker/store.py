@@ -46,7 +46,8 @@ class WeightStore:
         """Makes a version local.
 
         Raises:
-            RecordError: ``vanished`` or ``bad_manifest``; a file whose size is not the manifest's is ``bad_files``.
+            RecordError: ``vanished``, ``unreadable`` (the store or the disk fails) or ``bad_manifest``; a file whose
+                size is not the manifest's is ``bad_files``.
         """
         try:
             remote = version_path(self._root, announced.version)
@@ -54,6 +55,8 @@ class WeightStore:
             directory = self._download(remote, manifest, announced.version) if self._cache else Path(remote)
         except FileNotFoundError as error:
             raise RecordError("vanished", f"version {announced.version}: {error} does not exist") from error
+        except OSError as error:
+            raise RecordError("unreadable", f"version {announced.version}: {error}") from error
         return directory, manifest
 
     def has(self, version: int) -> bool:

@@ -1,6 +1,6 @@
 """What a version must be before the engine is even paused for it.
 
-    manifest's hash ─► facts ─► size and sha256 of every file ─► names and shapes ─► finite numbers
+    manifest's hash ─► facts ─► size and sha256 of every file ─► names, shapes, dtypes ─► finite numbers
 
 A refusal is a ``RecordError`` whose reason is the label of a counter: ``bad_manifest``,
 ``bad_files``, ``bad_tensors``, ``nonfinite`` or ``bad_probe``. Everything here reads memory-mapped files and is
@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import ModelError, RecordError, StateError
-from schemas.manifests import Manifest, verify
+from schemas.manifests import MANIFEST_NAME, Manifest, verify
 from schemas.records import first_fault
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from schemas.weights import WeightVersion
@@ -29,6 +31,8 @@ Shapes = dict[str, tuple[int, ...]]
 """The shape of every tensor by its Hugging Face name."""
 
 _HEAD: Final = "lm_head.weight"
+_DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""From the names of announcements to those of safetensors."""
 _DERIVED: Final = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 """Old checkpoints hold these; they follow from config.json and no learner trains them."""
 
@@ -82,16 +86,17 @@ class Expectation:
             str((directory / entry.name).resolve()) for entry in manifest.files if entry.name.endswith(".safetensors")
         )
         _check_shapes(self.shapes, files)
+        _check_dtypes(announced.dtype, files)
         _check_finite(files)
         return Verified(announced, files, probe)
 
     def _check_facts(self, announced: WeightVersion, manifest: Manifest) -> Probe:
-        facts = manifest.facts
-        if (facts.get("kind"), facts.get("version")) != ("weights", announced.version):
-            given = f"kind {facts.get('kind')!r}, version {facts.get('version')!r}"
-            raise RecordError("bad_manifest", f"{given}, expected kind 'weights', version {announced.version}")
+        expected = {"kind": "weights", "version": announced.version, "dtype": announced.dtype}
+        given = {name: manifest.facts.get(name) for name in expected}
+        if given != expected:
+            raise RecordError("bad_manifest", f"facts {given}, expected {expected}"[:300])
         try:
-            probe = Probe.model_validate(facts.get("probe"))
+            probe = Probe.model_validate(manifest.facts.get("probe"))
         except ValidationError as error:
             raise RecordError("bad_probe", first_fault(error)) from error
         tokens = len(probe.token_ids)
@@ -137,22 +142,41 @@ def _expected_shapes(files: tuple[str, ...], model: Path) -> Shapes:
 def _check_files(directory: Path, manifest: Manifest) -> None:
     from fsspec.implementations.local import LocalFileSystem
 
+    _check_names(directory, {MANIFEST_NAME, *(entry.name for entry in manifest.files)})
     try:
         verify(LocalFileSystem(), str(directory), manifest)
     except (StateError, OSError) as error:
         raise RecordError("bad_files", str(error)) from error
 
 
-def _read_shapes(files: tuple[str, ...]) -> Shapes:
+def _check_names(directory: Path, named: set[str]) -> None:
+    """Files beside those of the manifest, and links to what lies elsewhere, are not what was published."""
+    if directory.is_symlink():
+        raise RecordError("bad_files", f"{directory} is a symbolic link, expected a directory")
+    for path in directory.rglob("[!.]*"):  # file systems leave hidden files of their own
+        name = path.relative_to(directory).as_posix()
+        if path.is_symlink():
+            raise RecordError("bad_files", f"{path} is a symbolic link, expected a file")
+        if not path.is_dir() and name not in named:
+            raise RecordError("bad_files", f"{path} is not in the manifest")
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except (SafetensorError, OSError) as error:
+        raise RecordError("bad_tensors", f"{path}: {error}") from error
+
+
+def _read_shapes(files: tuple[str, ...]) -> Shapes:
     shapes: Shapes = {}
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as tensors:
-                found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError) as error:
-            raise RecordError("bad_tensors", f"{path}: {error}") from error
+        with _opened(path) as tensors:
+            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118 - not a mapping
         if twice := shapes.keys() & found.keys():
             raise RecordError("bad_tensors", f"{path}: {sorted(twice)[:3]} are in another file too")
         shapes.update(found)
@@ -170,16 +194,27 @@ def _check_shapes(expected: Shapes, files: tuple[str, ...]) -> None:
     raise RecordError("bad_tensors", f"{name} has shape {found[name]}, expected {expected[name]}")
 
 
+def _check_dtypes(announced: str, files: tuple[str, ...]) -> None:
+    """Every tensor has the announced dtype; some models keep a few in float32, but never all."""
+    found: dict[str, str] = {}
+    for path in files:
+        with _opened(path) as tensors:
+            found |= {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 - not a mapping
+    expected = _DTYPES.get(announced)
+    wrong = sorted(name for name, dtype in found.items() if dtype not in (expected, "F32"))
+    if wrong or expected not in found.values():
+        odd = wrong or sorted(found)
+        raise RecordError("bad_tensors", f"{_few(odd)} have dtype {found[odd[0]]}, announced is {announced[:40]!r}")
+
+
 def _few(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(names[:3]) or 'none'}{more}"
 
 
 def _check_finite(files: tuple[str, ...]) -> None:
-    from safetensors import safe_open
-
     for path in files:
-        with safe_open(path, framework="pt") as tensors:
+        with _opened(path) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a mapping
                 if not _is_finite(tensors.get_tensor(name)):
                     raise RecordError("nonfinite", f"{name} holds a number that is not finite")

@@ -1,0 +1,62 @@
+"""Kafka producers with a transactional id, for the two that write in transactions: learner and pipeline.
+
+    open_producer ──► fences whoever had the id before, and aborts what they left open ──► ready
+
+kafka-python is imported when a producer is opened.
+"""
+
+import time
+from typing import Any, Final
+
+from schemas.config import KafkaConfig
+
+_FENCED: Final = ("ProducerFenced", "PRODUCER_FENCED", "InvalidProducerEpoch", "INVALID_PRODUCER_EPOCH")
+_PAUSE_S: Final = 0.05
+
+
+def open_producer(kafka: KafkaConfig, transactional_id: str, **options: Any) -> Any:
+    """A ``KafkaProducer`` that owns the id from now on; older ones with it are fenced for ever.
+
+    Args:
+        kafka: of the run.
+        transactional_id: one of :class:`schemas.topics.Topics`.
+        options: over those of the configuration.
+
+    Raises:
+        KafkaError: no broker answers.
+    """
+    from kafka import KafkaProducer
+
+    producer = KafkaProducer(**{**kafka.producer_options(transactional_id), **options})
+    _keep_requests(producer._sender._client)
+    producer.init_transactions()
+    return producer
+
+
+def _keep_requests(client: Any) -> None:
+    """Has a connection that fails count as one that is not ready yet.
+
+    kafka-python 3.0.12 retries a transactional request whose coordinator is not ready, but forgets one
+    whose connection raises (``Sender._maybe_send_pending_request``): a broker that is restarted at that
+    moment would leave the transaction waiting for ever.
+    """
+    from kafka.errors import KafkaError
+
+    await_ready = client.await_ready
+
+    def patient(*arguments: Any, **named: Any) -> bool:
+        try:
+            return bool(await_ready(*arguments, **named))
+        except KafkaError:
+            time.sleep(_PAUSE_S)
+            return False
+
+    client.await_ready = patient
+
+
+def is_fencing(error: BaseException) -> bool:
+    """Whether a producer's error says that a newer one has its id, or that its transaction took too long.
+
+    Once its sender thread knows, kafka-python raises a bare KafkaError that only quotes the reason.
+    """
+    return any(name in repr(error) for name in _FENCED)
