@@ -66,6 +66,6 @@ $(UV):
 $(READY): $(LOCKS)/$(PLATFORM).txt pyproject.toml | $(UV)
 	test -x $(BIN)/python || $(UV) venv --quiet --no-python-downloads --python 3.12 .venv 2>/dev/null \
 		|| $(UV) venv --quiet --no-python-downloads --python '>=3.11,<3.14' .venv || $(UV) venv --quiet --python 3.12 .venv
-	VIRTUAL_ENV=.venv $(UV) pip sync --quiet --require-hashes $<
+	VIRTUAL_ENV=.venv $(UV) pip sync --quiet --compile-bytecode --require-hashes $<
 	VIRTUAL_ENV=.venv $(UV) pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@

@@ -1,6 +1,6 @@
 """From events of the stream to the planner, the accounts and dead letters of our own.
 
-Arrival ──► was it admitted? ──► Planner.offer
+Arrival ──► was it admitted? are its tokens the model's? ──► Planner.offer
 Fault   ──► the groups that its headers name, or else the record ──► dead letters
 Letter  ──► the prompt is finished
 """
@@ -22,12 +22,19 @@ _STAGES_BEFORE: Final = ("generate", "score", "assemble", "learn")
 class Intake:
     """Takes events one by one.
 
+    Args:
+        config: of the run.
+        planner: gets the groups.
+        admission: knows what was admitted.
+        vocabulary: number of tokens that the model knows.
+
     Attributes:
         letters: dead letters that the next transaction has to carry.
     """
 
-    def __init__(self, config: RunConfig, planner: Planner, admission: Admission) -> None:
+    def __init__(self, config: RunConfig, planner: Planner, admission: Admission, vocabulary: int) -> None:
         self._topics, self._planner, self._admission = config.topics, planner, admission
+        self._vocabulary = vocabulary
         self._lettered: set[tuple[int, int]] = set()
         self.letters: list[DeadLetter] = []
 
@@ -44,6 +51,11 @@ class Intake:
         if not self._is_admitted(arrival.group):
             detail = f"group {arrival.group} was never admitted"
             self._take_fault(Fault(arrival.at, (), "not_admitted", detail, b""))
+            return
+        highest = max(max((*sample.prompt_token_ids, *sample.response_token_ids)) for sample in arrival.samples)
+        if highest >= self._vocabulary:
+            detail = f"group {arrival.group} has token {highest}, the model knows {self._vocabulary}"
+            self._take_fault(Fault(arrival.at, (arrival.group,), "bad_row", detail, b""))
             return
         reason = self._planner.offer(arrival)
         if reason:

@@ -124,7 +124,7 @@ def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
     planner = _restore_planner(config, state, history)
     stream = opened.enter_context(closing(_open_stream(config, state)))
     admission = opened.enter_context(closing(_open_admission(config, state, planner.accounts)))
-    intake = Intake(config, planner, admission)
+    intake = Intake(config, planner, admission, updates.vocabulary)
     for letter in stream.letters_so_far():
         intake.take(letter)
     standing = Standing(

@@ -46,6 +46,11 @@ class Updates:
             ranks.broadcast(("load", checkpoint.directory))
             self._engine.load(checkpoint.directory)
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that the model knows."""
+        return self._engine.vocabulary
+
     def train(self, plan: Plan, rate: float) -> Outcome:
         """One optimizer step over the groups of a plan."""
         examples = to_examples([arrival.samples for arrival in plan.arrivals])

@@ -1,6 +1,5 @@
 """The reward call: what runs inside a reward process. Imports no Beam, so that processes start fast."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
@@ -9,6 +8,8 @@ from schemas.trajectories import Sample
 from transforms.rewards import registry
 from transforms.rewards.registry import Reward
 
+_LARGEST: Final = 3.4028234663852886e38
+"""Of float32, in which rewards travel: beyond it they would be infinite."""
 _ERROR_CHARACTERS: Final = 300
 _MOST_PARTS: Final = 100
 """More parts than anyone looks at would be carried with every sample."""
@@ -55,7 +56,7 @@ def _to_score(reward: object) -> SampleScore:
     if len(reward.parts) > _MOST_PARTS:
         return failed("reward_error", f"{len(reward.parts)} parts, at most {_MOST_PARTS} are kept")
     numbers = {"value": float(reward.value), **{str(name): float(part) for name, part in reward.parts.items()}}
-    wrong = [f"{name} = {number}" for name, number in numbers.items() if not math.isfinite(number)]
+    wrong = [f"{name} = {number}" for name, number in numbers.items() if not abs(number) <= _LARGEST]
     if wrong:
-        return failed("reward_error", f"not finite: {', '.join(wrong)}")
+        return failed("reward_error", f"not finite in 32 bits: {', '.join(wrong)}")
     return SampleScore(numbers.pop("value"), numbers, None)

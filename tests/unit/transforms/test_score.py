@@ -86,7 +86,8 @@ FAILURES = {
     "eats_memory": "reward_error: MemoryError: ",
     "raises": "reward_error: KeyError: 'no such thing'",
     "raises_the_unspeakable": "reward_error: UnspeakableError",
-    "nan": "reward_error: not finite: value = nan",
+    "nan": "reward_error: not finite in 32 bits: value = nan",
+    "beyond_float32": "reward_error: not finite in 32 bits: value = 1e+39",
     "has_many_parts": "reward_error: 1000 parts, at most 100 are kept",
 }
 """Rewards that give none for some samples, and what is said of those."""

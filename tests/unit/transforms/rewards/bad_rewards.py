@@ -190,6 +190,11 @@ def has_many_parts(sample, arguments: When):
     return Reward(1.0, {str(part): 1.0 for part in range(1000 if _is_bad(sample, arguments) else 1)})
 
 
+@reward("beyond_float32")
+def beyond_float32(sample, arguments: When):
+    return Reward(1e39 if _is_bad(sample, arguments) else 1.0)
+
+
 @reward("nan")
 def nan(sample, arguments: When):
     return Reward(float("nan") if _is_bad(sample, arguments) else 1.0, {"part": 0.5})
