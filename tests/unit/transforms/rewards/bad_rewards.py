@@ -121,9 +121,11 @@ def leaves_an_alarm(sample, arguments: When):
 
 @reward("prints_a_gigabyte")
 def prints_a_gigabyte(sample, arguments: When):
+    chunk = b"x" * (1 << 20)
     for _ in range(1024 if _is_bad(sample, arguments) else 0):
-        sys.stdout.write("x" * (1 << 20))
-        os.write(2, b"x" * 65536)
+        os.write(1, chunk)
+        os.write(2, chunk[:1024])
+        sys.stdout.write("y" * 1024)
     return Reward(1.0)
 
 
