@@ -248,11 +248,16 @@ def copied_record(scene: Scene, blow: Blow) -> Iterator[None]:
 
 def rotten_record(scene: Scene, blow: Blow) -> Iterator[None]:
     """A program that is not ours writes a damaged record to the trajectories topic."""
-    at = yield from _inject(scene, blow, lambda value: value[: len(value) // 2] + b"\0" + value[len(value) // 2 + 1 :])
+    at = yield from _inject(scene, blow, _with_a_wrong_byte)
     yield from scene.until(lambda: _has_letter(scene, at))
     blow.detects()
     _witness(blow, _has_letter(scene, at), f"the record at {at} is a dead letter")
     blow.over_at = datetime.now(UTC)
+
+
+def _with_a_wrong_byte(value: bytes) -> bytes:
+    middle = len(value) // 2
+    return value[:middle] + bytes([value[middle] ^ 0xFF]) + value[middle + 1 :]
 
 
 def _inject(scene: Scene, blow: Blow, change: Callable[[bytes], bytes]) -> Any:
