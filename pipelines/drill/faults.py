@@ -282,7 +282,7 @@ def _inject(scene: Scene, blow: Blow, change: Callable[[bytes], bytes]) -> Any:
     blow.began_at = datetime.now(UTC)
     at = (place[0], copy.get(timeout=30).offset)
     producer.close()
-    scene.injected += 1
+    scene.injected += sum(group.at == place for group in scene.watch.log.groups)
     blow.saw(f"record {place} of {partition.topic} was written again at {at}")
     return at
 

@@ -12,6 +12,7 @@ from pipelines.drill.watch import COUNTS
 from pipelines.local.threads import cores
 
 _NONE: Final = "-"
+_WIDTH: Final = 118
 
 
 @dataclass
@@ -28,7 +29,9 @@ class Report:
         torn: directories whose manifest says that they are whole, and that are not.
         repeated: groups that the pipeline wrote more than once.
         replay_equal: whether the last step, trained again from the log, gave the same bits.
-        productive_share: of the learner's time spent in steps that survive, without faults and with them.
+        productive_share: of the learner's time spent in steps that survive, without faults and with them; a step
+            in which the learner was stopped counts whole.
+        steps_per_minute: that survive, without faults and with them.
         seconds: from the first fault to the end.
         ended: why the drill ended early; empty if it did not.
     """
@@ -43,6 +46,7 @@ class Report:
     repeated: int = 0
     replay_equal: bool = False
     productive_share: dict[str, float] = field(default_factory=dict)
+    steps_per_minute: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     ended: str = ""
@@ -85,6 +89,7 @@ class Report:
             "counts": self.counts,
             "replay_equal": self.replay_equal,
             "productive_share": self.productive_share,
+            "steps_per_minute": self.steps_per_minute,
             "tokens": self.tokens,
             "rows": [asdict(row) for row in rows_of(self.blows)],
             "findings": [*self.bad_weight_loads, *self.defaulted_rewards, *self.torn],
@@ -160,12 +165,13 @@ def show(report: Report) -> None:
     from rich.table import Table
 
     table = Table(title=f"asyncflow drill: {report.run}, seed {report.seed}", title_justify="left")
-    table.add_column("fault")
+    table.add_column("fault", no_wrap=True)
     for name in ("times", "lost", "duplicate", "mixed", "zombies", "detect s", "recover s", "tokens again", "dead"):
         table.add_column(name, justify="right")
     for row in rows_of(report.blows):
         table.add_row(*_cells(row))
     console = Console()
+    console.width = max(console.width, _WIDTH)
     console.print(table)
     console.print(_summary(report), highlight=False)
 
@@ -190,7 +196,7 @@ def _summary(report: Report) -> str:
     lines = [f"{len(report.struck)} faults in {report.seconds:.0f} s; seconds are the median and the most"]
     if report.productive_share:
         shares = {name: f"{100 * share:.1f} %" for name, share in report.productive_share.items()}
-        lines.append(f"productive share of the learner's time: {shares}")
+        lines.append(f"productive share of the learner's time: {shares}; steps a minute: {report.steps_per_minute}")
     lines.append(f"the last step, trained again from the log: {'equal' if report.replay_equal else 'NOT EQUAL'}")
     lines += [f"not 0: {wrong}"] if wrong else ["every count is 0"]
     lines += [f"  {blow.fault}: missing: {text}" for blow in report.struck for text in blow.missing]

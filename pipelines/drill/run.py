@@ -160,7 +160,9 @@ class _Driver:
         self._replay()
         ended = datetime.now(UTC)
         report.seconds = (ended - struck).total_seconds()
-        report.productive_share = {"without": self._share(begin, struck), "with": self._share(struck, ended)}
+        windows = {"without": (begin, struck), "with": (struck, ended)}
+        report.productive_share = {name: self._share(*window) for name, window in windows.items()}
+        report.steps_per_minute = {name: scene.watch.steps_per_minute(*window) for name, window in windows.items()}
         self._account()
 
     def _pairs(self, struck: datetime) -> Iterator[list[str]]:

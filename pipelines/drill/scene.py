@@ -95,7 +95,7 @@ class Scene:
         self.damaged: set[Path] = set()
         """Weight versions and checkpoints that the drill itself spoilt."""
         self.injected = 0
-        """Copies of records that the drill itself wrote."""
+        """Groups of which the drill itself wrote a copy."""
         self._config, self._runs, self._patience_s = config, runs, patience_s
         self._exits = ExitStack()
         self._others: list[subprocess.Popen[bytes]] = []

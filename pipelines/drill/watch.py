@@ -102,6 +102,11 @@ class Watch:
         steps = [step for step in self.line if begin < step.at <= end]
         return sum(step.metrics["seconds_train"] + step.metrics["seconds_publish"] for step in steps)
 
+    def steps_per_minute(self, begin: datetime, end: datetime) -> float:
+        """Surviving steps that were committed between two times."""
+        count = sum(begin < step.at <= end for step in self.line)
+        return round(60 * count / max(1e-9, (end - begin).total_seconds()), 1)
+
     def _repeat(self, work: Callable[[], None]) -> None:
         from kafka.errors import KafkaError
 

@@ -49,6 +49,7 @@ def test_a_count_needs_two_audits_in_a_row(watch):
 def test_productive_seconds_are_those_of_surviving_steps_in_the_window(watch):
     watch.line = [step(number, AT + timedelta(seconds=number), "a") for number in range(1, 5)]
     assert watch.productive_s(AT + timedelta(seconds=1), AT + timedelta(seconds=3)) == 5.0
+    assert watch.steps_per_minute(AT + timedelta(seconds=1), AT + timedelta(seconds=3)) == 60.0
 
 
 @pytest.mark.parametrize(
