@@ -26,6 +26,7 @@ class Report:
         verdict: of the last audit, after everything was stopped, from the log alone.
         bad_weight_loads: versions that were served although nobody announced them or their bytes were wrong.
         defaulted_rewards: samples whose reward is not what it has to be.
+        given_up: dead letters of good prompts, by reason; not lost, but not answered either.
         torn: directories whose manifest says that they are whole, and that are not.
         repeated: groups that the pipeline wrote more than once.
         replay_equal: whether the last step, trained again from the log, gave the same bits.
@@ -42,6 +43,7 @@ class Report:
     verdict: Verdict | None = None
     bad_weight_loads: list[str] = field(default_factory=list)
     defaulted_rewards: list[str] = field(default_factory=list)
+    given_up: dict[str, int] = field(default_factory=dict)
     torn: list[str] = field(default_factory=list)
     repeated: int = 0
     replay_equal: bool = False
@@ -91,6 +93,7 @@ class Report:
             "productive_share": self.productive_share,
             "steps_per_minute": self.steps_per_minute,
             "tokens": self.tokens,
+            "given_up": self.given_up,
             "rows": [asdict(row) for row in rows_of(self.blows)],
             "findings": [*self.bad_weight_loads, *self.defaulted_rewards, *self.torn],
             "blows": [_blow_to_json(blow) for blow in self.blows],
@@ -197,6 +200,7 @@ def _summary(report: Report) -> str:
     if report.productive_share:
         shares = {name: f"{100 * share:.1f} %" for name, share in report.productive_share.items()}
         lines.append(f"productive share of the learner's time: {shares}; steps a minute: {report.steps_per_minute}")
+    lines.append(f"good prompts that became dead letters, by reason: {report.given_up or 'none'}")
     lines.append(f"the last step, trained again from the log: {'equal' if report.replay_equal else 'NOT EQUAL'}")
     lines += [f"not 0: {wrong}"] if wrong else ["every count is 0"]
     lines += [f"  {blow.fault}: missing: {text}" for blow in report.struck for text in blow.missing]

@@ -11,6 +11,7 @@ import json
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from pipelines.audit import audit
 from pipelines.drill.faults import CRASHES, FAULTS, Fault
 from pipelines.drill.report import Report, show
 from pipelines.drill.scene import Blow, Scene, torn
+from pipelines.drill.watch import is_good
 from pipelines.local.paths import DEFAULT_RUNS, build_once, cache_dir
 from pipelines.local.supervisor import TICK_S
 from pipelines.local.tiny_model import build_tiny_model
@@ -262,6 +264,7 @@ class _Driver:
             if version in rotten or version not in announced:
                 report.bad_weight_loads.append(f"version {version} was served")
         report.defaulted_rewards = list(watch.defaulted)
+        report.given_up = dict(Counter(letter.reason for letter in watch.log.dead_letters if is_good(letter)))
         self._look_for_torn()
         report.tokens = {"generated": watch.tokens_generated, "committed": watch.tokens_committed}
 

@@ -7,6 +7,8 @@ Nothing here asks the processes whether they are right; only the log counts. The
 it serves, because a version that must not be served would never reach the log if no prompt met it.
 """
 
+import base64
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -17,9 +19,10 @@ from urllib.request import urlopen
 import structlog
 
 from pipelines.audit import Verdict, audit
-from pipelines.drill.rewards import HOSTILE, share_of
+from pipelines.drill.rewards import HOSTILE, SHARE, share_of
 from pipelines.log import RunLog, RunReader
 from schemas.config import RunConfig
+from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError
 from schemas.identity import GroupId
 from schemas.ledger import StepEntry, surviving_steps
@@ -169,6 +172,15 @@ def is_reward_right(sample: Sample) -> bool:
     return abs(sample.reward - share_of(sample.response_text, letter)) < _CLOSE
 
 
+def is_good(letter: DeadLetter) -> bool:
+    """Whether a dead letter is of a prompt that should have been answered and scored."""
+    try:
+        prompt = json.loads(base64.b64decode(letter.head_base64))
+    except ValueError:
+        return False
+    return isinstance(prompt, dict) and str(prompt.get("prompt_id")).startswith(f"{SHARE}/")
+
+
 def read_counter(text: str, name: str) -> int:
     """The sum of one counter's series in Prometheus' text form."""
     lines = (line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
@@ -182,8 +194,6 @@ def _get(url: str) -> str:
 
 
 def _get_json(url: str) -> Any:
-    import json
-
     return json.loads(_get(url))
 
 

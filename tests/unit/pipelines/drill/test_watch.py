@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pipelines.drill.watch import Watch, is_reward_right, read_counter
+from pipelines.drill.watch import Watch, is_good, is_reward_right, read_counter
 from pipelines.log import RunLog
 from schemas.config import RunConfig
+from schemas.dead_letters import DeadLetter
 from schemas.identity import GroupId
 from schemas.ledger import StartEntry, StepEntry, TrainedGroup
 from tests.support.samples import SAMPLE, group
@@ -82,3 +83,16 @@ def test_tokens_of_a_restarted_engine_are_added(watch):
     for total in (100, 250, 40, 60):
         watch._count(total)
     assert watch.tokens_generated == 310
+
+
+@pytest.mark.parametrize(
+    ("value", "good"),
+    [
+        (b'{"prompt_id": "drill_share/7"}', True),
+        (b'{"prompt_id": "drill_hang/7"}', False),
+        (b"{", False),
+        (b"[]", False),
+    ],
+)
+def test_a_good_prompt_is_told_from_those_that_must_fail(value, good):
+    assert is_good(DeadLetter.of("generate", "engine_killed", "…", ("drill.prompts", 0, 1), value)) is good
