@@ -26,17 +26,18 @@ def find_config(run: str, bootstrap: str | None = None) -> tuple[RunConfig, Path
     for directory in (Path(run), Path("runs") / run):
         if (directory / CONFIG_NAME).is_file():
             config = load(directory / CONFIG_NAME)
-            return _with_bootstrap(config, bootstrap), directory
+            return with_bootstrap(config, bootstrap), directory
     if bootstrap is None or "/" in run:
         known = ", ".join(sorted(path.parent.name for path in Path("runs").glob(f"*/{CONFIG_NAME}"))) or "none"
         raise RunError(
             f"no run {run!r}: neither {run}/{CONFIG_NAME} nor runs/{run}/{CONFIG_NAME} exists (runs here: {known}); "
             "give its directory, or its name and --bootstrap"
         )
-    return _with_bootstrap(RunConfig(name=run), bootstrap), None
+    return with_bootstrap(RunConfig(name=run), bootstrap), None
 
 
-def _with_bootstrap(config: RunConfig, bootstrap: str | None) -> RunConfig:
+def with_bootstrap(config: RunConfig, bootstrap: str | None) -> RunConfig:
+    """The configuration with other brokers; unchanged where none are given."""
     if bootstrap is None:
         return config
     return config.model_copy(update={"kafka": config.kafka.model_copy(update={"bootstrap": bootstrap})})
@@ -82,4 +83,4 @@ def served(run: str, bootstrap: str | None = None) -> Iterator[RunConfig]:
         yield config
         return
     with closing(lock_run(directory)), Broker(directory / KAFKA_NAME) as broker:
-        yield _with_bootstrap(config, broker.bootstrap)
+        yield with_bootstrap(config, broker.bootstrap)

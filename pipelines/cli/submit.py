@@ -48,13 +48,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _find_run(options: SubmitOptions) -> RunConfig:
-    from pipelines.runs import find_config
+    from pipelines.runs import find_config, with_bootstrap
 
     if (options.run is None) == (options.config is None):
         raise ConfigError("name the run by exactly one of --run and --config")
     if options.run is not None:
         return find_config(options.run, options.bootstrap)[0]
     assert options.config is not None
-    config = load(options.config)
-    kafka = config.kafka.model_copy(update={"bootstrap": options.bootstrap or config.kafka.bootstrap})
-    return config.model_copy(update={"kafka": kafka})
+    return with_bootstrap(load(options.config), options.bootstrap)
