@@ -38,8 +38,8 @@ EXIT_USER_ERROR: Final = 2
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 _HEALTHY_AFTER_S: Final = 600.0
-_QUICK_DEATH_S: Final = 20.0
-"""Who dies sooner than this after its start waits twice as long before the next one."""
+_QUICK_DEATH_S: Final = 5.0
+"""Who dies before it works, or sooner than this afterwards, waits twice as long before its next start."""
 _LINES_SHOWN: Final = 20
 
 _log = structlog.get_logger(__name__)
@@ -83,6 +83,7 @@ class _Child:
     process: subprocess.Popen[bytes] | None = None
     leader: Leader | None = None
     started_at: float = 0.0
+    ready_at: float | None = None
     is_ready: bool = False
     was_ready: bool = False
     is_done: bool = False
@@ -201,9 +202,10 @@ class Supervisor:
     def _check_ready(self, each: _Child) -> None:
         waited_s = time.monotonic() - each.started_at
         if each.spec.ready is None:
-            each.is_ready = True
+            each.is_ready, each.ready_at = True, each.started_at
         elif each.spec.ready():
             each.is_ready = each.was_ready = True
+            each.ready_at = time.monotonic()
             _log.info("process is ready", process=each.spec.name, after_s=round(waited_s, 1))
         elif waited_s > each.spec.ready_timeout_s:
             raise ProcessDied(
@@ -221,7 +223,7 @@ class Supervisor:
             raise UserError(_said(each))
         if each.deaths > spec.restarts:
             raise ProcessDied(f"{spec.name} ended ({_describe(code)}); {_end_of_log(each)}")
-        if time.monotonic() - each.started_at > _QUICK_DEATH_S:
+        if each.ready_at is not None and time.monotonic() - each.ready_at > _QUICK_DEATH_S:
             each.pause_s = _FIRST_PAUSE_S
         pause_s, each.pause_s = each.pause_s, min(2 * each.pause_s, _LONGEST_PAUSE_S)
         _log.warning(
@@ -241,7 +243,8 @@ class Supervisor:
                 [*launcher, *each.spec.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=dict(each.spec.environment), start_new_session=True,
             )  # fmt: skip
-        each.started_at, each.is_ready, each.start_again_at = time.monotonic(), False, None
+        each.started_at, each.ready_at, each.start_again_at = time.monotonic(), None, None
+        each.is_ready = False
         each.leader = identify(each.spec.name, each.process.pid)
         self._record()
         _log.info("process started", process=each.spec.name, pid=each.process.pid, log=str(each.log))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.local import supervisor as supervisor_module
 from pipelines.local.leftovers import Leader, end_leftovers, family, identify, save
 from pipelines.local.supervisor import Spec, Supervisor
 from schemas.errors import ProcessDied, UserError
@@ -81,6 +82,18 @@ def test_a_process_that_may_die_once_is_started_again_after_a_pause(supervisor):
     os.kill(second, signal.SIGKILL)
     with pytest.raises(ProcessDied):
         tick_until(supervisor, lambda: False)
+
+
+def test_pauses_grow_for_a_process_that_never_works_and_start_over_for_one_that_did(supervisor, monkeypatch):
+    monkeypatch.setattr(supervisor_module, "_FIRST_PAUSE_S", 0.2)
+    monkeypatch.setattr(supervisor_module, "_QUICK_DEATH_S", 0.5)
+    supervisor.start(
+        spec("never", "raise SystemExit(1)", ready=lambda: False, restarts=9),
+        spec("works", "import time; time.sleep(1); raise SystemExit(1)", restarts=9),
+    )
+    tick_until(supervisor, lambda: supervisor.deaths()["works"] == 3)
+    assert supervisor._children["works"].pause_s == 0.4  # for the fourth death, were it a quick one
+    assert supervisor._children["never"].pause_s > 0.4
 
 
 def test_exit_code_2_shows_the_message_and_is_not_tried_again(supervisor, tmp_path):
