@@ -12,7 +12,7 @@ from pipelines.drill.watch import COUNTS
 from pipelines.local.threads import cores
 
 _NONE: Final = "-"
-_WIDTH: Final = 118
+_WIDTH: Final = 132
 
 
 @dataclass
