@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.drill import feed, watch
 from pipelines.drill.report import show
 from pipelines.drill.run import Plan, drill, drill_config
 from pipelines.local import stack
@@ -18,13 +19,15 @@ BROKEN = Path(__file__).parent / "broken_builds"
 
 
 @pytest.fixture
-def drilled(tmp_path, monkeypatch, request):
+def drilled(tmp_path, monkeypatch):
     """Drills a build; the name of a broken one puts its ``sitecustomize`` into every process of the stack."""
 
     def start(faults, build=None):
         path = [*([str(BROKEN / build)] if build else []), str(Path(__file__).parents[2])]
         monkeypatch.setenv("PYTHONPATH", ":".join(path))
         monkeypatch.setattr(stack.Stack, "_worker_spec", simulated_worker)
+        monkeypatch.setattr(watch, "_AUDIT_PAUSE_S", 0.3)  # the log of these drills is short
+        monkeypatch.setattr(feed, "_AHEAD", 20)
         plan = Plan(
             seed=1, minutes=0, times=1, faults=tuple(faults), baseline_s=0, config=config(), runs=tmp_path,
             patience_s=120 if build is None else 30,

@@ -15,7 +15,7 @@ from schemas.config import LearnerConfig, ModelConfig, RunConfig, WeightsConfig,
 from schemas.errors import ConfigError, ModelError, PortError, ProcessDied, RunError
 
 STAND_IN = """
-import http.server, os, signal, sys, time
+import http.server, os, signal, socket, sys, time
 from pathlib import Path
 from schemas.config import load
 verb, config = sys.argv[1], load(Path(sys.argv[3]))
@@ -27,6 +27,8 @@ class Status(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 if verb == "worker":
     http.server.HTTPServer((config.worker.host, config.worker.port), Status).serve_forever()
+port = config.learner.metrics_port if verb == "learn" else config.rollout.metrics_port
+listener = socket.create_server(("127.0.0.1", port))
 finish = Path(config.learner.checkpoint_root).parent / "finish"
 while not (verb == "learn" and finish.exists()):
     time.sleep(0.02)
