@@ -27,7 +27,7 @@ _ROGUE_S: Final = 6.0
 _FULL_S: Final = 4.0
 _BROKER_LOOKS_S: Final = 12.0
 """A broker looks for transactions that have timed out every ten seconds."""
-_FALLBACK_S: Final = 30.0
+_FALLBACK_S: Final = 15.0
 _NO_ROOM: Final = "mounting a tmpfs is not allowed here"
 
 
