@@ -6,7 +6,6 @@ Scene(config) as scene ──► stack + watch + feed + rogue + small disks + cr
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -20,10 +19,10 @@ from pipelines.drill.disks import SmallDisk
 from pipelines.drill.feed import Feed
 from pipelines.drill.rogue import Rogue
 from pipelines.drill.watch import Watch
-from pipelines.local import child
 from pipelines.local.leftovers import family, identify
 from pipelines.local.ports import free_ports
 from pipelines.local.stack import LEARNER, Stack, asyncflow_command, environment_of
+from pipelines.local.supervisor import tied_to_us
 from pipelines.runs import CONFIG_NAME
 from schemas.config import RunConfig, validate
 from schemas.crash_points import VARIABLE
@@ -87,8 +86,7 @@ class Scene:
 
     def __init__(self, config: RunConfig, runs: Path, patience_s: float) -> None:
         directory = (runs / config.name).absolute()
-        self._rogue_port = free_ports(1)[0]
-        self.rogue = Rogue(self._rogue_port)
+        self.rogue = Rogue(free_ports(1)[0])
         self.points = directory / "crash-points"
         self.checkpoints = SmallDisk(directory / "checkpoints")
         self.weights = SmallDisk(directory / "weights")
@@ -157,29 +155,29 @@ class Scene:
 
     def signal(self, process: str, number: signal.Signals) -> int:
         """Sends a signal to a process and all its children and returns the id; 0 if it is not there."""
-        pid = self.pid(process)
-        leader = identify(process, pid) if pid else None
-        for member in family(leader) if leader else ():
+        for member in self._members(process):
             with suppress(ProcessLookupError):
                 os.kill(member, number)
-        return pid or 0
+        return self.pid(process) or 0
 
     def states(self, process: str) -> set[str]:
         """The states of a process and its children, as psutil names them."""
-        pid = self.pid(process)
-        leader = identify(process, pid) if pid else None
         found: set[str] = set()
-        for member in family(leader) if leader else ():
+        for member in self._members(process):
             with suppress(psutil.NoSuchProcess):
                 found.add(psutil.Process(member).status())
         return found
 
+    def _members(self, process: str) -> list[int]:
+        pid = self.pid(process)
+        leader = identify(process, pid) if pid else None
+        return family(leader) if leader else []
+
     def start_another(self, verb: str, arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
         """A process beside the stack; ends with the drill."""
-        launcher = [sys.executable, "-I", "-S", child.__file__, str(os.getpid())]
         with (self.stack.directory / "logs" / f"beside-{verb}.log").open("ab") as log:
             process = subprocess.Popen(
-                [*launcher, *asyncflow_command(), verb, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                tied_to_us([*asyncflow_command(), verb, *arguments]), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=environment_of(LEARNER), start_new_session=True,
             )  # fmt: skip
         self._others.append(process)

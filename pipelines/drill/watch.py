@@ -10,7 +10,6 @@ it serves, because a version that must not be served would never reach the log i
 import base64
 import json
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -195,13 +194,3 @@ def _get(url: str) -> str:
 
 def _get_json(url: str) -> Any:
     return json.loads(_get(url))
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Looks ten times a second; False if it did not come about in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True

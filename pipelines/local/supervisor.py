@@ -84,13 +84,18 @@ class _Child:
     leader: Leader | None = None
     started_at: float = 0.0
     ready_at: float | None = None
-    is_ready: bool = False
+    """When it began to work since its last start; None before."""
     was_ready: bool = False
     is_done: bool = False
     deaths: int = 0
     pause_s: float = _FIRST_PAUSE_S
     start_again_at: float | None = None
     log_offset: int = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it works now, or has done its work."""
+        return self.is_done or (self.process is not None and self.ready_at is not None)
 
 
 class Supervisor:
@@ -202,10 +207,9 @@ class Supervisor:
     def _check_ready(self, each: _Child) -> None:
         waited_s = time.monotonic() - each.started_at
         if each.spec.ready is None:
-            each.is_ready, each.ready_at = True, each.started_at
+            each.ready_at = each.started_at
         elif each.spec.ready():
-            each.is_ready = each.was_ready = True
-            each.ready_at = time.monotonic()
+            each.ready_at, each.was_ready = time.monotonic(), True
             _log.info("process is ready", process=each.spec.name, after_s=round(waited_s, 1))
         elif waited_s > each.spec.ready_timeout_s:
             raise ProcessDied(
@@ -215,7 +219,7 @@ class Supervisor:
     def _on_exit(self, each: _Child, code: int) -> None:
         spec = each.spec
         if code == 0 and spec.ends:
-            each.is_done = each.is_ready = True
+            each.is_done = True
             _log.info("process is done", process=spec.name)
             return
         each.deaths += 1
@@ -236,15 +240,13 @@ class Supervisor:
             one.start_again_at = time.monotonic() + pause_s
 
     def _launch(self, each: _Child) -> None:
-        launcher = [sys.executable, "-I", "-S", child.__file__, str(os.getpid())]
         with each.log.open("ab") as log:
             each.log_offset = log.tell()
             each.process = subprocess.Popen(
-                [*launcher, *each.spec.command], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                tied_to_us(each.spec.command), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 env=dict(each.spec.environment), start_new_session=True,
             )  # fmt: skip
         each.started_at, each.ready_at, each.start_again_at = time.monotonic(), None, None
-        each.is_ready = False
         each.leader = identify(each.spec.name, each.process.pid)
         self._record()
         _log.info("process started", process=each.spec.name, pid=each.process.pid, log=str(each.log))
@@ -253,7 +255,7 @@ class Supervisor:
         """After the leader's end: no member of its family stays."""
         if each.leader and (left := kill_family(each.leader)):
             _log.warning("killed what a process left behind", process=each.spec.name, pids=left)
-        each.process, each.leader, each.is_ready = None, None, False
+        each.process = each.leader = None
         self._record()
 
     def _record(self) -> None:
@@ -275,6 +277,11 @@ class Supervisor:
                 time.sleep(TICK_S / 2)
             _log.info("process ended", process=each.spec.name, how=_describe(each.process.returncode))
             self._reap(each)
+
+
+def tied_to_us(command: Sequence[str]) -> list[str]:
+    """What starts a command that dies with this process, however that ends (see ``child``)."""
+    return [sys.executable, "-I", "-S", child.__file__, str(os.getpid()), *command]
 
 
 def _send(each: _Child, number: signal.Signals) -> None:
