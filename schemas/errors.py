@@ -11,11 +11,11 @@
     ├── RecordError            bytes from outside that are not a valid record: a dead letter
     ├── EngineError            an engine did not answer; another attempt may succeed
     │   ├── EngineUnavailable  there was no engine to ask: the request was not begun
-    │   └── EngineLost         the engine went away while it was answering; it may have died of the request
+    │   └── EngineLost         the engine broke off, or says that it is broken; it may have died of the request
     ├── EngineRefusal          an engine understood the request and refused it; no attempt will succeed
     ├── StateError             a checkpoint, manifest or weight file that does not verify
     ├── FencedError            a newer process took over this one's transactional id
-    └── ProcessDied            a process of the local stack ended although it should run
+    └── ProcessDied            a process of the local stack, or of a reward, ended although it should run
 
 To add one: derive it here, draw it above, and let its message say what was given, what was
 expected and what to change. All arguments are passed to ``Exception.__init__`` so that every error

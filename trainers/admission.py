@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from kafka import TopicPartition
 
+from schemas.consumers import read_only
 from trainers.log import assign, read_to_end
 
 _QUEUE: Final = 256
@@ -99,25 +100,12 @@ class Admission:
         wanted = {p for p in self._partitions if len(self._queues[p.partition]) < _QUEUE}
         if not wanted:
             return False
-        self._assign(wanted)
+        read_only(self._consumer, wanted, self._positions)
         found = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         for partition, records in found.items():
             self._queues[partition.partition].extend(record.offset for record in records)
             self._positions[partition.partition] = records[-1].offset + 1
         return bool(found)
-
-    def _assign(self, wanted: set[TopicPartition]) -> None:
-        """Reads exactly these partitions.
-
-        Not by ``pause``: kafka-python 3.0.12 forgets to take up partitions that were paused while it
-        held fetched records of them.
-        """
-        known = self._consumer.assignment()
-        if known == wanted:
-            return
-        self._consumer.assign(sorted(wanted))
-        for partition in wanted - known:
-            self._consumer.seek(partition, self._positions[partition.partition])
 
     def close(self) -> None:
         """Closes the connection."""

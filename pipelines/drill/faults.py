@@ -5,7 +5,7 @@ more. It notes in its :class:`Blow` when something noticed and what proves that 
 """
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pipelines.drill.scene import Blow, Scene
 from pipelines.local.stack import BROKER, LEARNER, PRISM, ROLLOUT, WORKER
-from schemas.crash_points import LEARNER_POINTS, PIPELINE_POINTS, arm, disarm, hits
+from schemas.crash_points import LEARNER_POINTS, PIPELINE_POINTS, Action, arm, disarm, hits
 from schemas.ledger import StartEntry
 from schemas.manifests import MANIFEST_NAME
 
@@ -37,14 +37,20 @@ def _died(scene: Scene, process: str, pid: int) -> bool:
 
 def kill(process: str, scene: Scene, blow: Blow) -> Iterator[None]:
     """SIGKILL."""
+    pid = yield from _end(process, signal.SIGKILL, scene, blow)
+    _witness(blow, _died(scene, process, pid), f"{process} {pid} ended by SIGKILL")
+    blow.over_at = blow.detected_at
+
+
+def _end(process: str, number: signal.Signals, scene: Scene, blow: Blow) -> Generator[None, None, int]:
+    """Sends a process its end and waits for it; returns the id that it had."""
     yield from scene.when_up(process)
     blow.began_at = datetime.now(UTC)
-    pid = scene.pid(process)
-    scene.stack.supervisor.signal(process, signal.SIGKILL)
-    yield from scene.until(lambda: _died(scene, process, pid or 0))
+    pid = scene.pid(process) or 0
+    scene.stack.supervisor.signal(process, number)
+    yield from scene.until(lambda: _died(scene, process, pid))
     blow.detects()
-    _witness(blow, pid is not None and _died(scene, process, pid), f"{process} {pid} ended by SIGKILL")
-    blow.over_at = blow.detected_at
+    return pid
 
 
 def stop(process: str, scene: Scene, blow: Blow) -> Iterator[None]:
@@ -76,12 +82,7 @@ def slow(process: str, scene: Scene, blow: Blow) -> Iterator[None]:
 
 def restart_broker(scene: Scene, blow: Blow) -> Iterator[None]:
     """SIGTERM to the broker, which is started again."""
-    yield from scene.when_up(BROKER)
-    blow.began_at = datetime.now(UTC)
-    pid = scene.pid(BROKER)
-    scene.stack.supervisor.signal(BROKER, signal.SIGTERM)
-    yield from scene.until(lambda: _died(scene, BROKER, pid or 0))
-    blow.detects()
+    pid = yield from _end(BROKER, signal.SIGTERM, scene, blow)
     yield from scene.when_up(BROKER)
     _witness(blow, scene.pid(BROKER) not in (None, pid), f"broker {pid} ended, {scene.pid(BROKER)} took its place")
     blow.over_at = datetime.now(UTC)
@@ -89,18 +90,23 @@ def restart_broker(scene: Scene, blow: Blow) -> Iterator[None]:
 
 def crash(point: str, process: str, scene: Scene, blow: Blow) -> Iterator[None]:
     """The process kills itself at a named point."""
-    yield from scene.when_up(process)
-    before, pid = len(hits(scene.points, point)), scene.pid(process)
-    arm(scene.points, point)
-    yield from scene.until(lambda: len(hits(scene.points, point)) > before)
-    disarm(scene.points, point)
-    found = hits(scene.points, point)[before:]
+    pid, found = yield from _hit(point, "kill", process, scene)
     if found:
         blow.began_at = datetime.fromtimestamp(found[0].stat().st_ctime, UTC)
-        yield from scene.until(lambda: _died(scene, process, pid or 0))
+        yield from scene.until(lambda: _died(scene, process, pid))
         blow.detects()
     _witness(blow, bool(found), f"{process} {pid} left {', '.join(path.name for path in found)}")
     blow.over_at = blow.detected_at or datetime.now(UTC)
+
+
+def _hit(point: str, action: Action, process: str, scene: Scene) -> Generator[None, None, tuple[int, list[Path]]]:
+    """Arms a point until a process comes there; returns the id that it had, and the witnesses."""
+    yield from scene.when_up(process)
+    before, pid = len(hits(scene.points, point)), scene.pid(process) or 0
+    arm(scene.points, point, action)
+    yield from scene.until(lambda: len(hits(scene.points, point)) > before)
+    disarm(scene.points, point)
+    return pid, hits(scene.points, point)[before:]
 
 
 def freeze_in_transaction(scene: Scene, blow: Blow) -> Iterator[None]:
@@ -115,12 +121,8 @@ def freeze_in_transaction(scene: Scene, blow: Blow) -> Iterator[None]:
     blow.over_at = datetime.now(UTC)
 
 
-def _stop_learner_at(point: str, scene: Scene, blow: Blow) -> Any:
-    yield from scene.when_up(LEARNER)
-    before, pid = len(hits(scene.points, point)), scene.pid(LEARNER)
-    arm(scene.points, point, "stop")
-    yield from scene.until(lambda: len(hits(scene.points, point)) > before)
-    disarm(scene.points, point)
+def _stop_learner_at(point: str, scene: Scene, blow: Blow) -> Generator[None, None, int]:
+    pid, _ = yield from _hit(point, "stop", LEARNER, scene)
     blow.began_at = datetime.now(UTC)
     yield from scene.until(lambda: scene.states(LEARNER) == {"stopped"}, 5)
     _witness(blow, scene.states(LEARNER) == {"stopped"}, f"learner {pid} stopped at {point}")
@@ -260,7 +262,7 @@ def _with_a_wrong_byte(value: bytes) -> bytes:
     return value[:middle] + bytes([value[middle] ^ 0xFF]) + value[middle + 1 :]
 
 
-def _inject(scene: Scene, blow: Blow, change: Callable[[bytes], bytes]) -> Any:
+def _inject(scene: Scene, blow: Blow, change: Callable[[bytes], bytes]) -> Generator[None, None, tuple[int, int]]:
     """Writes a changed copy of a committed record; returns its place."""
     from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from pipelines.audit import audit
+from pipelines.drill.rewards import SHARE
 from pipelines.local.stack import LEARNER, Stack
+from pipelines.local.tiny_model import build_tiny_model
 from pipelines.log import RunReader
 from pipelines.runs import served
 from pipelines.submit import submit
 from schemas.config import load, validate
 from schemas.ledger import CheckpointEntry, StartEntry, surviving_steps
 from schemas.weights import version_path
-from tests.support.tiny_model import build_tiny_model
 
 pytestmark = pytest.mark.timeout(420)
 STEPS = 14
@@ -33,14 +34,14 @@ def configuration(name, model, **learner):
         "weights": {"keep": 1000},
         "worker": {"max_model_len_tokens": 512, "max_num_seqs": 32, "kv_cache_gib": 0.25},
         "rollout": {"group_size": 4, "max_in_flight": 16, "sampling": {"max_tokens": 192}},
-        "rewards": {"modules": ["tests.support.rewards"]},
+        "rewards": {"modules": ["pipelines.drill.rewards"]},
         "learner": {"groups_per_step": 4, "learning_rate": 3e-3, "checkpoint_every": 4, **learner},
     }
     return validate(tree, "of the test")
 
 
 def prompts(count):
-    reward = {"name": "share_of", "args": {"letter": "7"}}
+    reward = {"name": SHARE, "args": {"letter": "7"}}
     chats = ([{"role": "user", "content": f"What is {number % 10}+7?"}] for number in range(count))
     return [json.dumps({"messages": chat, "reward": reward}).encode() for chat in chats]
 
@@ -67,7 +68,6 @@ def train(config, runs, kill_after=None):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # for the reward module of the tests
     return build_tiny_model(tmp_path_factory.mktemp("model"))
 
 

@@ -6,37 +6,20 @@ defect of the project.
 
 from functools import partial
 
-from schemas.admission import AdmissionFrontier
 from schemas.dead_letters import DeadLetter
 from schemas.errors import RecordError, StateError
-from schemas.evals import EvalResult
-from schemas.feedback import Feedback
 from schemas.identity import GroupId, RolloutId
-from schemas.ledger import decode_entry
 from schemas.limits import MAX_OFFSET_METADATA_BYTES
 from schemas.manifests import Manifest, sha256
 from schemas.offsets import OffsetSet
-from schemas.prompts import Prompt
 from schemas.trajectories import decode, encode, find_fault, groups_named_in
-from schemas.weights import WeightVersion
 from tests.fuzz import records, texts
+from tests.support.decoders import DECODERS
 
 TRAJECTORY_REASONS = {"too_large", "bad_headers", "old_schema", "bad_sha256", "bad_arrow", "bad_row"}
 TEXT_REASONS = {"too_large", "not_json", "bad_record"}
 MAX_GROWTH_KIB = 768 << 10
 """Most resident memory that a process of cases may gain, records for bombs included."""
-
-DECODERS = {
-    "prompt": Prompt.decode,
-    "weights": WeightVersion.decode,
-    "admission": AdmissionFrontier.decode,
-    "ledger_start": decode_entry,
-    "ledger_step": decode_entry,
-    "ledger_checkpoint": decode_entry,
-    "feedback": Feedback.decode,
-    "dead_letter": DeadLetter.decode,
-    "eval": EvalResult.decode,
-}
 
 
 class Finding(AssertionError):

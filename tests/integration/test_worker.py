@@ -12,11 +12,11 @@ import psutil
 import pytest
 
 from pipelines.local.ports import free_ports
+from pipelines.local.tiny_model import build_tiny_model
 from pipelines.local.topics import create_topics
 from schemas.config import KafkaConfig, ModelConfig, RunConfig, WeightsConfig, WorkerConfig
 from schemas.errors import BrokerError, ModelError, PortError
 from schemas.weights import WeightVersion, version_path
-from tests.support.tiny_model import build_tiny_model
 from tests.support.trajectories import wait_until
 from tests.support.weights import announce, probe_of, publish_version, state_of, write_version
 from tests.support.worker import WorkerProcess

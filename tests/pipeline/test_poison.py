@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import ModelConfig, RolloutConfig
 from schemas.dead_letters import DeadLetter
 from schemas.trajectories import Group
 from tests.pipeline.rollout_process import Topics, wait_for
-from tests.support.tiny_model import build_tiny_model
 from transforms.generation.pool import Pool
 from transforms.generation.tokenizer import Tokenizer
 from transforms.rewards import registry

@@ -6,12 +6,12 @@ import time
 import pytest
 from kafka import KafkaProducer
 
+from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import ModelConfig, RolloutConfig
 from schemas.errors import FencedError, StateError
 from schemas.identity import GroupId
 from tests.pipeline.rollout_process import Topics, wait_for
 from tests.support.simulated_engine import SimulatedEngine
-from tests.support.tiny_model import build_tiny_model
 from transforms.assemble import assemble
 from transforms.generation.outcome import OutputRecord, group_of
 from transforms.generation.pool import Pool

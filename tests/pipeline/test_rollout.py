@@ -15,10 +15,10 @@ import pytest
 from kafka import KafkaProducer
 
 from pipelines.local.prism import find_prism, prism_command
+from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import ModelConfig, RewardsConfig, RolloutConfig
 from tests.pipeline.rollout_process import RolloutProcess, Topics, wait_for
 from tests.support.simulated_engine import SimulatedEngine
-from tests.support.tiny_model import build_tiny_model
 
 REWARD = {"name": "last_number", "args": {"answer": "5"}}
 BAD_PROMPTS = {

@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import validate
-from tests.support.tiny_model import build_tiny_model
 
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # cores are shared with the tests

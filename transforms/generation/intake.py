@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from kafka import TopicPartition
 
+from schemas.consumers import read_only
 from schemas.identity import GroupId
 from schemas.offsets import OffsetSet
 from transforms.generation.frontier import Frontier
@@ -49,24 +50,11 @@ class Intake:
     def poll(self, timeout_ms: int) -> None:
         """Fetches what has come, from partitions whose buffers are not full; waits at most the time."""
         wanted = {TopicPartition(self._topic, p) for p, buffer in self._buffers.items() if len(buffer) < self._buffered}
-        self._assign(wanted)
+        read_only(self._consumer, wanted, self._next)
         if not wanted:
             return
         for messages in self._consumer.poll(timeout_ms, max_records=self._buffered).values():
             self._accept(messages)
-
-    def _assign(self, wanted: set[TopicPartition]) -> None:
-        """Reads exactly these partitions.
-
-        Not by ``pause``: kafka-python 3.0.12 forgets to take up partitions that were paused while it
-        held fetched records of them.
-        """
-        known = self._consumer.assignment()
-        if known == wanted:
-            return
-        self._consumer.assign(sorted(wanted))
-        for partition in wanted - known:
-            self._consumer.seek(partition, self._next[partition.partition])
 
     def _accept(self, messages: Iterable[Any]) -> None:
         for message in messages:

@@ -5,28 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from schemas.admission import AdmissionFrontier
-from schemas.dead_letters import DeadLetter
-from schemas.evals import EvalResult
-from schemas.feedback import Feedback
 from schemas.identity import GroupId
-from schemas.ledger import decode_entry
-from schemas.prompts import Prompt
 from schemas.trajectories import decode
-from schemas.weights import WeightVersion
+from tests.support.decoders import DECODERS
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "v1"
-DECODERS = {
-    "prompt": Prompt.decode,
-    "weights": WeightVersion.decode,
-    "admission": AdmissionFrontier.decode,
-    "ledger_start": decode_entry,
-    "ledger_step": decode_entry,
-    "ledger_checkpoint": decode_entry,
-    "feedback": Feedback.decode,
-    "dead_letter": DeadLetter.decode,
-    "eval": EvalResult.decode,
-}
 
 
 @pytest.mark.parametrize("name", DECODERS)

@@ -6,9 +6,9 @@ import random
 import pytest
 import torch
 
+from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import LearnerConfig, RunConfig, validate
 from schemas.errors import ConfigError, ModelError
-from tests.support.tiny_model import build_tiny_model
 from tests.support.trajectories import shared_ranks
 from trainers.batch import Example, share_out, to_pack
 from trainers.engine import Engine, Work, learning_rate

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import WeightsConfig
 from schemas.errors import ConfigError, DiskError, ModelError, StateError
 from schemas.identity import GroupId
 from schemas.ledger import StartEntry
 from schemas.manifests import MANIFEST_NAME, Manifest, verify
 from schemas.weights import WeightVersion, version_path
-from tests.support.tiny_model import build_tiny_model
 from trainers.accounts import Accounts
 from trainers.checkpoint import CheckpointStore, State, newest_usable, require_fit
 from trainers.disk import disk_errors

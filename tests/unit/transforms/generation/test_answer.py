@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import aiohttp
 import pytest
 
+from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import RolloutConfig, RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.identity import GroupId
 from schemas.trajectories import Group
 from tests.support.simulated_engine import SimulatedEngine
-from tests.support.tiny_model import build_tiny_model
 from transforms.generation import answer, quarantine
 from transforms.generation import workers as workers_module
 from transforms.generation.answer import Answerer

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import RolloutConfig, SamplingConfig
 from schemas.errors import ModelError, RecordError
 from schemas.identity import GroupId
 from schemas.prompts import Prompt, Sampling
-from tests.support.tiny_model import build_tiny_model
 from transforms.generation.request import PromptRecord, prepare, sampling_params
 from transforms.generation.tokenizer import Tokenizer
 from transforms.rewards import registry
