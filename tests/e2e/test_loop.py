@@ -35,7 +35,7 @@ def configuration(name, model, **learner):
         "worker": {"max_model_len_tokens": 512, "max_num_seqs": 32, "kv_cache_gib": 0.25},
         "rollout": {"group_size": 4, "max_in_flight": 16, "sampling": {"max_tokens": 192}},
         "rewards": {"modules": ["pipelines.drill.rewards"]},
-        "learner": {"groups_per_step": 4, "learning_rate": 3e-3, "checkpoint_every": 4, **learner},
+        "learner": {"groups_per_step": 4, "learning_rate": 1e-2, "checkpoint_every": 4, **learner},
     }
     return validate(tree, "of the test")
 
