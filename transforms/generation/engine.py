@@ -7,13 +7,14 @@ so that the group is asked for again, and never becomes a row.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final, Literal
 
 import aiohttp
+import msgspec
 
 from schemas.crash_points import crash_point
 from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable
@@ -112,6 +113,36 @@ def _read_message(body: bytes) -> str:
         return text[:500]
 
 
+class _Entry(msgspec.Struct):
+    logprob: float
+    token_id: int | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Entry]
+
+
+class _Version(msgspec.Struct):
+    version: str
+    start: int
+
+
+class _Choice(msgspec.Struct):
+    index: int
+    token_ids: list[int]
+    logprobs: _Logprobs
+    finish_reason: Literal["stop", "length"]
+    weight_versions: list[_Version]
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+
+
+_ANSWER: Final = msgspec.json.Decoder(_Answer)
+"""Reads of vLLM's answer what is needed, and nothing else: parsing is most of what a group costs here."""
+
+
 def read_completions(url: str, body: bytes, group_size: int, vocabulary_tokens: int) -> list[Completion]:
     """The ``group_size`` completions of an answer, by index.
 
@@ -119,44 +150,44 @@ def read_completions(url: str, body: bytes, group_size: int, vocabulary_tokens: 
         EngineError: the answer has another form.
     """
     try:
-        choices = sorted(json.loads(body)["choices"], key=lambda choice: choice["index"])
-        if [choice["index"] for choice in choices] != list(range(group_size)):
+        choices = sorted(_ANSWER.decode(body).choices, key=lambda choice: choice.index)
+        if [choice.index for choice in choices] != list(range(group_size)):
             raise EngineError(f"{url}: {len(choices)} choices, expected {group_size}")
         return [_read_choice(choice, vocabulary_tokens) for choice in choices]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (ValueError, RecursionError) as error:
         raise EngineError(f"{url}: the answer is not one of vLLM's: {error!r}, {body[:100]!r}") from error
 
 
-def _read_choice(choice: dict[str, Any], vocabulary_tokens: int) -> Completion:
-    content = choice["logprobs"]["content"]
-    token_ids = tuple(choice["token_ids"])
-    if not all(type(token) is int and 0 <= token < vocabulary_tokens for token in token_ids):
+def _read_choice(choice: _Choice, vocabulary_tokens: int) -> Completion:
+    token_ids, content = tuple(choice.token_ids), choice.logprobs.content
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocabulary_tokens:
         raise ValueError(f"token_ids outside the vocabulary of {vocabulary_tokens}")
-    if [entry.get("token_id", token) for entry, token in zip(content, token_ids, strict=True)] != list(token_ids):
+    named = [entry.token_id for entry in content]
+    if len(named) != len(token_ids) or any(
+        name not in (None, token) for name, token in zip(named, token_ids, strict=True)
+    ):
         raise ValueError("logprobs are not those of token_ids")
-    if choice["finish_reason"] not in ("stop", "length"):
-        raise ValueError(f"finish_reason {choice['finish_reason']!r}, expected 'stop' or 'length'")
     return Completion(
         token_ids=token_ids,
-        logprobs=tuple(float(entry["logprob"]) for entry in content),
-        spans=read_spans(choice["weight_versions"]),
-        finish_reason=choice["finish_reason"],
+        logprobs=tuple(entry.logprob for entry in content),
+        spans=read_spans((given.version, given.start) for given in choice.weight_versions),
+        finish_reason=choice.finish_reason,
     )
 
 
-def read_spans(weight_versions: Sequence[dict[str, Any]]) -> tuple[Span, ...]:
-    """Spans from vLLM's ``[{version, start, end}]``; neighbours of one version become one.
+def read_spans(weight_versions: Iterable[tuple[str, int]]) -> tuple[Span, ...]:
+    """Spans from vLLM's versions and where each starts; neighbours of one version become one.
 
     Raises:
         ValueError: a version that is not a number above 0: those were never announced.
     """
     spans: list[Span] = []
-    for given in weight_versions:
-        version = int(given["version"])
+    for given, start in weight_versions:
+        version = int(given)
         if version < 1:
-            raise ValueError(f"weight version {given['version']!r}, expected 1 or more")
+            raise ValueError(f"weight version {given!r}, expected 1 or more")
         if not spans or spans[-1].version != version:
-            spans.append(Span(version, int(given["start"])))
+            spans.append(Span(version, start))
     return tuple(spans)
 
 

@@ -59,8 +59,7 @@ def test_choices_become_rows_that_a_reader_accepts():
 
 
 def test_neighbouring_spans_of_one_version_become_one():
-    given = [{"version": v, "start": s, "end": s + 1} for v, s in [("3", 0), ("3", 1), ("5", 2), ("4", 3)]]
-    assert read_spans(given) == (Span(3, 0), Span(5, 2), Span(4, 3))
+    assert read_spans([("3", 0), ("3", 1), ("5", 2), ("4", 3)]) == (Span(3, 0), Span(5, 2), Span(4, 3))
 
 
 SHORT = {"content": [{"token_id": 7, "logprob": -0.5}]}
