@@ -1,8 +1,12 @@
 """Killable processes that compute rewards.
 
     Score ──call──► queue ──► thread ══pipe══► process (own session, limits, no output) ──► reward function
-                                │                 ▲ └── whatever the function started: ended with the call
+                                │  a few calls    ▲ └── whatever the function started: ended with the call
                                 └─ time is over ──┘ killed from outside, with all below it
+
+Calls travel several at a time, because every message makes a thread of the pipeline wait for its
+interpreter. Which of them runs, and since when, the process writes into memory that the pipeline
+reads: so each call has its own time limit, and what happens to one of them happens to no other.
 
 Rewards run arithmetic, parsers and other people's code that may ignore signals, fork, print, eat memory
 or never return. A process adopts the orphans of what it forks (it is a *child subreaper*), so that a
@@ -17,16 +21,17 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection, wait
-from queue import SimpleQueue
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, NoReturn
 
 import psutil
 import structlog
@@ -36,7 +41,10 @@ from schemas.errors import ProcessDied
 from transforms.rewards import registry
 
 _LOG = structlog.get_logger(__name__)
-_Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
+_BATCH_CALLS: Final = 64
+"""Most calls in one message."""
+_BATCH_S: Final = 0.02
+"""After this time a process sends what it has; the calls that it did not begin go to whoever is free."""
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _SEARCH_S: Final = 2.0
@@ -135,21 +143,68 @@ def _silence() -> None:
     os.close(nowhere)
 
 
-def _serve(pipe: Connection, memory_bytes: int, modules: tuple[str, ...]) -> None:
-    """The life of a reward process: ready, then call after call until the pipeline closes the pipe."""
+def _serve(pipe: Connection, running: "_Running", memory_bytes: int, modules: tuple[str, ...]) -> None:
+    """The life of a reward process: ready, then calls after calls until the pipeline closes the pipe."""
     prepare_process(memory_bytes, modules)
-    pipe.send((None, None))
+    pipe.send([])
     with contextlib.suppress(EOFError):
         while True:
-            function, arguments = pipe.recv()
-            pipe.send(_outcome(function, arguments))
+            pipe.send(_outcomes(pipe.recv(), running, pipe.fileno()))
 
 
-def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+def _outcomes(calls: Sequence[bytes], running: "_Running", way_back: int) -> list[bytes]:
+    """The pickled outcomes of the calls, or of the first of them if those took long.
+
+    Raises:
+        OSError: a call closed the file ``way_back``; the process ends before that is blamed on the next.
+    """
+    outcomes: list[bytes] = []
+    until_s = time.monotonic() + _BATCH_S
+    for call in calls:
+        running.begin(len(outcomes))
+        outcomes.append(_outcome(call))
+        os.fstat(way_back)
+        if time.monotonic() > until_s:
+            break
+    return outcomes
+
+
+def _outcome(call: bytes) -> bytes:
     try:
-        return run_contained(function, *arguments), None
+        function, arguments = pickle.loads(call)  # noqa: S301 - the pipeline's own, through a pipe of its own
+        return pickle.dumps((run_contained(function, *arguments), None))
     except Exception as error:  # noqa: BLE001 - the reward call is a seam: the caller gets it
-        return None, error
+        return pickle.dumps((None, error))
+
+
+class _Running:
+    """Which call of a message runs and since when: written by the process, read by the pipeline.
+
+    The time is written before the number and read after it, so nobody sees a call with the time of
+    the one before.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._shared = context.RawArray("d", 2)
+
+    def begin(self, index: int) -> None:
+        """Call ``index`` begins now."""
+        self._shared[1] = time.monotonic()
+        self._shared[0] = index
+
+    def read(self) -> tuple[int, float]:
+        """The call's index and when it began, of the monotonic clock."""
+        index = int(self._shared[0])
+        return index, self._shared[1]
+
+
+class _CallFailed(Exception):
+    """The process is gone, and call ``index`` of the message is why."""
+
+    def __init__(self, index: int, reason: Exception) -> None:
+        super().__init__(index, reason)
+        self.index = index
+        self.reason = reason
 
 
 class _RewardProcess:
@@ -160,39 +215,52 @@ class _RewardProcess:
         context.set_forkserver_preload([*_PRELOAD, *config.modules])
         self._timeout_s = config.timeout_s
         self._pipe, theirs = context.Pipe()
-        arguments = (theirs, config.memory_bytes, config.modules)
+        self._running = _Running(context)
+        arguments = (theirs, self._running, config.memory_bytes, config.modules)
         self._process = context.Process(target=_serve, args=arguments, name="rewards")
         self._process.start()
         atexit.register(self.kill)  # before multiprocessing waits for its children
         theirs.close()
         self._receive(None)
 
-    def call(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """Calls a function in the process.
+    def call(self, calls: Sequence[bytes]) -> list[bytes]:
+        """The outcomes of the first calls, one or more.
 
         Raises:
-            TimeoutError: it did not return in time; the process is gone.
-            ProcessDied: the process ended.
+            _CallFailed: because of a TimeoutError, one of them did not return in time, or of a
+                ProcessDied; the process is gone.
         """
+        self._running.begin(0)
         with contextlib.suppress(BrokenPipeError):  # then it is dead, which is found next
-            self._pipe.send((function, arguments))
-        value, error = self._receive(self._timeout_s)
-        if error is not None:
-            raise error
-        return value
+            self._pipe.send(calls)
+        return self._receive(self._timeout_s)
 
-    def _receive(self, timeout_s: float | None) -> Any:
-        ready = wait([self._pipe, self._process.sentinel], timeout_s)
-        if not ready:
-            self.kill()
-            raise TimeoutError(f"no reward within {timeout_s} s")
+    def _receive(self, timeout_s: float | None) -> list[bytes]:
+        if not self._wait(timeout_s):
+            self._fail(TimeoutError(f"no reward within {timeout_s} s"))
         try:
-            if self._pipe in ready:
-                return self._pipe.recv()
+            if self._pipe.poll():
+                received: list[bytes] = self._pipe.recv()
+                return received
         except (EOFError, OSError):
             self._process.join(_LAST_WORDS_S)  # it is about to end, and its own exit code says more than ours
         self.kill()
-        raise ProcessDied(f"the reward's process died with exit code {self._process.exitcode}")
+        return self._fail(ProcessDied(f"the reward's process died with exit code {self._process.exitcode}"))
+
+    def _wait(self, timeout_s: float | None) -> bool:
+        """Whether there is an answer, or an end, before the time of the call that runs is over."""
+        while True:
+            _, began_s = self._running.read()
+            left_s = None if timeout_s is None else began_s + timeout_s - time.monotonic()
+            if wait([self._pipe, self._process.sentinel], left_s and max(0.0, left_s)):
+                return True
+            if left_s is not None and left_s <= 0:
+                return False
+
+    def _fail(self, reason: Exception) -> NoReturn:
+        index, _ = self._running.read()
+        self.kill()
+        raise _CallFailed(index, reason)
 
     def is_alive(self) -> bool:
         """Whether it takes calls."""
@@ -207,12 +275,21 @@ class _RewardProcess:
         atexit.unregister(self.kill)
 
 
+class _Call(NamedTuple):
+    """A function and its arguments, pickled, and who waits for the result."""
+
+    future: Future[Any]
+    payload: bytes
+
+
 class RewardProcesses:
     """The reward processes of a pipeline, each with a thread that calls it; one that died is replaced."""
 
     def __init__(self, config: RewardsConfig) -> None:
         self._config = config
-        self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._calls: deque[_Call] = deque()
+        self._changed = threading.Condition()
+        self._stopping = False
         self._threads = [
             threading.Thread(target=self._work, name=f"rewards-{index}", daemon=True)
             for index in range(config.processes)
@@ -226,29 +303,58 @@ class RewardProcesses:
         The future raises ``TimeoutError`` if its process was killed for its time, ``ProcessDied`` if
         the process ended by itself, and what the function raised.
         """
-        future: Future[Any] = Future()
-        self._calls.put((future, function, arguments))
-        return future
+        call = _Call(Future(), pickle.dumps((function, arguments)))
+        with self._changed:
+            self._calls.append(call)
+            self._changed.notify()
+        return call.future
 
     def _work(self) -> None:
         process: _RewardProcess | None = None
-        while (call := self._calls.get()) is not None:
-            future, function, arguments = call
+        while calls := self._take():
             try:
                 if process is None or not process.is_alive():
                     process = _RewardProcess(self._config)
-                future.set_result(process.call(function, arguments))
-            except Exception as error:  # noqa: BLE001 - the reward call is a seam: the caller gets it
-                future.set_exception(error)
+                outcomes = process.call([call.payload for call in calls])
+            except _CallFailed as failure:
+                index = min(failure.index, len(calls) - 1)
+                self._give_back(calls[:index] + calls[index + 1 :])
+                calls[index].future.set_exception(failure.reason)
+            else:
+                self._give_back(calls[len(outcomes) :])
+                _settle(calls, outcomes)
         if process is not None:
             process.kill()
 
+    def _take(self) -> list[_Call]:
+        """A thread's share of the calls that wait; none once all are done and the end was asked for."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls or self._stopping)
+            share = -(-len(self._calls) // len(self._threads))
+            return [self._calls.popleft() for _ in range(min(share, _BATCH_CALLS))]
+
+    def _give_back(self, calls: Sequence[_Call]) -> None:
+        """To the front of the queue, in their order."""
+        with self._changed:
+            self._calls.extendleft(reversed(calls))
+            self._changed.notify(len(calls))
+
     def stop(self) -> None:
         """Ends the processes after the calls that were submitted."""
-        for _ in self._threads:
-            self._calls.put(None)
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
         for thread in self._threads:
             thread.join()
+
+
+def _settle(calls: Sequence[_Call], outcomes: Sequence[bytes]) -> None:
+    for call, outcome in zip(calls, outcomes, strict=False):
+        value, error = pickle.loads(outcome)  # noqa: S301 - of our own process
+        if error is None:
+            call.future.set_result(value)
+        else:
+            call.future.set_exception(error)
 
 
 _PROCESSES: dict[str, RewardProcesses] = {}

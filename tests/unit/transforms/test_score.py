@@ -108,6 +108,15 @@ def test_only_the_offending_sample_goes_without_a_reward(scorer, reward):
     assert got[1].error == FAILURES[reward]
 
 
+@pytest.mark.parametrize("reward", ["hangs", "dies", "closes_files"])
+def test_calls_that_travel_together_fail_alone(scorer, reward):
+    asked = [group(reward, "bad" if index == 7 else "good") for index in range(20)]
+    futures = [scorer.submit(each.prompt.reward, each.samples) for each in asked]
+    got = [scorer.collect(future, each)[0] for future, each in zip(futures, asked, strict=True)]
+    assert [score.value for score in got] == [None if index == 7 else 1.0 for index in range(20)]
+    assert got[7].error == FAILURES[reward]
+
+
 @pytest.mark.parametrize("reward", ["ignores_sigterm", "catches_everything", "starts_a_daemon_and_hangs"])
 def test_a_reward_that_cannot_be_asked_to_end_is_killed_at_once(scorer, reward, tmp_path):
     started = time.monotonic()
@@ -141,7 +150,7 @@ def test_a_process_has_none_of_our_files_and_prints_nowhere(scorer, inherited, t
     assert {files.pop(standard) for standard in "012"} == {os.devnull}
     ours = {os.readlink(f"/proc/self/fd/{number}") for number in _open_files()}
     assert not {file for file in files.values() if file.startswith("socket:")} & ours
-    assert len(files) <= 6, f"its pipe, those of multiprocessing, and the two it opened: {files}"
+    assert len(files) <= 8, f"its pipe, its shared memory, those of multiprocessing, and the two it opened: {files}"
 
 
 def _open_files():
