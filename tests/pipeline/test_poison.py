@@ -45,7 +45,7 @@ class RestartedEngine:
         self.starts += 1
         command = [sys.executable, "-m", "tests.support.simulated_engine", "--port", str(self.port)]
         self._process = subprocess.Popen(
-            [*command, "--mean-s", "0.5", "--exit-on", str(POISON)],
+            [*command, "--set", "mean_s=0.5", "--exit-on", str(POISON)],
             cwd=Path(__file__).parents[2],
             env={**os.environ, "PYTHONPATH": "."},
         )

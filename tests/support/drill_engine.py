@@ -21,10 +21,6 @@ class DrillEngine(SimulatedEngine):
         application.router.add_get("/metrics", self._metrics)
         return application
 
-    async def _generate(self, request):
-        self.version = max(self.version, int(request.headers.get("X-AsyncFlow-Min-Version", 0)))
-        return await super()._generate(request)
-
     async def _status(self, request):
         return web.json_response({"version": self.version})
 
@@ -36,7 +32,7 @@ class DrillEngine(SimulatedEngine):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    engine = DrillEngine(fixed_tokens=24, mean_s=0.1)
+    engine = DrillEngine(fixed_tokens=24, mean_s=0.1, obliging=True)
     web.run_app(engine.application(), host="127.0.0.1", port=parser.parse_args().port, print=None, access_log=None)
 
 

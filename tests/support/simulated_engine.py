@@ -9,13 +9,19 @@ It never stands in for an engine where results are reported as vLLM's.
         engine.faults.append("refuse")     # the next request is refused
         engine.url, engine.requests        # where it listens, what it was asked
 
-As a process: ``python -m tests.support.simulated_engine --port 9000``; with ``--exit-on 8`` it ends
-at once when it is asked for a prompt that begins with token 8.
+How long an answer takes is ``mean_s`` (exponential), ``token_s`` times the longest of its samples, or
+both; with ``slots`` a request waits until as many sequences as it asks for are free, as in an engine
+that is full. In a run ``POST /simulated`` with ``{"token_s": 0.01}`` sets any of its numbers.
+
+As a process: ``python -m tests.support.simulated_engine --port 9000 --set token_s=0.01 --set slots=64``;
+with ``--exit-on 8`` it ends at once when it is asked for a prompt that begins with token 8.
 """
 
 import argparse
 import asyncio
 import contextlib
+import json
+import math
 import os
 import random
 import threading
@@ -24,6 +30,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+_REMEMBERED = 100_000
 END = 2
 """The end-of-sequence token of the tiny model."""
 
@@ -45,10 +52,18 @@ class SimulatedEngine:
     port: int = 0
     mean_s: float = 0.0
     """Mean time of an answer, exponentially distributed; 0 answers at once."""
+    token_s: float = 0.0
+    """Seconds a token: an answer takes that times the length of its longest sample."""
+    slots: int = 0
+    """Sequences that are computed at once; 0 for any number."""
     mean_tokens: int = 8
     """Mean length of an answer, uniform from 1 to twice that."""
+    sigma: float = 0.0
+    """If not 0, lengths are log-normal with this standard deviation of their logarithm."""
     fixed_tokens: int = 0
     """Length of every answer, if not 0."""
+    obliging: bool = False
+    """Whether it takes up any version that a request asks for."""
     vocabulary: tuple[int, int] = (6, 16)
     """Tokens are drawn from this range; the default are the tiny model's digits."""
     slow_s: dict[int, float] = field(default_factory=dict)
@@ -60,12 +75,19 @@ class SimulatedEngine:
     always: dict[int, str] = field(default_factory=dict)
     """What goes wrong with every request whose prompt begins with this token."""
     requests: list = field(default_factory=list)
+    """What it was asked, the newest last."""
     most_at_once: int = 0
 
     def __post_init__(self):
         self._random = random.Random(self.seed)
         self._died = asyncio.Event()
         self._at_once = 0
+        self._free = asyncio.Condition()
+        self._computed = 0
+        self._entries = [
+            json.dumps({"token_id": token, "logprob": -self._random.random(), "rank": 1, "top_logprobs": []})
+            for token in (*range(*self.vocabulary), END)
+        ]
 
     @property
     def url(self):
@@ -75,6 +97,7 @@ class SimulatedEngine:
         application = web.Application(client_max_size=64 << 20)
         application.router.add_post("/inference/v1/generate", self._generate)
         application.router.add_get("/health", self._health)
+        application.router.add_post("/simulated", self._set)
         return application
 
     @property
@@ -91,9 +114,22 @@ class SimulatedEngine:
     async def _health(self, request):
         return web.Response(status=503 if self.died else 200)
 
+    async def _set(self, request):
+        for name, number in (await request.json()).items():
+            self.set(name, number)
+        return web.Response()
+
+    def set(self, name, number):
+        """Sets one of the numbers by its name."""
+        setattr(self, name, type(getattr(self, name))(float(number)))
+
     async def _generate(self, request):
-        body = await request.json()
-        self.requests.append(Asked(body, int(request.headers.get("X-AsyncFlow-Min-Version", 0))))
+        body = json.loads(await request.read())
+        asked = Asked(body, int(request.headers.get("X-AsyncFlow-Min-Version", 0)))
+        if self.obliging:
+            self.version = max(self.version, asked.min_version)
+        self.requests.append(asked)
+        del self.requests[:-_REMEMBERED]
         fault = self.always.get(body["token_ids"][0]) or (self.faults.popleft() if self.faults else None)
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
@@ -103,25 +139,53 @@ class SimulatedEngine:
             self._at_once -= 1
 
     async def _answer(self, body):
-        started_under = self.version
+        samples = body["sampling_params"]["n"]
+        async with self._slots(samples):
+            started_under = self.version
+            lengths = [self._length(body["sampling_params"]["max_tokens"]) for _ in range(samples)]
+            await self._compute(body, max(lengths))
+        if self.died:
+            return self._broken("EngineDeadError")
+        choices = ",".join(self._choice(index, tokens, started_under) for index, tokens in enumerate(lengths))
+        text = f'{{"request_id": "simulated", "choices": [{choices}], "usage": null}}'
+        return web.Response(body=text.encode(), content_type="application/json")
+
+    @contextlib.asynccontextmanager
+    async def _slots(self, samples):
+        if not self.slots:
+            yield
+            return
+        async with self._free:
+            await self._free.wait_for(lambda: self._computed + samples <= self.slots)
+            self._computed += samples
+        try:
+            yield
+        finally:
+            async with self._free:
+                self._computed -= samples
+                self._free.notify_all()
+
+    async def _compute(self, body, tokens):
         seconds = self.slow_s.get(body["token_ids"][0])
-        if seconds is None and self.mean_s:
-            seconds = self._random.expovariate(1 / self.mean_s)
+        if seconds is None:
+            seconds = tokens * self.token_s + (self._random.expovariate(1 / self.mean_s) if self.mean_s else 0)
         if seconds:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._died.wait(), seconds)
-        if self.died:
-            return self._broken("EngineDeadError")
-        choices = [self._choice(index, body, started_under) for index in range(body["sampling_params"]["n"])]
-        return web.json_response({"request_id": "simulated", "choices": choices, "usage": None})
 
-    def _choice(self, index, body, started_under):
-        tokens = self.fixed_tokens or self._random.randint(1, 2 * self.mean_tokens)
-        tokens = min(tokens, body["sampling_params"]["max_tokens"])
-        ids = [self._random.randrange(*self.vocabulary) for _ in range(tokens - 1)] + [END]
-        content = [
-            {"token_id": token, "logprob": -self._random.random(), "rank": 1, "top_logprobs": []} for token in ids
-        ]
+    def _length(self, most):
+        if self.fixed_tokens:
+            return min(self.fixed_tokens, most)
+        if self.sigma:
+            mu = math.log(self.mean_tokens) - self.sigma**2 / 2
+            return min(max(1, round(self._random.lognormvariate(mu, self.sigma))), most)
+        return min(self._random.randint(1, 2 * self.mean_tokens), most)
+
+    def _choice(self, index, tokens, started_under):
+        """As JSON text: put together from pieces, so that the instrument is faster than what it measures."""
+        first, beyond = self.vocabulary
+        drawn = [*self._random.choices(range(beyond - first), k=tokens - 1), beyond - first]
+        ids = [*(first + number for number in drawn[:-1]), END]
         half = tokens // 2
         spans = [{"version": str(started_under), "start": 0, "end": tokens}]
         if started_under != self.version and half:
@@ -129,14 +193,11 @@ class SimulatedEngine:
                 {"version": str(started_under), "start": 0, "end": half},
                 {"version": str(self.version), "start": half, "end": tokens},
             ]
-        return {
-            "index": index,
-            "logprobs": {"content": content},
-            "finish_reason": "stop",
-            "stop_reason": None,
-            "token_ids": ids,
-            "weight_versions": spans,
-        }
+        content = ",".join([self._entries[number] for number in drawn])
+        return (
+            f'{{"index": {index}, "logprobs": {{"content": [{content}]}}, "finish_reason": "stop", '
+            f'"stop_reason": null, "token_ids": {ids}, "weight_versions": {json.dumps(spans)}}}'
+        )
 
     @staticmethod
     def _broken(message):
@@ -162,7 +223,8 @@ class SimulatedEngine:
         if fault == "close":
             request.transport.close()
             return web.Response()
-        choices = [self._choice(index, body, self.version) for index in range(body["sampling_params"]["n"])]
+        lengths = [self._length(body["sampling_params"]["max_tokens"]) for _ in range(body["sampling_params"]["n"])]
+        choices = [json.loads(self._choice(index, tokens, self.version)) for index, tokens in enumerate(lengths)]
         self._spoil(fault, choices[-1])
         return web.json_response({"request_id": "simulated", "choices": choices})
 
@@ -205,12 +267,13 @@ class SimulatedEngine:
 def main():
     parser = argparse.ArgumentParser(description="vLLM's HTTP interface without a model")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--mean-s", type=float, default=0.0)
+    parser.add_argument("--set", action="append", default=["fixed_tokens=64"], metavar="NAME=NUMBER")
     parser.add_argument("--exit-on", type=int)
     given = parser.parse_args()
     always = {} if given.exit_on is None else {given.exit_on: "exit"}
-    engine = SimulatedEngine(fixed_tokens=given.tokens, mean_s=given.mean_s, always=always)
+    engine = SimulatedEngine(always=always)
+    for setting in given.set:
+        engine.set(*setting.split("="))
     web.run_app(engine.application(), host="127.0.0.1", port=given.port, print=None, access_log=None)
 
 
