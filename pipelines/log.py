@@ -124,7 +124,8 @@ class RunReader:
         self.log = RunLog()
         self._kafka, self._topics, self._on_group = kafka, Topics(run), on_group
         names = [spec.name for spec in self._topics.specs(1)]
-        self._readers = {name: TopicReader(kafka, name) for name in names if name != self._topics.feedback}
+        unread = (self._topics.feedback, self._topics.workers)
+        self._readers = {name: TopicReader(kafka, name) for name in names if name not in unread}
 
     def __enter__(self) -> Self:
         return self

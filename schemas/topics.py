@@ -6,6 +6,8 @@ from typing import Final
 from schemas.limits import MAX_PROMPTS_MESSAGE_BYTES, MAX_TRAJECTORY_BYTES
 
 _FOREVER: Final = {"retention.ms": "-1", "retention.bytes": "-1"}
+_BRIEFLY: Final = {"retention.ms": "3600000", "segment.ms": "600000"}
+"""For what is repeated every few seconds: Kafka deletes whole segments, so those must be short too."""
 _MARGIN_BYTES: Final = 1 << 20
 
 
@@ -44,6 +46,11 @@ class Topics:
     def admission(self) -> str:
         """How far the prompts may be generated."""
         return f"{self.run}.admission"
+
+    @property
+    def workers(self) -> str:
+        """The registry of workers."""
+        return f"{self.run}.workers"
 
     @property
     def ledger(self) -> str:
@@ -85,6 +92,7 @@ class Topics:
             TopicSpec(self.feedback, partitions, _FOREVER),
             TopicSpec(self.weights, 1, _FOREVER),
             TopicSpec(self.admission, 1, _FOREVER),
+            TopicSpec(self.workers, 1, _BRIEFLY),
             TopicSpec(self.ledger, 1, _FOREVER),
             TopicSpec(self.evals, 1, _FOREVER),
             TopicSpec(self.dead_letters, 1, _FOREVER),

@@ -7,6 +7,7 @@ from schemas.feedback import Feedback
 from schemas.ledger import decode_entry
 from schemas.prompts import Prompt
 from schemas.weights import WeightVersion
+from schemas.workers import WorkerEntry
 
 DECODERS = {
     "prompt": Prompt.decode,
@@ -18,4 +19,5 @@ DECODERS = {
     "feedback": Feedback.decode,
     "dead_letter": DeadLetter.decode,
     "eval": EvalResult.decode,
+    "worker": WorkerEntry.decode,
 }

@@ -3,19 +3,14 @@
 import threading
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import Any, Final
 
 import structlog
-from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
 
 from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
-from schemas.errors import RecordError
+from transforms.generation.follow import TopicFollower
 
 _LOG = structlog.get_logger(__name__)
-_POLL_MS: Final = 500
-_PAUSE_S: Final = 0.5
 
 
 class Frontier:
@@ -65,39 +60,17 @@ class FrontierFollower:
     def __init__(self, config: RunConfig, on_change: Callable[[], None]) -> None:
         self.frontier = Frontier()
         self._on_change = on_change
-        self._stopping = threading.Event()
-        topic = TopicPartition(config.topics.admission, 0)
-        self._consumer = KafkaConsumer(**{**config.kafka.consumer_options(), "fetch_max_wait_ms": _POLL_MS})
-        self._consumer.assign([topic])
-        self._consumer.seek_to_beginning(topic)
-        self._thread = threading.Thread(target=self._follow, name="admission", daemon=True)
+        self._follower = TopicFollower(config.kafka, config.topics.admission, AdmissionFrontier, self._apply)
 
     def start(self) -> None:
         """Begins to follow."""
-        self._thread.start()
+        self._follower.start()
 
     def stop(self) -> None:
         """Ends the thread."""
-        self._stopping.set()
+        self._follower.stop()
 
-    def _follow(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                polled = self._consumer.poll(_POLL_MS)
-            except KafkaError as error:
-                _LOG.error("admission_not_read", error=repr(error))
-                self._stopping.wait(_PAUSE_S)
-                continue
-            for message in (message for messages in polled.values() for message in messages):
-                self._apply(message)
-        self._consumer.close()
-
-    def _apply(self, message: Any) -> None:
-        try:
-            record = AdmissionFrontier.decode(message.value or b"")
-        except RecordError as error:
-            _LOG.error("admission_record_skipped", offset=message.offset, error=str(error))
-            return
+    def _apply(self, record: AdmissionFrontier) -> None:
         self.frontier.apply(record)
         self._on_change()
         _LOG.debug("admitted", version=record.version, frontier=record.frontier)

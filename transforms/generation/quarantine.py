@@ -1,10 +1,11 @@
-"""Which prompt kills engines: whatever was in flight when one died is a suspect, and suspects are tried one at a time.
+"""Which prompt kills engines: whatever was in flight when one died is a suspect, and suspects are tried apart.
 
     engine dies ──► all in flight are suspects ──► one on trial ──► answered, or alive for long enough: the next one
-                                                        └─► its engine dies too: this is the prompt that kills
+                                                   a worker  └─► its engine dies too: this is the prompt that kills
 
-So a prompt that kills its engine costs two engines, and none of its neighbours is given up for it,
-even those that were in flight both times. Prompts that no engine died under go on beside the trial.
+A worker never has two suspects on trial, so its death convicts exactly one. A prompt that kills its
+engine costs two engines, and none of its neighbours is given up for it, even those that were in flight
+both times. Prompts that no engine died under go on beside the trials.
 
 A trial does not wait for the answer: it ends once the suspect has run for as long as the longest run
 that an engine died under, and a margin. After the failure of a whole machine everything is a suspect
@@ -41,12 +42,20 @@ class Case:
 
 
 class Quarantine:
-    """The suspects of one pool: at most one is on trial. Lives in one event loop."""
+    """The suspects of one pool: at most one is on trial at each worker. Lives in one event loop."""
 
     def __init__(self) -> None:
-        self._on_trial: Case | None = None
+        self._rooms = 1
+        self._trials: dict[Case, str | None] = {}
         self._waiting: list[tuple[float, int, Case, asyncio.Future[None]]] = []
         self._arrivals = itertools.count()
+        self.waiting = 0
+        """Suspects that wait for their turn: prompts that are in nobody's way."""
+
+    def set_rooms(self, workers: int) -> None:
+        """So many workers are up; without any, one suspect waits for the first."""
+        self._rooms = max(1, workers)
+        self._call()
 
     @contextlib.asynccontextmanager
     async def turn(self, case: Case) -> AsyncIterator[None]:
@@ -59,27 +68,46 @@ class Quarantine:
             self._release(case)
 
     async def _wait(self, case: Case) -> None:
-        if self._on_trial is None:
-            self._on_trial = case
+        if len(self._trials) < self._rooms:
+            self._trials[case] = None
             return
         called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (-case.struck_at_s, next(self._arrivals), case, called))
+        self.waiting += 1
         try:
             await called
         except asyncio.CancelledError:
             self._release(case)  # the call may have come just before
             raise
+        finally:
+            self.waiting -= 1
 
     def _release(self, case: Case) -> None:
         """The next suspect's turn, if it was this one's."""
-        if self._on_trial is not case:
-            return
-        self._on_trial = None
-        while self._waiting and self._on_trial is None:
+        if case in self._trials:
+            del self._trials[case]
+            self._call()
+
+    def _call(self) -> None:
+        while self._waiting and len(self._trials) < self._rooms:
             _, _, following, called = heapq.heappop(self._waiting)
             if not called.done():  # else it was cancelled while it waited
-                self._on_trial = following
+                self._trials[following] = None
                 called.set_result(None)
+
+    def is_on_trial(self, case: Case) -> bool:
+        """Whether the prompt has to be alone among suspects at its worker."""
+        return case in self._trials
+
+    @property
+    def occupied(self) -> set[str | None]:
+        """The workers that try a suspect already, by url; None if one has its turn and no worker yet."""
+        return set(self._trials.values())
+
+    def seat(self, case: Case, url: str) -> None:
+        """The prompt goes to this worker; until its trial is over no other suspect does."""
+        if case in self._trials:
+            self._trials[case] = url
 
     @contextlib.contextmanager
     def running(self, case: Case) -> Iterator[None]:
@@ -98,4 +126,4 @@ class Quarantine:
         case.suspected = True
         case.struck_at_s = case.began_s
         case.struck_after_s = max(case.struck_after_s, case.ran_s)
-        return self._on_trial is case
+        return case in self._trials

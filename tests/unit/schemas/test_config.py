@@ -14,6 +14,8 @@ from schemas.errors import ConfigError
         ({"learner": {"max_staleness": -1}}, "learner.max_staleness = -1"),
         ({"name": "a b"}, "name = 'a b'"),
         ({"rollout": {"shares": 3}}, "rollout.shares = 3 exceeds kafka.partitions = 2"),
+        ({"rollout": {"workers": [], "discover": False}}, "rollout.workers is empty and rollout.discover is false"),
+        ({"worker": {"advertise": "gpu-7:8000"}}, "worker.advertise = 'gpu-7:8000'"),
         ({"rollout": {"group_size": 65}}, "rollout.group_size = 65 exceeds worker.max_num_seqs = 64"),
         ({"rollout": {"sampling": {"temprature": 1}}}, "did you mean temperature?"),
     ],
@@ -41,3 +43,11 @@ def test_every_field_says_what_it_is():
                 assert field.description, f"{model.__name__}.{name} has no docstring"
 
     check(RunConfig)
+
+
+def test_a_token_may_not_be_older_than_admission_lets_a_sample_be():
+    with pytest.raises(ConfigError, match="max_token_staleness = 2 exceeds max_staleness = 1"):
+        validate({"learner": {"max_staleness": 1, "max_token_staleness": 2}}, "test")
+    assert (
+        validate({"learner": {"max_staleness": 2, "max_token_staleness": 2}}, "test").learner.max_token_staleness == 2
+    )

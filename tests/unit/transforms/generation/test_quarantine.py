@@ -78,6 +78,39 @@ async def test_suspects_run_one_at_a_time_and_others_beside_them(quarantine):
     await innocent.end(died=False)
 
 
+async def test_as_many_run_as_there_are_workers_and_those_that_wait_are_counted(quarantine):
+    quarantine.set_rooms(2)
+    first, second, third, fourth = await started(quarantine, *(suspect() for _ in range(4)))
+    assert [attempt.runs for attempt in (first, second, third, fourth)] == [True, True, False, False]
+    assert quarantine.waiting == 2
+    quarantine.set_rooms(3)
+    await settle()
+    assert third.runs
+    assert not fourth.runs
+    quarantine.set_rooms(1)
+    await first.end(died=False)
+    await settle()
+    assert not fourth.runs, "two trials go on, and there is one worker"
+    await second.end(died=False)
+    await third.end(died=False)
+    await settle()
+    assert fourth.runs
+    assert quarantine.waiting == 0
+    await fourth.end(died=False)
+
+
+async def test_a_worker_is_occupied_until_its_trial_is_over(quarantine):
+    quarantine.set_rooms(2)
+    (attempt,) = await started(quarantine, suspect())
+    quarantine.seat(attempt.case, "http://one")
+    innocent = Case()
+    quarantine.seat(innocent, "http://two")
+    assert quarantine.occupied == {"http://one"}
+    await asyncio.sleep(2 * MARGIN_S)
+    assert (quarantine.occupied, quarantine.is_on_trial(attempt.case)) == (set(), False)
+    await attempt.end(died=False)
+
+
 async def test_only_the_one_on_trial_is_guilty_of_the_second_death(quarantine):
     on_trial, beside = await started(quarantine, suspect(), Case())
     assert await on_trial.end(died=True) is True
