@@ -39,6 +39,11 @@ PIPELINE_POINTS: Final[tuple[str, ...]] = get_args(PipelinePoint)
 _SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
+def are_on() -> bool:
+    """Whether this process has crash points at all."""
+    return VARIABLE in os.environ
+
+
 def crash_point(name: LearnerPoint | PipelinePoint) -> None:
     """Marks a place. Costs a look at the environment, and at one file where the points are on."""
     room = os.environ.get(VARIABLE)

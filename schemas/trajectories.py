@@ -9,11 +9,15 @@ groups and the sha256 of the value.
 import hashlib
 import json
 import math
+import os
 import struct
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
+from functools import cache
+from itertools import count
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -101,11 +105,13 @@ class Sample:
     response_token_ids: Sequence[int]
     """Length T, the end-of-sequence token included."""
     response_logprobs: Sequence[float]
-    """Length T: natural logarithms under the distribution that was sampled from (temperature applied)."""
+    """Length T: natural logarithms under the distribution that was sampled from (temperature applied);
+    0 for tokens that the model did not choose."""
     loss_mask: Sequence[bool]
     """Length T: False for tokens that the model did not choose (tools, users)."""
     weight_version_spans: Sequence[Span]
-    """Length 1 or more, starts ascending from 0."""
+    """Length 1 or more, starts ascending from 0. Tokens that the model did not choose stand in the span
+    of those before them."""
     weight_version_min: int
     weight_version_max: int
     reward: float | None
@@ -115,15 +121,20 @@ class Sample:
     reward_error: str | None
     """Why the reward is null; null if it is not, or is still awaited."""
     finish_reason: str
-    """``stop``, ``length`` or ``abort``."""
+    """``stop``, ``length`` or ``abort``; of conversations also ``turns`` and ``time`` for the limit that
+    ended them, and ``error`` for their environment's fault."""
     worker: str
-    """The address of the engine that answered."""
+    """The address of the engine that answered, last in a conversation."""
     prompt_at: datetime
     """When the prompt was written to its topic, by Kafka's clock."""
     generated_at: datetime
     """When the last token of the group was received."""
     response_text: str
-    """For people; training reads the token ids."""
+    """For people and rewards; training reads the token ids. Of a conversation the last answer."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Half the cost of what ``dataclass`` generates; samples are pickled for every reward."""
+        return Sample, _values(self)
 
     @property
     def group(self) -> GroupId:
@@ -137,6 +148,7 @@ class Sample:
 
 
 _COLUMNS: Final = tuple(column.name for column in fields(Sample))
+_values: Final = attrgetter(*_COLUMNS)
 _GROUPS: Final = TypeAdapter(list[tuple[int, int]], config=ConfigDict(strict=True))
 _DETAIL_CHARACTERS: Final = 300
 """A detail quotes the offending value, which may be a string of megabytes."""
@@ -153,8 +165,16 @@ class Group:
     """The prompt record's value, for dead letters."""
 
 
+_ATTEMPTS: Final = count(1)
+
+
 def new_attempt_id() -> str:
-    """A name that no other attempt has."""
+    """A name that no other attempt has: the process's own, drawn at random, and a number."""
+    return f"{_process_name(os.getpid())}-{next(_ATTEMPTS)}"
+
+
+@cache
+def _process_name(pid: int) -> str:  # noqa: ARG001 - a process that was forked is another one
     return uuid.uuid4().hex
 
 
@@ -164,10 +184,7 @@ def encode(samples: Sequence[Sample]) -> tuple[bytes, dict[str, bytes]]:
     Returns:
         The record's value, an Arrow IPC stream of one batch, and its headers.
     """
-    columns = {name: [getattr(sample, name) for sample in samples] for name in _COLUMNS}
-    columns["weight_version_spans"] = [
-        [{"version": span.version, "start": span.start} for span in spans] for spans in columns["weight_version_spans"]
-    ]
+    columns = dict(zip(_COLUMNS, map(list, zip(*map(_values, samples), strict=True)), strict=True))
     columns["reward_parts"] = [list(parts.items()) for parts in columns["reward_parts"]]
     table = pa.Table.from_pydict(columns, schema=SCHEMA)
     sink = pa.BufferOutputStream()
@@ -312,7 +329,7 @@ def find_fault(sample: Sample) -> str | None:
         return "response_token_ids, response_logprobs and loss_mask differ in length"
     if min(sample.prompt_token_ids) < 0 or min(sample.response_token_ids) < 0:
         return "a negative token id"
-    if not all(math.isfinite(logprob) and logprob <= 1e-3 for logprob in sample.response_logprobs):
+    if not math.isfinite(sum(sample.response_logprobs)) or max(sample.response_logprobs) > 1e-3:
         return "a logprob that is positive or not finite"
     if sample.reward is not None and not math.isfinite(sample.reward):
         return f"reward {sample.reward}, expected a finite number or null"

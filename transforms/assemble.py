@@ -8,6 +8,7 @@
 Nothing is emitted before the bundle ends.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from schemas.dead_letters import DeadLetter
 from schemas.limits import MAX_TRAJECTORY_BYTES
 from schemas.prompts import FEEDBACK_REWARD
 from schemas.trajectories import Group
+from transforms import metrics
 from transforms.generation.outcome import Outcome, OutputRecord, group_of
 
 _LOG = structlog.get_logger(__name__)
@@ -126,7 +128,10 @@ class AssembleFn(beam.DoFn):  # type: ignore[misc]
 
     def finish_bundle(self) -> Any:
         """Emits the records, at the time of the bundle's newest prompt."""
-        for record in assemble(self._config, self._outcomes):
+        started = time.monotonic()
+        records = assemble(self._config, self._outcomes)
+        metrics.ASSEMBLE_SECONDS.observe(time.monotonic() - started)
+        for record in records:
             yield WindowedValue(record, self._timestamp, (GlobalWindow(),))
 
 

@@ -1,6 +1,6 @@
 """Write: the records of a bundle and the offsets of their prompts go to Kafka in one transaction.
 
-    PCollection[OutputRecord] ──► Write ──► (Kafka)
+    PCollection[OutputRecord] ──► Write ──► the pools that they came from ──► (Kafka)
 
 Readers with ``read_committed`` see each group exactly once, whatever dies.
 """
@@ -25,7 +25,7 @@ def by_share(records: Iterable[OutputRecord], shares: int) -> dict[int, list[Out
 
 
 class WriteFn(beam.DoFn):  # type: ignore[misc]
-    """Collects a bundle's records and commits them when it ends, through the pools they came from."""
+    """Collects a bundle's records and hands them to their pools when it ends, which commit them whole."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -39,9 +39,9 @@ class WriteFn(beam.DoFn):  # type: ignore[misc]
         self._records.append(record)
 
     def finish_bundle(self) -> None:
-        """Commits."""
+        """Hands them over."""
         for share, records in by_share(self._records, self._config.rollout.shares).items():
-            pool_of(self._config, share).commit(records)
+            pool_of(self._config, share).hand_over(records)
 
 
 class Write(beam.PTransform):  # type: ignore[misc]

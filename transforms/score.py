@@ -2,13 +2,15 @@
 
     PCollection[Outcome] ──► Score ──► PCollection[Outcome]
 
-Rewards are computed in killable processes (:mod:`transforms.rewards.processes`) while the bundle
-goes on, and collected when it ends. A group is one task; if that does not come back, each of its
+Rewards are computed in killable processes (:mod:`transforms.rewards.processes`) from the moment that
+a group is finished, and collected when its bundle ends. A group is one task; if that does not come back, each of its
 samples is one, so that only the sample that hangs or kills its process goes without a reward. A
 reward that could not be computed is null with a reason, never a number. A group without any reward
-becomes a dead letter. Groups that wait for feedback pass through.
+becomes a dead letter. Groups that wait for feedback pass through. Environments have rewarded their
+samples before, or failed them: what such a sample would get from a function does not count.
 """
 
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -21,14 +23,14 @@ from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from schemas.config import RunConfig
+from schemas.config import RewardsConfig, RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import ProcessDied
-from schemas.prompts import FEEDBACK_REWARD, RewardSpec
+from schemas.prompts import ENVIRONMENT_REWARD, FEEDBACK_REWARD, RewardSpec
 from schemas.trajectories import Group, Sample
 from transforms import metrics
 from transforms.generation.outcome import Outcome
-from transforms.rewards.processes import RewardProcesses, reward_processes
+from transforms.rewards.processes import RewardProcesses
 from transforms.rewards.scoring import SampleScore, failed, score_samples
 
 _LOG = structlog.get_logger(__name__)
@@ -36,10 +38,14 @@ _LOG = structlog.get_logger(__name__)
 
 def apply_scores(run: RunConfig, group: Group, scores: Sequence[SampleScore]) -> Outcome:
     """The group with its rewards, or a dead letter if no sample got one."""
+    scores = [
+        given_score(sample) if sample.reward_error else score
+        for sample, score in zip(group.samples, scores, strict=True)
+    ]
     if all(score.value is None for score in scores):
         errors = [score.error or "" for score in scores]
-        timed_out = any(error.startswith("reward_timeout") for error in errors)
-        reason = "reward_timeout" if timed_out else "reward_error"
+        reasons = [error.split(":", 1)[0] for error in errors]
+        reason = next((reason for reason in reasons if reason.endswith("_timeout")), reasons[0])
         return DeadLetter.of("score", reason, errors[0], (run.topics.prompts, *group.id), group.value)
     samples = tuple(
         replace(sample, reward=score.value, reward_parts=score.parts, reward_error=score.error)
@@ -48,17 +54,52 @@ def apply_scores(run: RunConfig, group: Group, scores: Sequence[SampleScore]) ->
     return replace(group, samples=samples)
 
 
+def given_score(sample: Sample) -> SampleScore:
+    """What the sample's environment gave."""
+    return SampleScore(sample.reward, sample.reward_parts, sample.reward_error)
+
+
 class Scorer:
-    """Scores groups in the reward processes."""
+    """Scores groups in the reward processes: begun as soon as a group is finished, collected by its bundle.
+
+    A bundle that waited for its rewards would keep its runner busy all the while, so the pool begins
+    them when the engine's answer is there. What was begun is remembered until it is collected; a group
+    that Beam delivers again is scored again.
+    """
 
     def __init__(self, processes: RewardProcesses) -> None:
         self._processes = processes
+        self._begun: dict[str, Future[list[SampleScore]]] = {}
+        """By attempt."""
 
-    def submit(self, spec: RewardSpec, samples: Sequence[Sample]) -> "Future[list[SampleScore]]":
-        """Starts to score."""
-        return self._processes.submit(score_samples, spec, tuple(samples))
+    def begin(self, outcome: Outcome) -> None:
+        """Starts to score a group that a function scores, unless it was begun."""
+        if isinstance(outcome, Group) and outcome.prompt.reward.name not in (FEEDBACK_REWARD, ENVIRONMENT_REWARD):
+            self._future(outcome)
 
-    def collect(self, future: "Future[list[SampleScore]]", group: Group) -> list[SampleScore]:
+    def _future(self, group: Group) -> "Future[list[SampleScore]]":
+        attempt = group.samples[0].attempt_id
+        if attempt not in self._begun:
+            self._begun[attempt] = self._submit(group.prompt.reward, group.samples)
+        return self._begun[attempt]
+
+    def finish(self, run: RunConfig, outcome: Outcome) -> Outcome:
+        """The outcome with its rewards; one that needs none passes through."""
+        if not isinstance(outcome, Group) or outcome.prompt.reward.name == FEEDBACK_REWARD:
+            return outcome
+        if outcome.prompt.reward.name == ENVIRONMENT_REWARD:
+            return apply_scores(run, outcome, [given_score(sample) for sample in outcome.samples])
+        scores = self._collect(self._future(outcome), outcome)
+        del self._begun[outcome.samples[0].attempt_id]
+        return apply_scores(run, outcome, scores)
+
+    def _submit(self, spec: RewardSpec, samples: Sequence[Sample]) -> "Future[list[SampleScore]]":
+        started = time.monotonic()
+        future = self._processes.submit(score_samples, spec, tuple(samples))
+        future.add_done_callback(lambda _: metrics.SCORE_SECONDS.observe(time.monotonic() - started))
+        return future
+
+    def _collect(self, future: "Future[list[SampleScore]]", group: Group) -> list[SampleScore]:
         """Waits for the scores of a group; if they do not come, tries each sample alone."""
         spec = group.prompt.reward
         scores, error = _result(future)
@@ -70,8 +111,21 @@ class Scorer:
 
     def score_alone(self, spec: RewardSpec, samples: Sequence[Sample]) -> list[SampleScore]:
         """Scores each sample as a task of its own: what happens to one does not touch the others."""
-        futures = [self.submit(spec, [sample]) for sample in samples]
+        futures = [self._submit(spec, [sample]) for sample in samples]
         return [_only(future) for future in futures]
+
+
+_SCORERS: dict[str, Scorer] = {}
+_LOCK = threading.Lock()
+
+
+def scorer_of(config: RewardsConfig) -> Scorer:
+    """The scorer of this process; its processes start at the first call."""
+    key = config.model_dump_json()
+    with _LOCK:
+        if key not in _SCORERS:
+            _SCORERS[key] = Scorer(RewardProcesses(config))
+        return _SCORERS[key]
 
 
 def _only(future: "Future[list[SampleScore]]") -> SampleScore:
@@ -99,38 +153,28 @@ def _count(reward: str, scores: Sequence[SampleScore]) -> None:
 
 
 class ScoreFn(beam.DoFn):  # type: ignore[misc]
-    """Submits each group as it comes and collects the bundle's scores when it ends."""
+    """Begins each group as it comes, if the pool has not, and collects the bundle's scores when it ends."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
 
     def setup(self) -> None:
-        """Takes the reward processes of this pipeline process."""
-        self._scorer = Scorer(reward_processes(self._config.rewards))
+        """Takes the scorer of this pipeline process."""
+        self._scorer = scorer_of(self._config.rewards)
 
     def start_bundle(self) -> None:
         """Begins with nothing."""
-        self._waiting: list[tuple[Outcome, Future[list[SampleScore]] | None, beam.utils.timestamp.Timestamp]] = []
-        self._started = time.monotonic()
+        self._waiting: list[tuple[Outcome, beam.utils.timestamp.Timestamp]] = []
 
     def process(self, outcome: Outcome, timestamp: Any = beam.DoFn.TimestampParam) -> None:
-        """Submits a group that a function scores."""
-        future = None
-        if isinstance(outcome, Group) and outcome.prompt.reward.name != FEEDBACK_REWARD:
-            future = self._scorer.submit(outcome.prompt.reward, outcome.samples)
-        self._waiting.append((outcome, future, timestamp))
+        """Begins it."""
+        self._scorer.begin(outcome)
+        self._waiting.append((outcome, timestamp))
 
     def finish_bundle(self) -> Any:
         """Emits all of the bundle, in the order it came."""
-        for outcome, future, timestamp in self._waiting:
-            yield WindowedValue(self._finish(outcome, future), timestamp, (GlobalWindow(),))
-        if self._waiting:
-            metrics.SCORE_SECONDS.observe(time.monotonic() - self._started)
-
-    def _finish(self, outcome: Outcome, future: "Future[list[SampleScore]] | None") -> Outcome:
-        if future is None or not isinstance(outcome, Group):
-            return outcome
-        return apply_scores(self._config, outcome, self._scorer.collect(future, outcome))
+        for outcome, timestamp in self._waiting:
+            yield WindowedValue(self._scorer.finish(self._config, outcome), timestamp, (GlobalWindow(),))
 
 
 class Score(beam.PTransform):  # type: ignore[misc]

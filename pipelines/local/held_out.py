@@ -21,8 +21,7 @@ from transforms.generation.engine import Attempt, build_samples, generate
 from transforms.generation.request import PromptRecord, Request, prepare
 from transforms.generation.tokenizer import Tokenizer
 from transforms.rewards import registry
-from transforms.rewards.processes import reward_processes
-from transforms.score import Scorer
+from transforms.score import scorer_of
 
 _CONCURRENT = 32
 
@@ -75,6 +74,6 @@ async def _answer(config: RunConfig, tokenizer: Tokenizer, requests: Sequence[Re
 
 
 def _score(config: RunConfig, specs: Sequence[RewardSpec], samples: Sequence[Sample]) -> list[float]:
-    scorer = Scorer(reward_processes(config.rewards))
+    scorer = scorer_of(config.rewards)
     scores = [scorer.score_alone(spec, [sample])[0] for spec, sample in zip(specs, samples, strict=True)]
     return [score.value for score in scores if score.value is not None]

@@ -111,7 +111,7 @@ class Topics:
         return Counter(everywhere + [tuple(letter.group) for letter in self.letters()])
 
 
-def wait_for(condition, timeout_s=120, process=None):
+def wait_for(condition, timeout_s=120, process=None, poll_s=0.2):
     """Returns the first true result of ``condition()``."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -120,5 +120,5 @@ def wait_for(condition, timeout_s=120, process=None):
             return found
         if process is not None and process.process.poll() is not None:
             raise AssertionError(f"the pipeline ended: {process.log.read_text()[-3000:]}")
-        time.sleep(0.2)
+        time.sleep(poll_s)
     raise AssertionError(f"not within {timeout_s} s" + (f": {process.log.read_text()[-3000:]}" if process else ""))

@@ -18,6 +18,7 @@ from tests.pipeline.rollout_process import Topics, wait_for
 from transforms.generation.pool import Pool
 from transforms.generation.tokenizer import Tokenizer
 from transforms.rewards import registry
+from transforms.score import scorer_of
 
 registry.load()
 POISON, NEIGHBOUR = 8, 7
@@ -86,7 +87,7 @@ def test_a_poison_prompt_costs_two_engine_starts_and_nobody_else(run_config, mod
     topics = Topics(config)
     sent = topics.send_prompts([prompt(POISON if index == 5 else NEIGHBOUR) for index in range(24)])
     topics.admit(100, 100)
-    pool = Pool(config, 0, Tokenizer.load(model))
+    pool = Pool(config, 0, Tokenizer.load(model), scorer_of(config.rewards))
     try:
         outcomes = {}
         wait_for(lambda: outcomes.update(_taken(pool)) or len(outcomes) == len(sent))

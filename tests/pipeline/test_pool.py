@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import ModelConfig, RolloutConfig
@@ -17,6 +17,7 @@ from transforms.generation.outcome import OutputRecord, group_of
 from transforms.generation.pool import Pool
 from transforms.generation.tokenizer import Tokenizer
 from transforms.rewards import registry
+from transforms.score import scorer_of
 
 registry.load()
 PROMPT = json.dumps({"token_ids": [7], "reward": {"name": "last_number", "args": {"answer": "5"}}}).encode()
@@ -49,7 +50,7 @@ def open_pool(config, model):
     opened = []
 
     def open_one():
-        opened.append(Pool(config, 0, Tokenizer.load(model)))
+        opened.append(Pool(config, 0, Tokenizer.load(model), scorer_of(config.rewards)))
         return opened[-1]
 
     yield open_one
@@ -137,7 +138,40 @@ def test_offsets_without_a_prompt_do_not_hold_the_low_water_mark(open_pool, conf
     topics.admit(100, 100)
     pool = open_pool()
     pool.commit(assemble(config, take(pool, 3)))
-    assert pool._committed[0].canonical() == (5, ()), "prompts at 0, 2 and 4, markers at 1, 3 and 5"
+    consumer = KafkaConsumer(**{**config.kafka.consumer_options(), "group_id": config.topics.rollout_group})
+    committed = consumer.committed(TopicPartition(config.topics.prompts, 0))
+    assert committed == 5, "prompts at 0, 2 and 4, markers at 1, 3 and 5"
+
+
+def test_what_was_handed_over_is_committed_once_and_not_offered_again(open_pool, config, topics):
+    topics.send_prompts([PROMPT] * 12)
+    topics.admit(100, 100)
+    pool = open_pool()
+    outcomes = take(pool, 12)
+    records = assemble(config, outcomes[:8])
+    pool.hand_over(records)
+    pool.hand_over(records)
+    pool.offer_again()
+    assert [group_of(outcome) for outcome in take(pool, 4)] == [group_of(outcome) for outcome in outcomes[8:]]
+    pool.drain()
+    assert not pool.is_drained()
+    pool.hand_over(assemble(config, outcomes[8:]))
+    wait_for(pool.is_drained, 20)
+    assert list(topics.outcomes().values()) == [1] * 12
+
+
+def test_a_commit_that_fails_ends_the_pool(open_pool, config, topics):
+    topics.send_prompts([PROMPT] * 8)
+    topics.admit(100, 100)
+    older = open_pool()
+    records = assemble(config, take(older, 4))
+    open_pool()
+    older.hand_over(records)
+    wait_for(lambda: older.error, 20)
+    with pytest.raises(FencedError):
+        older.take(1)
+    with pytest.raises(FencedError):
+        older.hand_over(records)
 
 
 def test_an_older_pool_is_fenced_and_cannot_commit(open_pool, config, topics):

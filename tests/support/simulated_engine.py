@@ -10,8 +10,8 @@ It never stands in for an engine where results are reported as vLLM's.
         engine.url, engine.requests        # where it listens, what it was asked
 
 How long an answer takes is ``mean_s`` (exponential), ``token_s`` times the longest of its samples, or
-both; with ``slots`` a request waits until as many sequences as it asks for are free, as in an engine
-that is full. In a run ``POST /simulated`` with ``{"token_s": 0.01}`` sets any of its numbers.
+both; with ``slots`` (set from the start) only so many sequences are computed at once and others wait, as
+in an engine that is full. In a run ``POST /simulated`` with ``{"token_s": 0.01}`` sets any of its numbers.
 
 As a process: ``python -m tests.support.simulated_engine --port 9000 --set token_s=0.01 --set slots=64``;
 with ``--exit-on 8`` it ends at once when it is asked for a prompt that begins with token 8.
@@ -28,6 +28,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass, field
 
+import uvloop
 from aiohttp import web
 
 _REMEMBERED = 100_000
@@ -82,8 +83,7 @@ class SimulatedEngine:
         self._random = random.Random(self.seed)
         self._died = asyncio.Event()
         self._at_once = 0
-        self._free = asyncio.Condition()
-        self._computed = 0
+        self._free = None
         self._entries = [
             json.dumps({"token_id": token, "logprob": -self._random.random(), "rank": 1, "top_logprobs": []})
             for token in (*range(*self.vocabulary), END)
@@ -139,39 +139,32 @@ class SimulatedEngine:
             self._at_once -= 1
 
     async def _answer(self, body):
-        samples = body["sampling_params"]["n"]
-        async with self._slots(samples):
-            started_under = self.version
-            lengths = [self._length(body["sampling_params"]["max_tokens"]) for _ in range(samples)]
-            await self._compute(body, max(lengths))
+        started_under = self.version
+        lengths = [self._length(body["sampling_params"]["max_tokens"]) for _ in range(body["sampling_params"]["n"])]
+        await self._compute(body, lengths)
         if self.died:
             return self._broken("EngineDeadError")
         choices = ",".join(self._choice(index, tokens, started_under) for index, tokens in enumerate(lengths))
         text = f'{{"request_id": "simulated", "choices": [{choices}], "usage": null}}'
         return web.Response(body=text.encode(), content_type="application/json")
 
-    @contextlib.asynccontextmanager
-    async def _slots(self, samples):
-        if not self.slots:
-            yield
-            return
-        async with self._free:
-            await self._free.wait_for(lambda: self._computed + samples <= self.slots)
-            self._computed += samples
-        try:
-            yield
-        finally:
-            async with self._free:
-                self._computed -= samples
-                self._free.notify_all()
-
-    async def _compute(self, body, tokens):
+    async def _compute(self, body, lengths):
         seconds = self.slow_s.get(body["token_ids"][0])
         if seconds is None:
-            seconds = tokens * self.token_s + (self._random.expovariate(1 / self.mean_s) if self.mean_s else 0)
+            seconds = self._random.expovariate(1 / self.mean_s) if self.mean_s else 0.0
+            if self.slots:
+                await asyncio.gather(*(self._sequence(seconds + tokens * self.token_s) for tokens in lengths))
+                return
+            seconds += max(lengths) * self.token_s
         if seconds:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._died.wait(), seconds)
+
+    async def _sequence(self, seconds):
+        if self._free is None:
+            self._free = asyncio.Semaphore(self.slots)
+        async with self._free:
+            await asyncio.sleep(seconds)
 
     def _length(self, most):
         if self.fixed_tokens:
@@ -274,7 +267,8 @@ def main():
     engine = SimulatedEngine(always=always)
     for setting in given.set:
         engine.set(*setting.split("="))
-    web.run_app(engine.application(), host="127.0.0.1", port=given.port, print=None, access_log=None)
+    loop = uvloop.new_event_loop()
+    web.run_app(engine.application(), host="127.0.0.1", port=given.port, print=None, access_log=None, loop=loop)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Final, Literal
 import aiohttp
 import msgspec
 
-from schemas.crash_points import crash_point
+from schemas import crash_points
 from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable
 from schemas.trajectories import Sample, Span, find_fault
 from transforms.generation.request import Request
@@ -52,15 +52,17 @@ class Completion:
     finish_reason: str
 
 
-def request_trace() -> aiohttp.TraceConfig:
-    """For the session: knows when a request's body is on its way."""
+def request_traces() -> list[aiohttp.TraceConfig]:
+    """For the session: knows when a request's body is on its way, where a crash point asks for it."""
+    if not crash_points.are_on():
+        return []
     trace = aiohttp.TraceConfig()
 
     async def sent(*_: object) -> None:
-        crash_point("request_sent")
+        crash_points.crash_point("request_sent")
 
     trace.on_request_chunk_sent.append(sent)
-    return trace
+    return [trace]
 
 
 async def generate(
@@ -75,9 +77,11 @@ async def generate(
             while it ends because its engine died. Only its health tells.
         EngineError: it took too long, or answered something else than a group.
     """
-    headers = {MIN_VERSION_HEADER: str(request.min_version)} if request.min_version else {}
+    headers = {"Content-Type": "application/json"}
+    if request.min_version:
+        headers[MIN_VERSION_HEADER] = str(request.min_version)
     try:
-        async with session.post(url + ROUTE, json=request.body(), headers=headers) as response:
+        async with session.post(url + ROUTE, data=msgspec.json.encode(request.body()), headers=headers) as response:
             body = await response.read()
             status = response.status
     except aiohttp.ClientConnectorError as error:
@@ -159,17 +163,15 @@ def read_completions(url: str, body: bytes, group_size: int, vocabulary_tokens: 
 
 
 def _read_choice(choice: _Choice, vocabulary_tokens: int) -> Completion:
-    token_ids, content = tuple(choice.token_ids), choice.logprobs.content
+    token_ids, content = choice.token_ids, choice.logprobs.content
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocabulary_tokens:
         raise ValueError(f"token_ids outside the vocabulary of {vocabulary_tokens}")
     named = [entry.token_id for entry in content]
-    if len(named) != len(token_ids) or any(
-        name not in (None, token) for name, token in zip(named, token_ids, strict=True)
-    ):
+    if named != token_ids and named != [None] * len(token_ids):
         raise ValueError("logprobs are not those of token_ids")
     return Completion(
-        token_ids=token_ids,
-        logprobs=tuple(entry.logprob for entry in content),
+        token_ids=tuple(token_ids),
+        logprobs=tuple([entry.logprob for entry in content]),
         spans=read_spans((given.version, given.start) for given in choice.weight_versions),
         finish_reason=choice.finish_reason,
     )

@@ -1,8 +1,8 @@
 """The pool: everything that one share of the prompts has in this process.
 
-    prompts ──► Intake ──► Answerer ──► finished ──► (source, Score, Assemble) ──► commit ──► Kafka
-               (thread)    (event loop)                                           (one transaction:
-                                                                                   records + offsets)
+    prompts ──► Intake ──► Answerer ──► finished ──► (source, Score, Assemble) ──► Commits ──► Kafka
+               (thread)    (event loop)                                            (thread; one transaction:
+                                                                                    records + offsets)
 
 There is one pool for each share in a process, however often Beam builds readers and writers: they
 all look at the same one, so no prompt is answered twice in a process. What is committed is, for each
@@ -15,37 +15,41 @@ would copy the registry of pools.
 """
 
 import asyncio
-import contextlib
+import gc
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 import aiohttp
 import structlog
+import uvloop
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
-from kafka.structs import OffsetAndMetadata
 
 from schemas.config import RunConfig
 from schemas.crash_points import crash_point
-from schemas.dead_letters import DeadLetter
-from schemas.errors import BrokerError, FencedError, StateError
+from schemas.errors import BrokerError, StateError
 from schemas.identity import GroupId
 from schemas.offsets import OffsetSet
-from schemas.transactions import is_fencing, open_producer
+from schemas.transactions import open_producer
 from transforms import metrics
+from transforms.environments import registry as environments
 from transforms.generation import engine
 from transforms.generation.answer import Answerer
+from transforms.generation.commits import Commits, Progress
+from transforms.generation.discovery import Discovery
 from transforms.generation.frontier import FrontierFollower
 from transforms.generation.intake import Admitted, Intake
+from transforms.generation.occupancy import Occupancy
 from transforms.generation.outcome import Outcome, OutputRecord
 from transforms.generation.tokenizer import Tokenizer
 from transforms.generation.workers import AbandonedError, Workers
 from transforms.rewards import registry
+from transforms.score import Scorer, scorer_of
 
 _LOG = structlog.get_logger(__name__)
 _POLL_MS: Final = 50
@@ -54,6 +58,8 @@ _PAUSE_S: Final = 0.5
 _UNCOMMITTED_FACTOR: Final = 4
 """At most this multiple of ``max_in_flight`` is finished and not yet committed."""
 _CONNECT_TIMEOUT_S: Final = 5.0
+_COLLECT_AFTER_OBJECTS: Final = 50_000
+"""Containers that are made before the youngest generation is collected; Python's 700 are one group's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,44 +75,54 @@ class Finished:
 class Pool:
     """One share of the prompts: what is in flight, what is finished, what is committed."""
 
-    def __init__(self, config: RunConfig, share: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: RunConfig, share: int, tokenizer: Tokenizer, scorer: Scorer) -> None:
         self._config = config
         self._share = share
+        self._scorer = scorer
         self._lock = threading.Lock()
         self._running: dict[GroupId, datetime] = {}
         self._finished: dict[GroupId, Finished] = {}
         self._ready: deque[GroupId] = deque()
+        self._handed_over: set[GroupId] = set()
         self._last_finished_s = time.monotonic()
         self._error: BaseException | None = None
         self._draining = threading.Event()
         self._wake = threading.Event()
-        self._commit_lock = threading.Lock()
+        self._occupancy = Occupancy(config.rollout.max_in_flight, share)
         # The first act, before any offset is read: it fences whoever held the share.
-        self._producer = open_producer(config.kafka, config.topics.rollout_id(share))
-        consumer, self._committed = _open_prompts(config, share)
+        producer = open_producer(config.kafka, config.topics.rollout_id(share))
+        consumer, committed = _open_prompts(config, share)
         self._follower = FrontierFollower(config, self._wake.set)
         limit = config.rollout.max_in_flight
-        self._intake = Intake(consumer, config.topics.prompts, self._committed, self._follower.frontier, limit)
-        self._loop = asyncio.new_event_loop()
+        self._intake = Intake(consumer, config.topics.prompts, committed, self._follower.frontier, limit)
+        self._commits = Commits(
+            config, share, producer, Progress(committed, self._intake.gaps), self._forget, self.fail
+        )
+        self._loop = uvloop.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         threading.Thread(target=self._loop.run_forever, name=f"engines-{share}", daemon=True).start()
         asyncio.run_coroutine_threadsafe(self._open_engines(tokenizer), self._loop).result()
+        self._discovery = Discovery(config, self._workers, self._loop)
         self._follower.start()
         threading.Thread(target=self._take_prompts, name=f"prompts-{share}", daemon=True).start()
 
     async def _open_engines(self, tokenizer: Tokenizer) -> None:
         rollout = self._config.rollout
         timeout = aiohttp.ClientTimeout(total=rollout.request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S)
-        connector, traces = aiohttp.TCPConnector(limit=0), [engine.request_trace()]
         self._session = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, trust_env=False, trace_configs=traces
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=timeout,
+            trust_env=False,
+            trace_configs=engine.request_traces(),
         )
-        self._workers = Workers(rollout.workers, self._session, self._share)
+        self._workers = Workers(rollout.workers, self._session, self._share, rollout.frozen_after_s)
         self._answerer = Answerer(self._config, tokenizer, self._session, self._workers)
 
     async def _close_engines(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self._workers.close()
+        await self._answerer.close()
         await self._session.close()
         self._loop.stop()
 
@@ -128,24 +144,44 @@ class Pool:
 
     def _take_some(self) -> None:
         self._intake.poll(0 if self._intake.waiting else _POLL_MS)
-        admitted = self._intake.take(self._room())
+        room, back_pressure = self._room()
+        admitted = self._intake.take(room)
         if admitted:
             self._start(admitted)
-        elif self._intake.waiting:
+        self._explain(full=len(admitted) == room, back_pressure=back_pressure)
+        if not admitted and self._intake.waiting:
             self._wake.wait(_WAKE_S)
             self._wake.clear()
 
-    def _room(self) -> int:
+    def _room(self) -> tuple[int, bool]:
+        """How many prompts may be taken, and whether it is commits that they wait for.
+
+        Prompts that wait for their trial are with no worker, so they take no room from others.
+        """
         limit = self._config.rollout.max_in_flight
         with self._lock:
+            free = limit - len(self._running) + self._workers.suspects_waiting
             uncommitted = _UNCOMMITTED_FACTOR * limit - len(self._finished) - len(self._running)
-            return max(0, min(limit - len(self._running), uncommitted))
+        return max(0, min(free, uncommitted)), uncommitted < free
+
+    def _explain(self, *, full: bool, back_pressure: bool) -> None:
+        """Says why slots are empty, if they are."""
+        with self._lock:
+            if not self._workers.some_up:
+                self._occupancy.explain("no_worker")
+            elif back_pressure:
+                self._occupancy.explain("back_pressure")
+            elif not full:
+                self._occupancy.explain("admission" if self._intake.waiting else "no_prompts")
 
     def _start(self, admitted: Sequence[Admitted]) -> None:
         with self._lock:
             self._running.update({prompt.record.id: prompt.record.written_at for prompt in admitted})
             self._measure()
         metrics.PROMPTS_TAKEN.inc(len(admitted))
+        now = datetime.now(UTC)
+        for prompt in admitted:
+            metrics.QUEUE_SECONDS.observe(max(0.0, (now - prompt.record.written_at).total_seconds()))
         self._loop.call_soon_threadsafe(self._create_tasks, admitted)
 
     def _create_tasks(self, admitted: Sequence[Admitted]) -> None:
@@ -158,6 +194,7 @@ class Pool:
         outcome: Outcome | None = None
         try:
             outcome = await self._answerer.answer(prompt.record, prompt.min_version)
+            self._scorer.begin(outcome)
             crash_point("group_finished")
         except AbandonedError:
             _LOG.debug("prompt_abandoned", prompt=str(prompt.record.id))
@@ -173,15 +210,16 @@ class Pool:
         self._wake.set()
 
     def _measure(self) -> None:
+        self._occupancy.fill(len(self._running))
         metrics.PROMPTS_IN_FLIGHT.labels(str(self._share)).set(len(self._running))
         metrics.GROUPS_UNCOMMITTED.labels(str(self._share)).set(len(self._finished))
 
     # ---- outcomes out: Beam's threads ---------------------------------------------------------------
 
     def offer_again(self) -> None:
-        """Makes all that is finished and not committed ready to be taken: a new reader begins."""
+        """Makes all that is finished and not handed over ready to be taken: a new reader begins."""
         with self._lock:
-            self._ready = deque(self._finished)
+            self._ready = deque(group for group in self._finished if group not in self._handed_over)
 
     def take(self, most: int) -> list[Finished]:
         """At most so many finished outcomes in order of completion; those that there are now.
@@ -205,77 +243,34 @@ class Pool:
             return min((*self._running.values(), *finished), default=None)
 
     def is_drained(self) -> bool:
-        """Whether nothing more will be finished or is ready."""
+        """Whether nothing more will be finished, and all that was is committed."""
         with self._lock:
-            return self._draining.is_set() and not self._running and not self._ready
+            return self._draining.is_set() and not self._running and not self._finished
 
     # ---- commit -------------------------------------------------------------------------------------
 
-    def commit(self, records: Sequence[OutputRecord]) -> None:
-        """Writes records and the offsets of the prompts they finish in one transaction.
-
-        Records that were committed before (a bundle that Beam tries again) are left out.
+    def hand_over(self, records: Sequence[OutputRecord]) -> None:
+        """Takes a bundle's records to be committed soon; until then they are not offered again.
 
         Raises:
-            FencedError: a newer pipeline holds this share.
-            KafkaError: the outcome is unknown; the process has to end, the next one finds out.
+            BaseException: what broke the pool.
         """
-        with self._commit_lock:
-            fresh = [record for record in records if not self._is_committed(record)]
-            if not fresh:
-                return
-            started = time.monotonic()
-            offsets = self._next_offsets(group for record in fresh for group in record.groups)
-            self._transact(fresh, offsets)
-            self._forget(fresh, offsets)
-            _count(fresh, time.monotonic() - started)
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            fresh = [record for record in records if not self._handed_over.issuperset(record.groups)]
+            self._handed_over.update(group for record in fresh for group in record.groups)
+        self._commits.hand_over(fresh)
 
-    def _is_committed(self, record: OutputRecord) -> bool:
-        committed = [group.offset in self._committed[group.partition] for group in record.groups]
-        if any(committed) and not all(committed):
-            raise StateError(f"a record mixes committed and new groups: {[str(group) for group in record.groups]}")
-        return all(committed)
+    def commit(self, records: Sequence[OutputRecord]) -> None:
+        """Commits now; see :meth:`Commits.commit`."""
+        self._commits.commit(records)
 
-    def _next_offsets(self, groups: Iterable[GroupId]) -> dict[int, OffsetSet]:
-        offsets: dict[int, OffsetSet] = {}
-        for group in groups:
-            offsets.setdefault(group.partition, self._committed[group.partition].copy()).add(group.offset)
-        for partition, finished in offsets.items():
-            for gap in self._intake.gaps(partition):
-                finished.add(gap)
-        return offsets
-
-    def _transact(self, records: Sequence[OutputRecord], offsets: Mapping[int, OffsetSet]) -> None:
-        topic = self._config.topics.prompts
-        positions = {
-            TopicPartition(topic, partition): OffsetAndMetadata(finished.low, finished.encode(), -1)
-            for partition, finished in offsets.items()
-        }
-        try:
-            self._producer.begin_transaction()
-            for record in records:
-                self._producer.send(record.topic, record.value, record.key, headers=list(record.headers))
-            crash_point("record_sent")
-            self._producer.send_offsets_to_transaction(positions, self._config.topics.rollout_group)
-            crash_point("before_finalize")
-            self._producer.commit_transaction()
-            crash_point("after_finalize")
-        except KafkaError as error:
-            if not is_fencing(error):
-                with contextlib.suppress(KafkaError):
-                    self._producer.abort_transaction()
-                self.fail(error)
-                raise
-            transactional_id = self._config.topics.rollout_id(self._share)
-            fenced = FencedError(f"a newer rollout pipeline holds {transactional_id}; this one ends")
-            self.fail(fenced)
-            raise fenced from error
-
-    def _forget(self, records: Sequence[OutputRecord], offsets: Mapping[int, OffsetSet]) -> None:
+    def _forget(self, records: Sequence[OutputRecord]) -> None:
         now = time.monotonic()
         with self._lock:
-            self._committed.update(offsets)
             for group in (group for record in records for group in record.groups):
+                self._handed_over.discard(group)
                 finished = self._finished.pop(group, None)
                 if finished is not None:
                     metrics.COMMIT_LATENCY_SECONDS.observe(now - finished.finished_s)
@@ -301,6 +296,7 @@ class Pool:
         """Takes no more prompts; what engines are answering is finished and committed. Returns at once."""
         self._draining.set()
         self._follower.stop()
+        self._discovery.stop()
         self._loop.call_soon_threadsafe(self._workers.drain)
 
     def stop(self) -> None:
@@ -332,18 +328,6 @@ def _read_committed(consumer: KafkaConsumer, partition: TopicPartition) -> Offse
         raise StateError(f"{partition}: {error}; another program committed offsets to this consumer group") from error
 
 
-def _count(records: Sequence[OutputRecord], commit_s: float) -> None:
-    metrics.COMMIT_SECONDS.observe(commit_s)
-    metrics.GROUPS_WRITTEN.inc(sum(len(record.groups) for record in records))
-    for topic, count in Counter(record.topic for record in records).items():
-        metrics.RECORDS_WRITTEN.labels(topic).inc(count)
-    for record in records:
-        metrics.BYTES_WRITTEN.labels(record.topic).inc(len(record.value))
-        if record.topic.endswith(".dead-letters"):
-            letter = DeadLetter.decode(record.value)
-            metrics.DEAD_LETTERS.labels(letter.stage, letter.reason).inc()
-
-
 _POOLS: dict[tuple[str, int], Pool] = {}
 _LOCK = threading.Lock()
 _DRAIN = threading.Event()
@@ -355,10 +339,21 @@ def pool_of(config: RunConfig, share: int) -> Pool:
     with _LOCK:
         if key not in _POOLS:
             registry.load(config.rewards.modules)
-            _POOLS[key] = Pool(config, share, Tokenizer.load(config.model.path))
+            environments.load(config.rollout.environments.modules)
+            _POOLS[key] = Pool(config, share, Tokenizer.load(config.model.path), scorer_of(config.rewards))
             if _DRAIN.is_set():
                 _POOLS[key].drain()
         return _POOLS[key]
+
+
+def _collect_rarely() -> None:
+    """Keeps Python's cyclic collector from walking all of Beam and the tokenizer once for every few groups.
+
+    What is alive now stays for as long as the process; answers come and go by their reference counts.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER_OBJECTS, 20, 20)
 
 
 def all_pools() -> list[Pool]:

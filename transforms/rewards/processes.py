@@ -355,16 +355,3 @@ def _settle(calls: Sequence[_Call], outcomes: Sequence[bytes]) -> None:
             call.future.set_result(value)
         else:
             call.future.set_exception(error)
-
-
-_PROCESSES: dict[str, RewardProcesses] = {}
-_LOCK = threading.Lock()
-
-
-def reward_processes(config: RewardsConfig) -> RewardProcesses:
-    """The processes of this configuration; one set a pipeline process, started at the first call."""
-    key = config.model_dump_json()
-    with _LOCK:
-        if key not in _PROCESSES:
-            _PROCESSES[key] = RewardProcesses(config)
-        return _PROCESSES[key]

@@ -18,7 +18,7 @@ from tests.support.samples import SAMPLE
 from transforms.rewards import registry
 from transforms.rewards.processes import RewardProcesses
 from transforms.rewards.scoring import SampleScore, failed, score_samples
-from transforms.score import Scorer, apply_scores
+from transforms.score import ScoreFn, Scorer, apply_scores
 
 MODULE = "tests.unit.transforms.rewards.bad_rewards"
 LIMIT_S = 0.5
@@ -37,7 +37,7 @@ def inherited():
 def scorer(inherited):
     processes = RewardProcesses(RewardsConfig(timeout_s=LIMIT_S, memory_bytes=2 << 30, modules=(MODULE,)))
     scorer = Scorer(processes)
-    scorer.collect(scorer.submit(RewardSpec(name="fine"), [SAMPLE]), group("fine", "warm"))
+    scorer.score_alone(RewardSpec(name="fine"), [SAMPLE])
     yield scorer
     processes.stop()
 
@@ -45,9 +45,10 @@ def scorer(inherited):
 def a_thousand_s(scorer):
     """Seconds that a thousand good rewards take."""
     started = time.monotonic()
-    asked = group("fine", "a")
-    futures = [scorer.submit(asked.prompt.reward, asked.samples) for _ in range(1000)]
-    assert all(scorer.collect(future, asked)[0].value == 2.0 for future in futures)
+    asked = [group("fine", "a", attempt_id=str(index)) for index in range(1000)]
+    for each in asked:
+        scorer.begin(each)
+    assert all(scorer.finish(RunConfig(), each).samples[0].reward == 2.0 for each in asked)
     return time.monotonic() - started
 
 
@@ -66,7 +67,10 @@ def group(reward, *texts, **changes):
 
 
 def scores(scorer, asked):
-    return scorer.collect(scorer.submit(asked.prompt.reward, asked.samples), asked)
+    got = scorer.finish(RunConfig(), asked)
+    if isinstance(got, DeadLetter):
+        return [SampleScore(None, {}, got.detail)]
+    return [SampleScore(sample.reward, sample.reward_parts, sample.reward_error) for sample in got.samples]
 
 
 def test_a_score_has_value_and_parts(scorer):
@@ -110,9 +114,10 @@ def test_only_the_offending_sample_goes_without_a_reward(scorer, reward):
 
 @pytest.mark.parametrize("reward", ["hangs", "dies", "closes_files"])
 def test_calls_that_travel_together_fail_alone(scorer, reward):
-    asked = [group(reward, "bad" if index == 7 else "good") for index in range(20)]
-    futures = [scorer.submit(each.prompt.reward, each.samples) for each in asked]
-    got = [scorer.collect(future, each)[0] for future, each in zip(futures, asked, strict=True)]
+    asked = [group(reward, "bad" if index == 7 else "good", attempt_id=str(index)) for index in range(20)]
+    for each in asked:
+        scorer.begin(each)
+    got = [scores(scorer, each)[0] for each in asked]
     assert [score.value for score in got] == [None if index == 7 else 1.0 for index in range(20)]
     assert got[7].error == FAILURES[reward]
 
@@ -190,3 +195,49 @@ def test_a_group_without_any_reward_is_a_dead_letter(second, reason):
     letter = apply_scores(RunConfig(), group("fine", "a", "b"), [failed("reward_error", "x"), failed(second, "y")])
     assert isinstance(letter, DeadLetter)
     assert (letter.stage, letter.reason, letter.topic, letter.group) == ("score", reason, "demo.prompts", (0, 38))
+
+
+def conversations(*rewards, errors=None, reward="environment"):
+    """A group whose environment has given these rewards."""
+    asked = group("fine", *("?" for _ in rewards))
+    errors = errors or [None] * len(rewards)
+    samples = [
+        replace(sample, reward=given, reward_parts={} if given is None else {"won": given}, reward_error=error)
+        for sample, given, error in zip(asked.samples, rewards, errors, strict=True)
+    ]
+    prompt = Prompt.model_validate(
+        {"token_ids": [7], "reward": {"name": reward}, "environment": {"name": "guess_number", "args": {"secret": 1}}}
+    )
+    return replace(asked, prompt=prompt, samples=tuple(samples))
+
+
+def test_the_environments_rewards_pass_through(beam_scorer):
+    made = beam_scorer(conversations(0.5, None, errors=[None, "environment_timeout: late"]))
+    assert [(sample.reward, sample.reward_parts) for sample in made.samples] == [(0.5, {"won": 0.5}), (None, {})]
+    assert made.samples[1].reward_error == "environment_timeout: late"
+
+
+def test_a_group_of_which_every_environment_failed_is_a_dead_letter_with_its_reason(beam_scorer):
+    letter = beam_scorer(conversations(None, None, errors=["environment_error: x", "environment_timeout: y"]))
+    assert (letter.stage, letter.reason, letter.detail) == ("score", "environment_timeout", "environment_error: x")
+
+
+def test_a_function_gives_no_reward_to_a_sample_that_its_environment_failed(beam_scorer):
+    made = beam_scorer(conversations(None, None, errors=[None, "environment_error: x"], reward="fine"))
+    assert [sample.reward for sample in made.samples] == [2.0, None]
+    assert made.samples[1].reward_error == "environment_error: x"
+
+
+@pytest.fixture
+def beam_scorer(scorer):
+    """From a group to what Score makes of it, as in a bundle."""
+    function = ScoreFn(RunConfig())
+    function._scorer = scorer
+
+    def score(group):
+        function.start_bundle()
+        function.process(group, 0)
+        (made,) = function.finish_bundle()
+        return made.value
+
+    return score

@@ -105,9 +105,12 @@ def leaves_a_daemon(sample, arguments: When):
 
 @reward("returns_twice")
 def returns_twice(sample, arguments: When):
-    if _is_bad(sample, arguments) and os.fork() == 0:
-        with open(sample.worker, "w") as file:
-            file.write(str(os.getpid()))
+    if _is_bad(sample, arguments):
+        if os.fork() == 0:
+            with open(sample.worker, "w") as file:
+                file.write(str(os.getpid()))
+        while not os.path.exists(sample.worker) or not os.path.getsize(sample.worker):
+            time.sleep(0.01)
     return Reward(1.0)
 
 

@@ -1,0 +1,42 @@
+"""What a pool's slots do: how much of the time they are filled, and why they are not."""
+
+import time
+from typing import Literal
+
+from transforms import metrics
+
+State = Literal["filled", "admission", "no_prompts", "no_worker", "back_pressure"]
+"""Of a slot: a prompt is being answered, or the next prompt is not admitted yet, or there is none, or no
+worker is up, or what is finished has to be committed first."""
+
+
+class Occupancy:
+    """Adds up slot-seconds. The caller holds a lock.
+
+    Example: with 4 slots of which 3 are filled, 2 s add 1.5 s to ``filled`` and 0.5 s to the reason.
+    """
+
+    def __init__(self, slots: int, share: int) -> None:
+        self._slots = slots
+        self._share = str(share)
+        self._filled = 0
+        self._reason: State = "no_prompts"
+        self._since_s = time.monotonic()
+
+    def fill(self, filled: int) -> None:
+        """From now on so many are filled."""
+        self._advance()
+        self._filled = min(filled, self._slots)
+
+    def explain(self, reason: State) -> None:
+        """From now on this is why the others are empty."""
+        if reason != self._reason:
+            self._advance()
+            self._reason = reason
+
+    def _advance(self) -> None:
+        now_s = time.monotonic()
+        passed_s, self._since_s = now_s - self._since_s, now_s
+        filled_s = passed_s * self._filled / self._slots
+        metrics.SLOT_SECONDS.labels(self._share, "filled").inc(filled_s)
+        metrics.SLOT_SECONDS.labels(self._share, self._reason).inc(passed_s - filled_s)
