@@ -3,6 +3,7 @@
 #   make demo      prompts to a rising reward on this machine; DEMO_ARGS="--seed 1 --steps 30" reach the command
 #   make test      everything that a change must pass
 #   make fuzz      a million damaged records against every decoder; FUZZ_CASES=10000000 for more
+#   make bench     BENCH=generation: measures, prints one JSON object, fails if a figure misses its bar
 #   make lint      ruff, mypy, import-linter, codespell
 #   make format    let ruff rewrite the files
 #   make lock      resolve the requirements again
@@ -15,6 +16,8 @@ PLATFORM ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 FUZZ_CASES ?= 1000000
+BENCH ?= generation
+BENCH_ARGS ?=
 
 UV_VERSION := 0.13.9
 UV    := .tools/bin/uv
@@ -27,7 +30,7 @@ COMPILE = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --g
 export HF_HUB_OFFLINE = 1
 export DS_BUILD_OPS = 0
 
-.PHONY: demo test fuzz lint format lock clean
+.PHONY: demo test fuzz bench lint format lock clean
 
 demo: $(READY)
 	$(BIN)/asyncflow demo $(DEMO_ARGS)
@@ -37,6 +40,9 @@ test: $(READY)
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz.run --cases $(FUZZ_CASES)
+
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks.$(BENCH) $(BENCH_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

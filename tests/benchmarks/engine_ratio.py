@@ -1,0 +1,145 @@
+"""vLLM through the whole pipeline beside vLLM's own offline generation: same prompts, sampling, engine settings.
+
+    prompts ─► pipeline ─► vLLM worker (a process) ─► trajectories that a learner could read     tokens/s
+    prompts ─► LLM.generate (a process)                                                          tokens/s
+
+Each side runs alone, offline before and after the pipeline, so that a machine that becomes slower or faster
+shows as a spread and not as a ratio. Both have all prompts from the start, and both are timed to the last answer.
+"""
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipelines.local.ports import free_ports
+from schemas.config import RunConfig
+from tests.benchmarks.stack import ROOT
+from tests.support.weights import publish_version
+from tests.support.worker import WorkerProcess
+from transforms.generation.tokenizer import Tokenizer
+from transforms.generation.worker.arguments import parse_arguments
+
+TOPICS = ("a lighthouse", "two brothers", "a lost dog", "the first train", "a baker", "rain in June", "an old map")
+_ROUNDS = 2
+_START_S = 300
+
+
+def story_prompts(count, tokens):
+    """Record values of prompts whose answers are as long as they may be."""
+    asked = [f"Tell me a long story, number {index}, about {TOPICS[index % len(TOPICS)]}." for index in range(count)]
+    return [
+        json.dumps(
+            {
+                "messages": [{"role": "user", "content": text}],
+                "reward": {"name": "last_number", "args": {"answer": "1"}},
+                "sampling": {"max_tokens": tokens},
+            }
+        ).encode()
+        for text in asked
+    ]
+
+
+def measure(bench, model, *, groups, tokens, max_num_seqs=64, in_flight_groups=16, worker=None, dtype="auto"):
+    """Tokens a second of both, and their ratio.
+
+    Args:
+        bench: whose broker is used.
+        model: a Hugging Face directory.
+        groups: how many prompts, each answered 8 times.
+        tokens: longest answer.
+        max_num_seqs: sequences that the engine computes at once, on both sides.
+        in_flight_groups: how many groups the pipeline asks for at once.
+        worker: further settings of the worker's section.
+        dtype: of the engine, on both sides.
+    """
+    config = _config(bench, model, groups, tokens, max_num_seqs, worker or {}, dtype)
+    prompts = story_prompts(groups * _ROUNDS, tokens)
+    arguments = bench.directory / "offline.json"
+    arguments.write_text(json.dumps(_offline_arguments(config, prompts[:groups], tokens)))
+    before = _offline(arguments)
+    through = _pipeline(bench, config, prompts, in_flight_groups)
+    after = _offline(arguments)
+    offline = [tokens_s for tokens_s in before + after]
+    return {
+        "pipeline_tokens_s": through["tokens_s"],
+        "offline_tokens_s": offline,
+        "slots": through["slots"],
+        "groups": groups,
+        "max_tokens": tokens,
+        "dtype": config.model.dtype,
+        "ratio": statistics.median(through["tokens_s"]) / statistics.median(offline),
+    }
+
+
+def _config(bench, model, groups, tokens, max_num_seqs, worker, dtype):
+    from trainers.precision import fastest_dtype
+
+    return RunConfig.model_validate(
+        {
+            "name": "ratio",
+            "kafka": {"bootstrap": bench.broker.bootstrap},
+            "model": {"path": model, "dtype": fastest_dtype() if dtype == "auto" else dtype},
+            "weights": {"root": str(bench.directory / "weights")},
+            "worker": {"port": free_ports(1)[0], "max_num_seqs": max_num_seqs, **worker},
+        }
+    )
+
+
+def _offline_arguments(config, prompts, tokens):
+    """What the worker starts its engine with, as far as it has to do with speed, and the same requests."""
+    parsed = parse_arguments(config, config.model.dtype)
+    names = ("dtype", "max_model_len", "max_num_seqs", "block_size", "enforce_eager", "gpu_memory_utilization", "seed")
+    engine = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
+    tokenizer = Tokenizer.load(config.model.path)
+    from schemas.prompts import Prompt
+
+    return {
+        "engine": {"model": config.model.path, "generation_config": "vllm", "logprobs_mode": "processed_logprobs",
+                   **engine},
+        "prompts": [tokenizer.encode(Prompt.decode(prompt)) for prompt in prompts],
+        "sampling": {"n": 8, "temperature": 1.0, "max_tokens": tokens, "logprobs": 0},
+        "rounds": 1,
+    }  # fmt: skip
+
+
+def _offline(arguments: Path):
+    command = [sys.executable, "-m", "tests.benchmarks.offline", str(arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    if done.returncode:
+        raise RuntimeError(f"offline generation ended with {done.returncode}: {done.stderr[-3000:]}")
+    return [tokens / seconds for tokens, seconds in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _pipeline(bench, config, prompts, in_flight_groups):
+    worker = WorkerProcess(bench.directory / "worker", config)
+    rollout = {"group_size": 8, "max_in_flight": in_flight_groups}
+    with contextlib.ExitStack() as opened:
+        opened.callback(worker.process.wait)
+        opened.callback(worker.process.terminate)
+        run = opened.enter_context(bench.pipeline(config.model.path, [worker.url], **rollout))
+        worker.wait_for_log("engine_warm", _START_S)
+        _publish(bench, config)
+        worker.wait_until_serving(1, _START_S)
+        run.send(prompts)
+        run.warm()
+        groups, rates, seen = len(prompts) // _ROUNDS, [], 0
+        for waves in range(1, _ROUNDS + 1):
+            started = time.monotonic()
+            run.admit(waves * groups)
+            run.watch.wait_for(waves * groups, 900, run.process)
+            rates.append((run.watch.tokens - seen) / (time.monotonic() - started))
+            seen = run.watch.tokens
+        return {"tokens_s": rates, "slots": run.slot_shares()}
+
+
+def _publish(bench, config):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=getattr(torch, config.model.dtype))
+    root, topic = config.weights.root, config.topics.weights
+    publish_version(root, 1, model, bootstrap=bench.broker.bootstrap, topic=topic, dtype=config.model.dtype)
