@@ -26,6 +26,7 @@ from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
 from schemas.errors import PortError
 from transforms.assemble import Assemble
+from transforms.environments import registry as environments
 from transforms.generation.generate import Generate
 from transforms.generation.pool import all_pools, drain_all, first_error, stop_all
 from transforms.generation.tokenizer import Tokenizer
@@ -88,6 +89,7 @@ def check(config: RunConfig) -> None:
         UserError: in words.
     """
     registry.load(config.rewards.modules)
+    environments.load(config.rollout.environments.modules)
     Tokenizer.load(config.model.path)
     create_topics(config)
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from schemas.errors import ConfigError
-from schemas.limits import MAX_GROUP_SIZE, MAX_TRAJECTORY_BYTES
+from schemas.limits import MAX_GROUP_SIZE, MAX_RESPONSE_TOKENS, MAX_TRAJECTORY_BYTES
 from schemas.topics import Topics
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -105,6 +105,28 @@ class WeightsConfig(_Section):
     it; no path travels in a record."""
     keep: Positive = 3
     """Newest versions that stay in the store."""
+    transport: Literal["store", "ipc", "nccl"] = "store"
+    """How the bytes come to the engines: ``store`` as files below ``root``; ``ipc`` through the memory of the
+    one GPU that learner and engine share; ``nccl`` from GPU to GPU, also between hosts."""
+    delta: bool = False
+    """With ``store``: write only what changed since the last version, compressed."""
+    full_every: Annotated[int, Field(ge=1, le=100)] = 10
+    """With ``delta``: every how many versions all bytes are written."""
+    buffers: Positive = 2
+    """With ``ipc`` and ``nccl``: copies of the weights that the learner holds for engines to read; 1 saves
+    memory, but an engine that is slower than a step then misses versions."""
+    host: str = "127.0.0.1"
+    """With ``nccl``: address of the learner's host, as engines reach it."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """With ``nccl``: port of the learner's rendezvous; 0 for any free one."""
+    timeout_s: Seconds = 20.0
+    """With ``nccl``: how long engines and learner wait for each other before the version goes through the store."""
+
+    @model_validator(mode="after")
+    def _deltas_are_files(self) -> Self:
+        if self.delta and self.transport != "store":
+            raise ValueError(f'weights.delta = true is for weights.transport = "store", given {self.transport!r}')
+        return self
 
 
 class WorkerConfig(_Section):
@@ -127,6 +149,9 @@ class WorkerConfig(_Section):
     probe_tolerance: Annotated[float, Field(gt=0)] | None = None
     """Largest mean difference between the engine's and the learner's logprobs of the probe that a new
     version may show; null for 1e-3 in float32 and 0.1 in bfloat16."""
+    advertise: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.\-_\[\]:]+$", max_length=300)] | None = None
+    """Base URL under which the rollout pipeline reaches this worker; null for ``http://host:port``, with
+    this machine's name if ``host`` is every address."""
     max_wait_for_version_s: Seconds = 120.0
     """How long a request waits for the weight version that it asks for before it is answered 503."""
     engine_args: dict[str, str | int | float | bool] = Field(default_factory=dict)
@@ -146,11 +171,36 @@ class SamplingConfig(_Section):
     """Longest answer."""
 
 
+class EnvironmentsConfig(_Section):
+    """What conversations of prompts with an environment may take, and where environments run."""
+
+    max_turns: Positive = 8
+    """Answers of the model in one conversation."""
+    max_tokens: Annotated[int, Field(ge=1, le=MAX_RESPONSE_TOKENS)] = 4096
+    """Tokens of one conversation after its prompt, the environment's included. The engine's context
+    (``worker.max_model_len_tokens``) bounds prompt and conversation together."""
+    step_timeout_s: Seconds = 10.0
+    """How long the environment may take to begin, and for each turn, before the sample goes without a reward."""
+    episode_timeout_s: Seconds = 600.0
+    """No turn begins once engine and environment have worked on a conversation for so long; waiting for a
+    worker does not count."""
+    processes: Positive = 1
+    """Processes that each environment runs in, by each share; its conversations are divided among them."""
+    memory_bytes: Positive = 4 << 30
+    """Address space of one of these processes."""
+    modules: tuple[str, ...] = ()
+    """Importable modules that register further environments."""
+
+
 class RolloutConfig(_Section):
     """The rollout pipeline."""
 
     workers: tuple[str, ...] = ("http://127.0.0.1:8000",)
-    """Base URLs of the vLLM workers."""
+    """Base URLs of vLLM workers that are always asked; may be empty if they are discovered."""
+    discover: bool = True
+    """Also ask the workers that announce themselves in the topic ``{run}.workers``."""
+    frozen_after_s: Seconds = 10.0
+    """A worker whose ``/health`` is silent for so long is taken for frozen: others get its requests."""
     group_size: Annotated[int, Field(ge=1, le=MAX_GROUP_SIZE)] = 8
     """Samples of a prompt that does not say."""
     sampling: SamplingConfig = SamplingConfig()
@@ -171,6 +221,8 @@ class RolloutConfig(_Section):
     """A trajectories record is closed before it exceeds this, unless one group alone does."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the Prometheus endpoint; 0 for none."""
+    environments: EnvironmentsConfig = EnvironmentsConfig()
+    """Conversations of several turns."""
 
 
 class RewardsConfig(_Section):
@@ -195,6 +247,11 @@ class LearnerConfig(_Section):
     """Groups that contribute to one optimizer step."""
     max_staleness: Annotated[int, Field(ge=0)] = 1
     """Most weight versions between the one that answered and the one that is trained; 0 is on policy."""
+    max_token_staleness: Annotated[int, Field(ge=0)] | None = None
+    """Judges tokens instead of samples: one is trained if the weights that produced it are at most so many
+    updates old, and a group is dropped as stale once that holds for none of its tokens. For long answers,
+    which go on while weights change. At most ``max_staleness``; null trains all tokens of a sample whose
+    oldest one is young enough."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     """Of AdamW, after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -226,6 +283,15 @@ class LearnerConfig(_Section):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the Prometheus endpoint; 0 for none."""
 
+    @model_validator(mode="after")
+    def _tokens_within_samples(self) -> Self:
+        if self.max_token_staleness is not None and self.max_token_staleness > self.max_staleness:
+            raise ValueError(
+                f"max_token_staleness = {self.max_token_staleness} exceeds max_staleness = {self.max_staleness}: "
+                "no token may be older than admission lets a sample be; lower the one or raise the other"
+            )
+        return self
+
 
 class RunConfig(_Section):
     """Everything that the processes of one run read."""
@@ -255,6 +321,14 @@ class RunConfig(_Section):
             raise ValueError(
                 f"rollout.shares = {self.rollout.shares} exceeds kafka.partitions = {self.kafka.partitions}: "
                 "a share needs a partition of its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_answers(self) -> Self:
+        if not self.rollout.workers and not self.rollout.discover:
+            raise ValueError(
+                "rollout.workers is empty and rollout.discover is false: nobody would answer; name workers, or discover"
             )
         return self
 

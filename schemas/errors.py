@@ -13,6 +13,7 @@
     │   ├── EngineUnavailable  there was no engine to ask: the request was not begun
     │   └── EngineLost         the engine broke off, or says that it is broken; it may have died of the request
     ├── EngineRefusal          an engine understood the request and refused it; no attempt will succeed
+    ├── EnvironmentFault       an environment raised, hung or said rubbish: its sample gets no reward
     ├── StateError             a checkpoint, manifest or weight file that does not verify
     ├── FencedError            a newer process took over this one's transactional id
     └── ProcessDied            a process of the local stack, or of a reward, ended although it should run
@@ -86,6 +87,23 @@ class EngineLost(EngineError):
 
 class EngineRefusal(AsyncFlowError):
     """An engine understood the request and refused it (4xx): trying again is useless."""
+
+
+class EnvironmentFault(AsyncFlowError):
+    """What an environment did wrong.
+
+    Attributes:
+        reason: ``environment_error`` or ``environment_timeout``.
+        detail: one sentence for people.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
 
 
 class StateError(AsyncFlowError):

@@ -11,6 +11,9 @@ from schemas.records import Record
 FEEDBACK_REWARD = "feedback"
 """The reward name of prompts that people or programs score later."""
 
+ENVIRONMENT_REWARD = "environment"
+"""The reward name of prompts whose environment scores the answers."""
+
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -27,13 +30,23 @@ class Message(Part):
     content: str
 
 
-class RewardSpec(Part):
-    """Which reward scores the answers. Example: ``{"name": "last_number", "args": {"answer": "5"}}``."""
+class Call(Part):
+    """Something registered, by its name, and what it is given."""
 
     name: str = Field(min_length=1, max_length=128)
-    """A registered name (``asyncflow`` lists them), or ``feedback``."""
     args: dict[str, Any] = Field(default_factory=dict)
-    """The arguments of that reward, such as the right answer."""
+
+
+class RewardSpec(Call):
+    """Which reward scores the answers. Example: ``{"name": "last_number", "args": {"answer": "5"}}``.
+
+    The name is a registered one, ``feedback`` or ``environment``; the arguments are that reward's,
+    such as the right answer.
+    """
+
+
+class EnvironmentSpec(Call):
+    """Who answers the model between its turns. Example: ``{"name": "guess_number", "args": {"secret": 42}}``."""
 
 
 class Sampling(Part):
@@ -74,6 +87,8 @@ class Prompt(Record):
     token_ids: tuple[TokenId, ...] | None = Field(default=None, min_length=1)
     """Token ids, sent as they are."""
     reward: RewardSpec
+    environment: EnvironmentSpec | None = None
+    """What the model talks to, turn by turn; null for a single answer."""
     group_size: int | None = Field(default=None, ge=1, le=MAX_GROUP_SIZE)
     """Samples to draw; null for the pipeline's configured number."""
     sampling: Sampling | None = None
@@ -87,6 +102,17 @@ class Prompt(Record):
         given = [name for name in ("messages", "text", "token_ids") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"expected exactly one of messages, text and token_ids, got {given or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_environment(self) -> Self:
+        if self.environment and self.text is not None:
+            raise ValueError(
+                "text with an environment, whose messages come through the chat template: "
+                "give messages, or token_ids of a conversation in the model's template"
+            )
+        if self.reward.name == ENVIRONMENT_REWARD and not self.environment:
+            raise ValueError("the reward is the environment's, but there is none: give environment, or another reward")
         return self
 
     @classmethod

@@ -12,11 +12,12 @@ import structlog
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable, RecordError
-from schemas.trajectories import Group, new_attempt_id
+from schemas.trajectories import Group, Sample, new_attempt_id
 from transforms import metrics
 from transforms.generation import engine
+from transforms.generation.episode import Episodes, Turn
 from transforms.generation.outcome import Outcome
-from transforms.generation.quarantine import Case, Quarantine
+from transforms.generation.quarantine import Case
 from transforms.generation.request import PromptRecord, Request, prepare
 from transforms.generation.tokenizer import Tokenizer
 from transforms.generation.workers import Worker, Workers
@@ -24,6 +25,8 @@ from transforms.generation.workers import Worker, Workers
 _LOG = structlog.get_logger(__name__)
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
+_LONG_PROMPT_BYTES: Final = 20_000
+"""About a millisecond's work of a tokenizer."""
 
 
 class Answerer:
@@ -36,7 +39,12 @@ class Answerer:
         self._tokenizer = tokenizer
         self._session = session
         self._workers = workers
-        self._quarantine = Quarantine()
+        self._quarantine = workers.quarantine
+        self._episodes = Episodes(config, tokenizer)
+
+    async def close(self) -> None:
+        """Ends the processes of environments."""
+        await self._episodes.close()
 
     async def answer(self, record: PromptRecord, min_version: int) -> Outcome:
         """A group, or a dead letter of stage ``generate``.
@@ -46,8 +54,8 @@ class Answerer:
         """
         started = time.monotonic()
         try:
-            request = await asyncio.to_thread(prepare, record, self._config.rollout, self._tokenizer, min_version)
-            group = await self._ask(request)
+            request = await self._prepare(record, min_version)
+            group = Group(record.id, request.prompt, await self._samples(request), record.value or b"")
         except RecordError as error:
             return self._dead(record, error.reason, error.detail)
         except EngineRefusal as error:
@@ -58,16 +66,32 @@ class Answerer:
             return self._dead(record, "engine_failed", f"{self._config.rollout.attempts} attempts failed; {error}")
         metrics.GENERATION_SECONDS.observe(time.monotonic() - started)
         metrics.GROUPS_FINISHED.inc()
-        metrics.RESPONSE_TOKENS.inc(sum(len(sample.response_token_ids) for sample in group.samples))
+        metrics.RESPONSE_TOKENS.inc(sum(sum(sample.loss_mask) for sample in group.samples))
         return group
+
+    async def _prepare(self, record: PromptRecord, min_version: int) -> Request:
+        """In a thread only if it takes long enough to be noticed by other answers: a thread costs more than that."""
+        arguments = (record, self._config.rollout, self._tokenizer, min_version)
+        if len(record.value or b"") < _LONG_PROMPT_BYTES:
+            return prepare(*arguments)
+        return await asyncio.to_thread(prepare, *arguments)
 
     def _dead(self, record: PromptRecord, reason: str, detail: str) -> DeadLetter:
         _LOG.warning("prompt_dead", prompt=str(record.id), reason=reason, detail=detail[:300])
         source = (self._config.topics.prompts, *record.id)
         return DeadLetter.of("generate", reason, detail, source, record.value or b"")
 
-    async def _ask(self, request: Request) -> Group:
+    async def _samples(self, request: Request) -> tuple[Sample, ...]:
+        if request.prompt.environment is None:
+            return (await self._ask(request)).samples
+        return await self._episodes.play(request, request.prompt.environment, self._ask)
+
+    async def _ask(self, request: Request, prefer: str | None = None) -> Turn:
         """Attempts until one succeeds; those that no engine took up, or under which one died, do not count.
+
+        Args:
+            request: one turn.
+            prefer: the worker that answered the turn before, by url.
 
         Raises:
             EngineLost: the prompt kills engines.
@@ -77,12 +101,12 @@ class Answerer:
         while True:
             async with (
                 self._quarantine.turn(case),
-                self._workers.taken(request.token_ids, request.group_size, avoid) as worker,
+                self._workers.taken(request.token_ids, request.group_size, avoid, prefer, case) as worker,
             ):
                 deaths = worker.deaths
                 with self._quarantine.running(case):
                     result = await self._attempt(request, worker)
-                if isinstance(result, Group):
+                if isinstance(result, Turn):
                     return result
                 failed += await self._weigh(result, worker, deaths, case)
             if not isinstance(result, EngineUnavailable):
@@ -108,7 +132,7 @@ class Answerer:
             raise EngineLost(str(error)) from error
         return False
 
-    async def _attempt(self, request: Request, worker: Worker) -> Group | EngineError:
+    async def _attempt(self, request: Request, worker: Worker) -> Turn | EngineError:
         """One request; what went wrong is returned, a refusal is raised."""
         try:
             return await self._generate(request, worker)
@@ -123,9 +147,11 @@ class Answerer:
         _LOG.warning("engine_error", prompt=str(request.record.id), kind=type(fault).__name__, error=str(fault)[:300])
         return fault
 
-    async def _generate(self, request: Request, worker: Worker) -> Group:
-        completions = await engine.generate(self._session, worker.url, request, self._tokenizer.vocabulary_tokens)
+    async def _generate(self, request: Request, worker: Worker) -> Turn:
+        started = time.monotonic()
+        asked = engine.generate(self._session, worker.url, request, self._tokenizer.vocabulary_tokens)
+        completions = await worker.guard(asked)
         texts = self._tokenizer.decode([completion.token_ids for completion in completions])
         attempt = engine.Attempt(new_attempt_id(), worker.url, datetime.now(UTC))
         samples = engine.build_samples(self._config.name, request, attempt, completions, texts)
-        return Group(request.record.id, request.prompt, samples, request.record.value or b"")
+        return Turn(samples, time.monotonic() - started)

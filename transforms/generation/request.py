@@ -3,13 +3,15 @@
 Everything that can be wrong with a prompt is found here, before any engine is troubled.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
 from schemas.config import RolloutConfig
 from schemas.identity import GroupId
 from schemas.prompts import Prompt, Sampling
+from transforms.environments import registry as environments
 from transforms.rewards import registry
 
 
@@ -47,6 +49,28 @@ class Request:
         """What is sent to the engine."""
         return {"token_ids": self.token_ids, "sampling_params": self.sampling_params}
 
+    def within(self, room_tokens: int) -> "Request":
+        """The same, for answers of at most so many tokens; 1 or more."""
+        most = min(self.sampling_params["max_tokens"], max(1, room_tokens))
+        bounds = {"max_tokens": most}
+        if "min_tokens" in self.sampling_params:
+            bounds["min_tokens"] = min(self.sampling_params["min_tokens"], most)
+        return replace(self, sampling_params={**self.sampling_params, **bounds})
+
+    def following(self, token_ids: Sequence[int], sample_index: int, turn: int) -> "Request":
+        """A later turn of one sample, 1 or more answers after the first.
+
+        Args:
+            token_ids: everything that was said after the prompt.
+            sample_index: of the sample.
+            turn: how many answers it has given.
+        """
+        parameters = {**self.sampling_params, "n": 1}
+        if "seed" in parameters:  # no two answers of a group draw the same numbers
+            parameters["seed"] += turn * self.group_size + sample_index
+        said = (*self.token_ids, *token_ids)
+        return replace(self, token_ids=said, group_size=1, sampling_params=parameters)
+
 
 def prepare(record: PromptRecord, config: RolloutConfig, tokenizer: Encoder, min_version: int = 0) -> Request:
     """Reads and checks a prompt.
@@ -56,6 +80,8 @@ def prepare(record: PromptRecord, config: RolloutConfig, tokenizer: Encoder, min
     """
     prompt = Prompt.decode(record.value)
     registry.check(prompt.reward)
+    if prompt.environment:
+        environments.check(prompt.environment)
     group_size = prompt.group_size or config.group_size
     return Request(
         record=record,

@@ -1,17 +1,22 @@
 """Text to token ids and back, by the tokenizer of the model that is trained.
 
 Response token ids come from the engine and are never made from text again; decoding is for people
-and for rewards.
+and for rewards. What an environment says between two answers is what the chat template adds to the
+conversation: the end of the answer's turn, the messages, and the beginning of the next answer's turn.
 """
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from schemas.errors import ModelError, RecordError
-from schemas.prompts import Prompt
+from schemas.prompts import Message, Prompt
+
+_QUESTION: Final = Message(role="user", content="question")
+_ANSWER: Final = Message(role="assistant", content="answer-c58e1f")
+"""Stand for a conversation so far; the text of the answer occurs in no template."""
 
 
 class Tokenizer:
@@ -44,6 +49,22 @@ class Tokenizer:
             RecordError: ``bad_text`` or ``bad_token``.
         """
         ids = prompt.token_ids if prompt.token_ids is not None else self._encode_text(prompt)
+        return self._checked(ids)
+
+    def encode_messages(self, messages: Sequence[Message], answer: Sequence[int]) -> tuple[int, ...]:
+        """The token ids between an answer and the next one.
+
+        Args:
+            messages: what is said in between.
+            answer: the answer's token ids; a mark of its end that it has written itself is not repeated.
+
+        Raises:
+            RecordError: ``bad_text`` or ``bad_token``.
+        """
+        ids = self._checked(self._encode(lambda: self._encode_after(messages)))
+        return ids[1:] if ids[:1] == tuple(answer[-1:]) else ids
+
+    def _checked(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         if not ids:
             raise RecordError("bad_token", "the prompt has no tokens")
         if max(ids) >= self.vocabulary_tokens:
@@ -53,15 +74,27 @@ class Tokenizer:
         return ids
 
     def _encode_text(self, prompt: Prompt) -> tuple[int, ...]:
+        if prompt.text is not None:
+            return self._encode(lambda: self._tokenizer.encode(prompt.text))
+        return self._encode(lambda: self._encode_rendered(self._render(prompt.messages or ())))
+
+    def _encode(self, encode: Callable[[], Sequence[int]]) -> tuple[int, ...]:
         try:
             with self._lock:
-                return tuple(self._encode_chat(prompt) if prompt.text is None else self._tokenizer.encode(prompt.text))
+                return tuple(encode())
         except Exception as error:  # a seam: templates are programs of the model's maker
             raise RecordError("bad_text", f"the model's tokenizer refuses the prompt: {error}") from error
 
-    def _encode_chat(self, prompt: Prompt) -> Sequence[int]:
-        messages = [message.model_dump() for message in prompt.messages or ()]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    def _encode_after(self, messages: Sequence[Message]) -> Sequence[int]:
+        text = self._render((_QUESTION, _ANSWER, *messages))
+        return self._encode_rendered(text.split(_ANSWER.content, 1)[1])
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        given = [message.model_dump() for message in messages]
+        text: str = self._tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+        return text
+
+    def _encode_rendered(self, text: str) -> Sequence[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return ids
 

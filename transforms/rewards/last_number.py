@@ -28,8 +28,13 @@ class RightNumber(Arguments):
 @reward("last_number")
 def last_number(sample: Sample, arguments: RightNumber) -> Reward:
     """1 if the last number in the response equals the answer, else 0."""
-    found = find_last_number(sample.response_text)
-    return Reward(float(found is not None and found == _to_decimal(str(arguments.answer))))
+    return Reward(float(is_right(sample.response_text, arguments)))
+
+
+def is_right(text: str, arguments: RightNumber) -> bool:
+    """Whether the last number of a text is the right one."""
+    found = find_last_number(text)
+    return found is not None and found == _to_decimal(str(arguments.answer))
 
 
 def find_last_number(text: str) -> Decimal | None:

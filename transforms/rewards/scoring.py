@@ -33,30 +33,32 @@ def score_samples(spec: RewardSpec, samples: Sequence[Sample]) -> list[SampleSco
     """Scores samples one after the other, in this process. Needs the rewards to be loaded."""
     entry = registry.find(spec.name)
     arguments = registry.parse_arguments(entry, spec)
-    return [_score_one(entry.function, sample, arguments) for sample in samples]
+    return [_score_one(entry.thing, sample, arguments) for sample in samples]
 
 
 def _score_one(function: registry.RewardFunction, sample: Sample, arguments: Any) -> SampleScore:
     try:
-        return _to_score(function(sample, arguments))
+        return to_score(function(sample, arguments))
     except BaseException as error:  # noqa: BLE001 - the reward call is a seam: SystemExit too may come out of it
-        return failed("reward_error", _describe(error))
+        return failed("reward_error", describe(error))
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """What other people's code raised, in words."""
     try:
         return f"{type(error).__name__}: {error}"
     except BaseException:  # noqa: BLE001 - of the same seam: the text of the reward's own exception is its code too
         return type(error).__name__
 
 
-def _to_score(reward: object) -> SampleScore:
+def to_score(reward: object, reason: str = "reward_error") -> SampleScore:
+    """What a reward gave, checked; what is wrong with it stands under ``reason``."""
     if not isinstance(reward, Reward):
-        return failed("reward_error", f"returned {type(reward).__name__}, expected a Reward")
+        return failed(reason, f"returned {type(reward).__name__}, expected a Reward")
     if len(reward.parts) > _MOST_PARTS:
-        return failed("reward_error", f"{len(reward.parts)} parts, at most {_MOST_PARTS} are kept")
+        return failed(reason, f"{len(reward.parts)} parts, at most {_MOST_PARTS} are kept")
     numbers = {"value": float(reward.value), **{str(name): float(part) for name, part in reward.parts.items()}}
     wrong = [f"{name} = {number}" for name, number in numbers.items() if not abs(number) <= _LARGEST]
     if wrong:
-        return failed("reward_error", f"not finite in 32 bits: {', '.join(wrong)}")
+        return failed(reason, f"not finite in 32 bits: {', '.join(wrong)}")
     return SampleScore(numbers.pop("value"), numbers, None)
