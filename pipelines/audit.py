@@ -94,7 +94,7 @@ def audit(run: str, log: RunLog) -> Verdict:
     admitted = _admitted(log)
     ends = _ends(log, line)
     settings = _settings(log.ledger)
-    ages = _Ages.of(log, line, settings.max_staleness)
+    ages = _Ages.of(log, line, settings)
     waiting, in_flight = _unfinished(log, line, admitted - ends.keys(), ages, findings)
     _check_ends(ends, findings)
     _check_trained(log, line, findings)
@@ -181,21 +181,22 @@ class _Ages:
     """The step of each announced version."""
     updates: list[int]
     """Updates up to and with each step, step 0 first."""
-    bound: int
-    """``max_staleness``."""
+    settings: Settings
 
     @classmethod
-    def of(cls, log: RunLog, line: list[StepEntry], bound: int) -> Self:
+    def of(cls, log: RunLog, line: list[StepEntry], settings: Settings) -> Self:
         updates = list(accumulate((bool(step.trained) for step in line), initial=0))
-        return cls({version.version: version.step for version in log.weights}, updates, bound)
+        return cls({version.version: version.step for version in log.weights}, updates, settings)
 
     def staleness(self, version: int, steps_done: int) -> int:
         """Updates between the version and the weights after so many steps; negative for one of a dead line."""
         return self.updates[steps_done] - self.updates[min(self.step_of.get(version, 0), len(self.updates) - 1)]
 
-    def are_over(self, version: int) -> bool:
-        """Whether the newest step found the version too old to train."""
-        return self.staleness(version, max(0, len(self.updates) - 2)) > self.bound
+    def are_over(self, record: GroupRecord) -> bool:
+        """Whether the newest step found the group too old to train."""
+        before, by_token = max(0, len(self.updates) - 2), self.settings.max_token_staleness
+        ages = [self.staleness(version, before) for version in record.spanned]
+        return max(ages) > self.settings.max_staleness if by_token is None else min(ages) > by_token
 
 
 def _unfinished(
@@ -209,7 +210,7 @@ def _unfinished(
     for group in unfinished:
         record = written.get(group)
         passed = record is not None and record.at[1] < consumed.get(record.at[0], 0)
-        if record is not None and passed and ages.are_over(record.versions[0]):
+        if record is not None and passed and ages.are_over(record):
             findings.add("lost", f"group {group} at trajectories {record.at}: passed over by the learner")
         elif record is not None or group in pending:
             waiting += 1
@@ -296,13 +297,13 @@ def _check_unreadable(log: RunLog, findings: _Findings) -> None:
 
 
 def _staleness(log: RunLog, line: list[StepEntry], ages: _Ages) -> int:
-    """Counted again from the records: updates of the weights between the oldest version and the step."""
-    oldest = {(record.group, record.at): record.versions[0] for record in log.groups}
+    """Counted again from the records: updates of the weights between a trained version and the step, at most."""
+    spanned = {(record.group, record.at): record.spanned for record in log.groups}
     found = [0]
     for before, step in enumerate(line):
         for trained in step.trained:
-            version = oldest.get((trained.group, trained.at), trained.versions[0])
-            found.append(ages.staleness(version, before))
+            versions = spanned.get((trained.group, trained.at), frozenset(trained.versions)).difference(step.too_old)
+            found += [ages.staleness(version, before) for version in versions]
     return max(found)
 
 

@@ -59,6 +59,8 @@ class Settings(_Part):
 
     max_staleness: int = Field(ge=0)
     groups_per_step: int = Field(ge=1)
+    max_token_staleness: int | None = Field(default=None, ge=0)
+    """Null where samples are stale or not as a whole."""
 
 
 class Numerics(_Part):
@@ -114,6 +116,8 @@ class StepEntry(Record):
     trained: tuple[TrainedGroup, ...]
     """Empty for a step that was skipped because its gradient was not finite."""
     dropped: tuple[DroppedGroup, ...]
+    too_old: tuple[int, ...] = ()
+    """Weight versions whose tokens were left out of the loss (``learner.max_token_staleness``), ascending."""
     metrics: dict[str, float] = Field(default_factory=dict)
     at: Instant = Field(default_factory=now)
 

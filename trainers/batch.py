@@ -10,13 +10,14 @@ Shape suffixes: N tokens of a pack, R trained response tokens of a pack.
 """
 # ruff: noqa: N815 - the suffixes are the shapes
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from schemas.trajectories import Sample
 from trainers.advantages import normalise
+from trainers.masks import trained_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,26 +62,32 @@ class Pack:
         return Pack(*(getattr(self, name).to(device) for name in self.__slots__))
 
 
-def to_examples(groups: Sequence[Sequence[Sample]]) -> list[Example]:
+def to_examples(groups: Sequence[Sequence[Sample]], too_old: Collection[int] = ()) -> list[Example]:
     """The samples that can be trained, with their advantages.
 
-    Left out are those without a reward, and those of which no token is the model's own.
+    Left out are those without a reward, and those of which no token is trained. A sample that is left
+    out, or trained in part, still counts in full for the advantages of its group.
+
+    Args:
+        groups: each the samples of one prompt.
+        too_old: weight versions whose tokens are not trained.
     """
     examples = []
     for samples in groups:
         advantages = normalise([sample.reward for sample in samples])
         for sample, advantage in zip(samples, advantages, strict=True):
-            if advantage is not None and any(sample.loss_mask):
-                examples.append(_to_example(sample, advantage))
+            mask = trained_mask(sample, too_old)
+            if advantage is not None and any(mask):
+                examples.append(_to_example(sample, mask, advantage))
     return examples
 
 
-def _to_example(sample: Sample, advantage: float) -> Example:
+def _to_example(sample: Sample, mask: Sequence[bool], advantage: float) -> Example:
     return Example(
         token_ids=(*sample.prompt_token_ids, *sample.response_token_ids),
         prompt_tokens=len(sample.prompt_token_ids),
         behaviour_logprobs=tuple(sample.response_logprobs),
-        mask=tuple(sample.loss_mask),
+        mask=tuple(mask),
         advantage=advantage,
     )
 

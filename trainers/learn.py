@@ -130,6 +130,7 @@ class Learner:
             if self._listen():
                 heard, patience_s = time.monotonic(), _PATIENCE_S
             self._planner.drop_stale(self._at.steps_done)
+            self._deliver_as_files()
             self._admit()
             if self._planner.is_ready():
                 self._waited_s = time.monotonic() - started
@@ -154,16 +155,24 @@ class Learner:
             self._at.commit([self._at.frontier()] if moved else [])
 
     def _look_for_fault(self) -> None:
-        """Publishes the weights again if nobody can answer because their files have changed."""
+        """Publishes the weights again if nobody can answer because they cannot be loaded any more."""
         waiting, finished = len(self._planner.waiting), self._planner.accounts.count
         _log.warning("waiting for groups", have=waiting, need=self._config.learner.groups_per_step,
                      admitted=self._admission.admitted, finished=finished)  # fmt: skip
         unanswered = self._admission.admitted > finished + waiting
         fault = self._at.weights.fault(self._at.announced) if unanswered else None
         if fault:
-            _log.error("announced weights have changed on the disk, publishing them again", reason=fault,
-                       version=self._at.version, as_version=self._at.version + 1)  # fmt: skip
-            self._at.commit([self._at.publish(self._at.steps_done), self._at.frontier()])
+            self._publish_again(fault)
+
+    def _deliver_as_files(self) -> None:
+        """Weights that could not be sent to an engine go through the store."""
+        if fault := self._at.weights.undelivered(self._at.announced):
+            self._publish_again(fault)
+
+    def _publish_again(self, fault: str) -> None:
+        _log.error("announced weights cannot be loaded, publishing them again", reason=fault,
+                   version=self._at.version, as_version=self._at.version + 1)  # fmt: skip
+        self._at.commit([self._at.publish(self._at.steps_done, as_files=True), self._at.frontier()])
 
     # ------------------------------------------------------------------- step
 
@@ -196,6 +205,7 @@ class Learner:
             version=self._at.version,
             trained=trained,
             dropped=plan.dropped + lost,
+            too_old=plan.too_old if weights else (),
             metrics=figures,
         )
         self._admission.advance(self._at.target)

@@ -7,9 +7,11 @@ from typing import Final
 import structlog
 
 from schemas.errors import PortError
+from schemas.trajectories import Sample
 from trainers.accounts import Versions
 from trainers.engine import Outcome
-from trainers.planner import Arrival, Plan, known_rewards
+from trainers.masks import trained_mask
+from trainers.planner import Plan, known_rewards
 
 _log = structlog.get_logger(__name__)
 _HOST: Final = "127.0.0.1"
@@ -23,21 +25,28 @@ def of_plan(plan: Plan, versions: Versions, steps_done: int) -> dict[str, float]
     if plan.again and "reward_mean" in plan.again.metrics:
         figures["reward_mean"] = plan.again.metrics["reward_mean"]  # the groups without variance are not read again
     if plan.arrivals:
-        figures |= _of_arrivals(plan.arrivals, versions, steps_done)
+        figures |= _of_arrivals(plan, versions, steps_done)
     return figures
 
 
-def _of_arrivals(arrivals: Sequence[Arrival], versions: Versions, steps_done: int) -> dict[str, float]:
-    samples = [sample for arrival in arrivals for sample in arrival.samples]
-    ages = [versions.staleness(sample.weight_version_min, steps_done) for sample in samples]
+def _of_arrivals(plan: Plan, versions: Versions, steps_done: int) -> dict[str, float]:
+    samples = [sample for arrival in plan.arrivals for sample in arrival.samples]
+    young = [{span.version for span in sample.weight_version_spans} - set(plan.too_old) for sample in samples]
+    ages = [max(versions.staleness(version, steps_done) for version in those) for those in young if those]
     lengths = [len(sample.response_token_ids) for sample in samples]
     return {
-        "reward_mean_trained": _mean(known_rewards(arrivals)),
+        "reward_mean_trained": _mean(known_rewards(plan.arrivals)),
         "staleness_max": max(ages),
         "staleness_mean": _mean(ages),
         "tokens": sum(lengths) + sum(len(sample.prompt_token_ids) for sample in samples),
         "response_tokens_mean": _mean(lengths),
+        "tokens_too_old": sum(_count_too_old(sample, plan.too_old) for sample in samples),
     }
+
+
+def _count_too_old(sample: Sample, too_old: Sequence[int]) -> int:
+    """Tokens that would be trained if their weights were younger."""
+    return 0 if sample.reward is None else sum(sample.loss_mask) - sum(trained_mask(sample, too_old))
 
 
 def of_outcome(outcome: Outcome) -> dict[str, float]:

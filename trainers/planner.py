@@ -6,7 +6,7 @@
 Pure bookkeeping: no Kafka, no tensors. Of a dead line's steps the ledger is the planner (:func:`again`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,6 +15,7 @@ from schemas.ledger import DroppedGroup, DropReason, StepEntry, TrainedGroup
 from schemas.trajectories import Sample
 from trainers.accounts import Accounts, Place, Versions
 from trainers.advantages import has_variance
+from trainers.masks import trained_mask
 
 FRUITLESS_FACTOR: Final = 4
 """A step goes on with what it has after this many times its groups were dropped for zero variance."""
@@ -47,6 +48,11 @@ class Arrival:
         """All versions among its tokens."""
         return {span.version for sample in self.samples for span in sample.weight_version_spans}
 
+    def can_teach(self, too_old: Collection[int]) -> bool:
+        """Whether a token that can be trained is of none of these versions."""
+        rewarded = (sample for sample in self.samples if sample.reward is not None)
+        return any(True in trained_mask(sample, too_old) for sample in rewarded)
+
     def trained(self) -> TrainedGroup:
         """Its line in the ledger."""
         return TrainedGroup(
@@ -72,6 +78,8 @@ class Plan:
     """Known rewards of all groups consumed for their reward's sake, those without variance included."""
     again: StepEntry | None = None
     """The step of the dead line that this is."""
+    too_old: tuple[int, ...] = ()
+    """Weight versions whose tokens are not trained, ascending; see :meth:`Planner.too_old`."""
 
 
 @dataclass(slots=True)
@@ -82,6 +90,7 @@ class Planner:
     max_staleness: int
     accounts: Accounts
     versions: Versions
+    max_token_staleness: int | None = None
     drops: list[DroppedGroup] = field(default_factory=list)
     """Since the last plan; the next step's entry names them."""
     waiting: dict[GroupId, Arrival] = field(default_factory=dict)
@@ -117,10 +126,23 @@ class Planner:
             self._fruitless += 1
             self._rewards += [reward for reward in arrival.rewards if reward is not None]
 
+    def too_old(self, arrivals: Iterable[Arrival], steps_done: int) -> tuple[int, ...]:
+        """The versions among their tokens that are too old to be trained in the next step, each by itself."""
+        if self.max_token_staleness is None:
+            return ()
+        versions = set().union(*(arrival.versions() for arrival in arrivals))
+        return tuple(sorted(v for v in versions if self.versions.staleness(v, steps_done) > self.max_token_staleness))
+
+    def is_stale(self, arrival: Arrival, steps_done: int) -> bool:
+        """Whether one of its tokens is too old; if they are judged one by one, whether all are."""
+        if self.max_token_staleness is None:
+            return any(self.versions.staleness(v, steps_done) > self.max_staleness for v in arrival.versions())
+        return not arrival.can_teach(self.too_old([arrival], steps_done))
+
     def drop_stale(self, steps_done: int) -> None:
         """Drops what has become too old for the next step."""
         for arrival in list(self.waiting.values()):
-            if self.versions.staleness(arrival.oldest, steps_done) > self.max_staleness:
+            if self.is_stale(arrival, steps_done):
                 del self.waiting[arrival.group]
                 self._drop(arrival, "stale")
 
@@ -138,7 +160,8 @@ class Planner:
             del self.waiting[arrival.group]
             self.accounts.finish(arrival.group)
             self.accounts.settle(arrival.group, arrival.at)
-        plan = Plan(chosen, tuple(self.drops), tuple(self._rewards) + known_rewards(chosen))
+        rewards = (*self._rewards, *known_rewards(chosen))
+        plan = Plan(chosen, tuple(self.drops), rewards, too_old=self.too_old(chosen, steps_done))
         self.drops, self._rewards, self._fruitless = [], [], 0
         return plan
 
@@ -146,7 +169,7 @@ class Planner:
         """The plan of a step of the dead line: what the ledger says, whatever the weights' age now."""
         self.accounts.redo(entry)
         self.drops = [drop for drop in self.drops if (drop.group, drop.at) not in self.accounts.settled]
-        return Plan(tuple(arrivals), entry.dropped, known_rewards(arrivals), entry)
+        return Plan(tuple(arrivals), entry.dropped, known_rewards(arrivals), entry, entry.too_old)
 
     def positions(self, next_offsets: dict[int, int]) -> dict[int, int]:
         """From where a successor has to read each trajectories partition to find what is waiting here."""

@@ -29,7 +29,7 @@ from trainers.checkpoint import Checkpoint, newest_usable
 from trainers.engine import learning_rate
 from trainers.log import broker_errors, read_topic
 from trainers.planner import Plan, Planner
-from trainers.publish import MODEL_NAME, WeightStore
+from trainers.publish import WeightStore
 from trainers.ranks import Ranks
 from trainers.restart import History, read_history
 from trainers.stream import Groups
@@ -187,23 +187,41 @@ def _words(given: Numerics) -> str:
 
 def _compare(config: RunConfig, updates: Updates, announced: WeightVersion) -> tuple[str, str]:
     """The sha256 of the manifest made again, and how the stored weights compare."""
+    through_memory = config.weights.transport != "store"
+    found = _compare_as(config, updates, announced, as_files=not through_memory)
+    if through_memory and found[0] != announced.manifest_sha256:  # it may have been published through the store
+        found = _compare_as(config, updates, announced, as_files=True)
+    return found
+
+
+def _compare_as(config: RunConfig, updates: Updates, announced: WeightVersion, *, as_files: bool) -> tuple[str, str]:
     with tempfile.TemporaryDirectory(prefix="asyncflow-replay-") as scratch:
-        store = WeightStore(WeightsConfig(root=scratch))
-        digest = updates.write(store, announced.version, announced.step)
-        made = Path(version_path(scratch, announced.version)) / MODEL_NAME
+        # A manifest does not tell how its buffer travelled, and nccl's can be made on any device.
+        with closing(WeightStore(WeightsConfig(root=scratch, transport="nccl"))) as store:
+            digest = updates.write(store, announced.version, announced.step, as_files=as_files)
+        made = Path(version_path(scratch, announced.version))
         return digest, _compare_stored(config.weights.root, announced.version, made)
 
 
 def _compare_stored(root: str, version: int, made: Path) -> str:
     from fsspec.core import url_to_fs
-    from safetensors.torch import load
 
     files, base = url_to_fs(root)
-    try:
-        stored = files.cat_file(f"{version_path(base, version)}/{MODEL_NAME}")
-    except FileNotFoundError:
-        return "gone"
-    expected = made.read_bytes()
+    compared = "gone"
+    for file in sorted(made.glob("*.safetensors")):
+        try:
+            stored = files.cat_file(f"{version_path(base, version)}/{file.name}")
+        except FileNotFoundError:
+            continue
+        compared = _compare_file(stored, file.read_bytes())
+        if compared != "equal":
+            break
+    return compared
+
+
+def _compare_file(stored: bytes, expected: bytes) -> str:
+    from safetensors.torch import load
+
     if stored == expected:
         return "equal"
     try:

@@ -75,10 +75,10 @@ class Standing:
         frontier = dict(self.admission.frontier)
         return AdmissionFrontier(version=self.version, generation=self.generation, frontier=frontier)
 
-    def publish(self, step: int) -> WeightVersion:
-        """Writes the weights as the next version, to be announced: they have seen ``step`` steps."""
+    def publish(self, step: int, *, as_files: bool = False) -> WeightVersion:
+        """Publishes the weights as the next version, to be announced: they have seen ``step`` steps."""
         version = self.version + 1
-        digest = self.updates.write(self.weights, version, step)
+        digest = self.updates.write(self.weights, version, step, as_files=as_files)
         self.version = version
         return WeightVersion(
             version=version,
@@ -114,7 +114,7 @@ def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
     committer = opened.enter_context(closing(Committer(config)))  # from here on no older learner can write
     history = read_history(config)
     checkpoints = CheckpointStore(Path(config.learner.checkpoint_root), config.learner.keep_checkpoints)
-    weights = WeightStore(config.weights)
+    weights = opened.enter_context(closing(WeightStore(config.weights)))
     checkpoint = checkpoints.newest_verified(history)
     checkpoints.sweep()
     dtype = fastest_dtype() if config.model.dtype == "auto" else config.model.dtype
@@ -174,7 +174,10 @@ def _restore_planner(config: RunConfig, state: State | None, history: History) -
     for record in read_topic(config, config.topics.weights):
         announced = WeightVersion.decode(record.value)
         versions.steps[announced.version] = announced.step
-    planner = Planner(config.learner.groups_per_step, config.learner.max_staleness, accounts, versions)
+    limits = config.learner
+    planner = Planner(
+        limits.groups_per_step, limits.max_staleness, accounts, versions, max_token_staleness=limits.max_token_staleness
+    )
     planner.drops = [DroppedGroup.model_validate(drop) for drop in (state.drops if state else [])]
     return planner
 
@@ -204,7 +207,11 @@ def _announce(standing: Standing, ranks: Ranks) -> None:
     entry = StartEntry(
         generation=standing.generation,
         continues=position,
-        settings=Settings(max_staleness=limits.max_staleness, groups_per_step=limits.groups_per_step),
+        settings=Settings(
+            max_staleness=limits.max_staleness,
+            groups_per_step=limits.groups_per_step,
+            max_token_staleness=limits.max_token_staleness,
+        ),
         numerics=numerics(ranks),
     )
     recorded = {each.manifest_sha256 for each in standing.history.checkpoints()}

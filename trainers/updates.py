@@ -7,6 +7,7 @@ What enters here is all that a step's bits depend on, besides :func:`numerics`.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from trainers.batch import share_out, to_examples
 from trainers.checkpoint import Checkpoint, require_fit
 from trainers.engine import Engine, Outcome, Work
 from trainers.planner import Plan
-from trainers.publish import WeightStore, probe_tokens
+from trainers.publish import Facts, WeightStore, probe_tokens
 from trainers.ranks import Ranks
 
 
@@ -53,16 +54,20 @@ class Updates:
 
     def train(self, plan: Plan, rate: float) -> Outcome:
         """One optimizer step over the groups of a plan."""
-        examples = to_examples([arrival.samples for arrival in plan.arrivals])
+        examples = to_examples([arrival.samples for arrival in plan.arrivals], plan.too_old)
         tokens = max(1, sum(example.trained_tokens for example in examples))
         shares = share_out(examples, self._ranks.size, self._config.learner.micro_batch_tokens)
         self._ranks.broadcast(("train", None))
         return self._engine.train(self._ranks.scatter([Work(packs, tokens, rate) for packs in shares]))
 
-    def write(self, store: WeightStore, version: int, step: int) -> str:
-        """Writes the weights as a version of a store; returns the sha256 of its manifest."""
-        probe = {"token_ids": self._probe, "logprobs": self._engine.probe(self._probe)}
-        return store.write(self._engine.state_dict(), version=version, step=step, dtype=self.dtype, probe=probe)
+    def write(self, store: WeightStore, version: int, step: int, *, as_files: bool = False) -> str:
+        """Publishes the weights as a version of a store; returns the sha256 of its manifest."""
+
+        def probe() -> dict[str, Any]:
+            return {"token_ids": self._probe, "logprobs": self._engine.probe(self._probe)}
+
+        facts = Facts(version=version, step=step, dtype=self.dtype)
+        return store.write(self._engine.state_dict(), facts, probe, as_files=as_files)
 
     def save(self, directory: Path) -> None:
         """Writes what a checkpoint needs, all ranks below the same directory."""

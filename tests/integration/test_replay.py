@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import torch
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
+from pipelines.audit import audit
+from pipelines.log import RunReader
 from schemas.errors import ConfigError, RunError
+from schemas.trajectories import Span
 from schemas.weights import version_path
 from tests.support.trajectories import (
     Rollouts,
@@ -148,6 +152,35 @@ def test_bfloat16_is_trained_again_to_the_same_bits(make_config, model_dir):
     assert len({weight_hash(config, version) for version in range(1, 7)}) == 6
     assert again(auto, 5).equal
     assert again(auto, 2).equal
+
+
+class LongAnswers(Rollouts):
+    """Every answer but the first began two weight versions before it ended."""
+
+    def make_group(self, name, token_ids, announced, attempt="first"):
+        samples = super().make_group(name, token_ids, announced, attempt)
+        began = max(1, announced.version - 2)
+        if began == announced.version:
+            return samples
+        spans = (Span(began, 0), Span(announced.version, 1))
+        return [replace(sample, weight_version_spans=spans, weight_version_min=began) for sample in samples]
+
+
+def test_tokens_that_were_too_old_are_left_out_again(make_config, model_dir):
+    config = make_config(steps=6, max_staleness=1, max_token_staleness=1)
+    write_prompts(config, 60)
+    with LongAnswers(config, model_dir):
+        learn(config)
+    left_out = [entry for entry in steps_of(config) if entry.too_old]
+    assert left_out
+    assert all(entry.metrics["tokens_too_old"] > 0 for entry in left_out)
+    whole = config.model_copy(update={"learner": config.learner.model_copy(update={"max_token_staleness": None})})
+    assert again(config).equal
+    assert again(whole, left_out[0].step).equal, "the ledger says what was left out"
+    with RunReader(config.kafka, config.name) as reader:
+        verdict = audit(config.name, reader.advance())
+    assert verdict.ok, verdict.faults
+    assert verdict.staleness_max <= 1
 
 
 def test_steps_are_computed_with_as_many_threads_as_the_learner_had(trained, monkeypatch):

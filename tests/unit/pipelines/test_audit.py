@@ -259,3 +259,31 @@ def test_a_copy_that_somebody_else_wrote_is_counted(log):
     verdict = audit("demo", log)
     assert verdict.ok, verdict.faults
     assert verdict.repeated == 1
+
+
+def spanning(offset, *versions):
+    """A group over several versions, as trajectories and ledger have it."""
+    first, last = min(versions), max(versions)
+    found = replace(record(offset), versions=(first, last), spanned=frozenset(versions))
+    return found, trained(offset).model_copy(update={"versions": (first, last)})
+
+
+def test_tokens_that_were_left_out_make_nothing_stale(log):
+    found, ledger = spanning(6, 1, 3)
+    log.groups[-1] = found
+    left_out = step(3, [ledger]).model_copy(update={"too_old": (1,)})
+    commit(log, left_out)
+    assert audit("demo", log).staleness_max == 0
+    log.ledger[-1] = step(3, [ledger])
+    assert audit("demo", log).staleness_max == 2
+
+
+@pytest.mark.parametrize(("by_token", "lost"), [(None, 1), (1, 0)])
+def test_a_group_that_has_young_tokens_may_wait_if_tokens_are_judged_one_by_one(log, by_token, lost):
+    """It lies before what the learner has consumed, and its oldest token is too old."""
+    log.ledger[0] = StartEntry(generation=1, settings=SETTINGS.model_copy(update={"max_token_staleness": by_token}))
+    log.groups[-1] = replace(spanning(6, 1, 3)[0], at=(0, 15))
+    commit(log, step(3, []), step(4, []))
+    log.groups += [record(7, 3)]
+    commit(log, step(5, [trained(7, 3)]))
+    assert audit("demo", log).lost == lost

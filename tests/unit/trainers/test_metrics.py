@@ -36,7 +36,19 @@ def test_figures_of_a_plan():
         "staleness_mean": 1.5,
         "tokens": 24,
         "response_tokens_mean": 3.0,
+        "tokens_too_old": 0,
     }
+
+
+def test_tokens_that_are_too_old_are_counted_and_make_no_step_stale():
+    """Of 2 samples of 3 tokens, the first two by version 1; the third sample has no reward."""
+    spans = {"weight_version_spans": (Span(1, 0), Span(3, 2)), "weight_version_min": 1, "weight_version_max": 3}
+    samples = [replace(sample, **spans) for sample in arrival(0, 1, (1.0, 0.0, None)).samples]
+    arrivals = (Arrival(GroupId(0, 0), (0, 0), tuple(samples)),)
+    figures = metrics.of_plan(Plan(arrivals, (), (), too_old=(1,)), Versions({1: 0, 2: 1, 3: 2}), 3)
+    assert (figures["tokens_too_old"], figures["staleness_max"], figures["staleness_mean"]) == (4, 1, 1)
+    whole = metrics.of_plan(Plan(arrivals, (), ()), Versions({1: 0, 2: 1, 3: 2}), 3)
+    assert (whole["tokens_too_old"], whole["staleness_max"]) == (0, 3)
 
 
 def test_redone_step_keeps_the_reward_of_all_its_groups():

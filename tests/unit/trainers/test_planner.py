@@ -171,3 +171,68 @@ def test_gaps_are_not_counted_but_keep_the_set_short():
         accounts.skip(0, offset + 1, offset + 2)
     assert accounts.count == 50
     assert accounts.finished[0].canonical() == (100, ())
+
+
+def over(offset, *versions, mask=(True, True, True), rewards=(1.0, 0.0)):
+    """A group whose token i was produced by the i-th of three versions."""
+    spans = tuple(Span(version, i) for i, version in enumerate(versions) if i == 0 or versions[i - 1] != version)
+    changes = {"weight_version_spans": spans, "loss_mask": mask,
+               "weight_version_min": min(versions), "weight_version_max": max(versions)}  # fmt: skip
+    samples = [replace(sample, reward=reward, **changes) for sample, reward in
+               zip(group(0, offset, len(rewards)), rewards, strict=True)]  # fmt: skip
+    return Arrival(GroupId(0, offset), (0, offset), tuple(samples))
+
+
+@pytest.fixture
+def by_token():
+    """One update may lie between a token and its training, and samples as a whole may be of any age."""
+    return Planner(2, 1, Accounts(), Versions({1: 0, 2: 1, 3: 2, 4: 3}), max_token_staleness=1)
+
+
+def test_long_answer_is_stale_as_a_whole_unless_tokens_are_judged_one_by_one(planner, by_token):
+    for each in (planner, by_token):
+        each.offer(over(0, 1, 2, 4))
+    assert reasons(planner.take(3)) == [(0, "stale")]
+    plan = by_token.take(3)
+    assert (names(plan), plan.too_old, reasons(plan)) == ([0], (1, 2), [])
+
+
+def test_group_is_stale_once_none_of_its_tokens_is_young(by_token):
+    by_token.offer(over(0, 1, 2, 2))
+    by_token.offer(over(1, 2, 2, 3))
+    assert reasons(by_token.take(3)) == [(0, "stale")]
+    by_token.offer(over(2, 1, 1, 2))
+    by_token.drop_stale(2)
+    assert list(by_token.waiting) == [GroupId(0, 2)]
+
+
+def test_young_tokens_that_are_not_trained_keep_no_group(by_token):
+    by_token.offer(over(0, 1, 4, 1, mask=(True, False, True)))
+    by_token.offer(over(1, 4, 4, 4, rewards=(None, 1.0, 0.0)))
+    first = over(2, 1, 1, 1, rewards=(1.0, 0.0)).samples
+    lonely = replace(over(2, 4, 4, 4).samples[0], reward=None, sample_index=2)
+    by_token.offer(Arrival(GroupId(0, 2), (0, 2), (*first, lonely)))
+    plan = by_token.take(3)
+    assert names(plan) == [1]
+    assert reasons(plan) == [(0, "stale"), (2, "stale")]
+
+
+def test_too_old_versions_are_those_of_the_step_and_no_others(by_token):
+    by_token.offer(over(0, 2, 3, 4))
+    by_token.offer(over(1, 3, 4, 4))
+    by_token.offer(over(2, 1, 1, 4))
+    assert by_token.take(3).too_old == (1, 2)
+    assert by_token.take(3).too_old == ()
+
+
+def test_any_token_makes_a_sample_stale_not_only_that_of_the_lowest_version():
+    """Version 3 belongs to a line that was given up, so it counts as young; 4 is older in updates."""
+    planner = Planner(1, 1, Accounts(), Versions({1: 0, 2: 1, 3: 9, 4: 1, 5: 2}))
+    planner.offer(over(0, 3, 4, 4))
+    assert reasons(planner.take(3)) == [(0, "stale")]
+
+
+def test_redo_leaves_out_what_the_ledger_says_whatever_is_configured(planner):
+    old = over(0, 1, 2, 4)
+    entry = StepEntry(generation=1, step=4, version=5, trained=(old.trained(),), dropped=(), too_old=(1,))
+    assert planner.again(entry, [old]).too_old == (1,)
