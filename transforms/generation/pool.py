@@ -340,6 +340,7 @@ def pool_of(config: RunConfig, share: int) -> Pool:
         if key not in _POOLS:
             registry.load(config.rewards.modules)
             environments.load(config.rollout.environments.modules)
+            _collect_rarely()
             _POOLS[key] = Pool(config, share, Tokenizer.load(config.model.path), scorer_of(config.rewards))
             if _DRAIN.is_set():
                 _POOLS[key].drain()
