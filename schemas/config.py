@@ -213,7 +213,7 @@ class RolloutConfig(_Section):
     """Requests for one group before it becomes a dead letter."""
     request_timeout_s: Seconds = 600.0
     """How long one request may take."""
-    max_bundle_groups: Positive = 64
+    max_bundle_groups: Positive = 256
     """Most groups in one Beam bundle, so in one Kafka transaction."""
     poll_interval_s: Seconds = 0.02
     """Pause between two looks for finished groups."""

@@ -84,6 +84,9 @@ class Pool:
         self._finished: dict[GroupId, Finished] = {}
         self._ready: deque[GroupId] = deque()
         self._handed_over: set[GroupId] = set()
+        self._taken_s = 0.0
+        self.bundle_s = 0.0
+        """How long the last bundle took from its first look to its records."""
         self._last_finished_s = time.monotonic()
         self._error: BaseException | None = None
         self._draining = threading.Event()
@@ -230,6 +233,7 @@ class Pool:
         with self._lock:
             if self._error is not None:
                 raise self._error
+            self._taken_s = time.monotonic()
             return [self._finished[self._ready.popleft()] for _ in range(min(most, len(self._ready)))]
 
     def idle_s(self) -> float:
@@ -260,6 +264,7 @@ class Pool:
                 raise self._error
             fresh = [record for record in records if not self._handed_over.issuperset(record.groups)]
             self._handed_over.update(group for record in fresh for group in record.groups)
+            self.bundle_s = time.monotonic() - self._taken_s
         self._commits.hand_over(fresh)
 
     def commit(self, records: Sequence[OutputRecord]) -> None:

@@ -9,7 +9,7 @@ Two habits of Beam 2.77 and Prism shape the rest:
 
 - An open bundle keeps Prism busy: while a reader waited for outcomes, an idle pipeline took three
   quarters of a core. So nothing here waits; an empty bundle ends at once, and the next one comes
-  later the longer nothing has come (:class:`ReadFn`).
+  later the longer nothing has come, or the longer the last one took (:class:`ReadFn`).
 - Prism asks bundles that take long to split, and Beam then computes the progress of the source from
   the mean size of its elements, which is NaN after a bundle of more than 30 (its sampling is restarted
   only by half), and the pipeline fails. So the source has one element a bundle: a batch of outcomes.
@@ -36,6 +36,9 @@ from transforms.generation.pool import Finished, all_pools, pool_of
 _LULL_SHARE: Final = 0.1
 """The pause before the next look as a share of the time that nothing has come: an outcome after a lull
 waits a tenth of it at most."""
+_BUNDLE_FACTOR: Final = 2
+"""The pause after a bundle as a multiple of its time: the busier the pipeline, the larger its bundles, and
+the less of the machine goes into opening and closing them."""
 _LONGEST_PAUSE_FACTOR: Final = 10
 _IDLE_LAG_S: Final = 0.5
 """How far the watermark of an idle share stays behind the clock: longer than a prompt takes from
@@ -132,13 +135,15 @@ class ReadFn(_ReadFromUnboundedSourceDoFn):  # type: ignore[misc]
     @property
     def _poll_interval(self) -> float:
         idle_s = min((pool.idle_s() for pool in all_pools()), default=0.0)
-        return pause_s(self._shortest_s, idle_s)
+        bundle_s = max((pool.bundle_s for pool in all_pools()), default=0.0)
+        return pause_s(self._shortest_s, idle_s, bundle_s)
 
     @_poll_interval.setter
     def _poll_interval(self, shortest_s: float) -> None:
         self._shortest_s = shortest_s
 
 
-def pause_s(shortest_s: float, idle_s: float) -> float:
-    """How long not to look after nothing has come for ``idle_s`` seconds."""
-    return min(max(shortest_s, _LULL_SHARE * idle_s), _LONGEST_PAUSE_FACTOR * shortest_s)
+def pause_s(shortest_s: float, idle_s: float, bundle_s: float) -> float:
+    """How long not to look after nothing has come for ``idle_s`` seconds and the last bundle took ``bundle_s``."""
+    wanted_s = max(shortest_s, _LULL_SHARE * idle_s, _BUNDLE_FACTOR * bundle_s)
+    return min(wanted_s, _LONGEST_PAUSE_FACTOR * shortest_s)

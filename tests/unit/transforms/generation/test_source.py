@@ -32,7 +32,12 @@ def test_all_checkpoint_marks_have_the_same_bytes():
 
 @pytest.mark.parametrize(("idle_s", "expected_s"), [(0.0, 0.02), (0.2, 0.02), (1.0, 0.1), (60.0, 0.2)])
 def test_the_pause_between_looks_grows_in_a_lull_up_to_ten_times(idle_s, expected_s):
-    assert pause_s(0.02, idle_s) == pytest.approx(expected_s)
+    assert pause_s(0.02, idle_s, 0.0) == pytest.approx(expected_s)
+
+
+@pytest.mark.parametrize(("bundle_s", "expected_s"), [(0.005, 0.02), (0.03, 0.06), (1.0, 0.2)])
+def test_the_pause_grows_with_the_time_that_a_bundle_takes(bundle_s, expected_s):
+    assert pause_s(0.02, 0.0, bundle_s) == pytest.approx(expected_s)
 
 
 def test_the_pipeline_is_put_together_and_its_types_fit():
