@@ -12,6 +12,7 @@ from schemas.errors import FencedError, StateError
 from schemas.identity import GroupId
 from tests.pipeline.rollout_process import Topics, wait_for
 from tests.support.simulated_engine import SimulatedEngine
+from transforms import metrics
 from transforms.assemble import assemble
 from transforms.generation.outcome import OutputRecord, group_of
 from transforms.generation.pool import Pool
@@ -78,6 +79,20 @@ def test_at_most_four_times_max_in_flight_waits_for_its_commit(open_pool, config
     take(pool, 6)
     time.sleep(0.3)
     assert len(engine.requests) == 22, "what is committed makes room"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "admitted", "reason"), [(2, 100, "no_prompts"), (40, 2, "admission"), (40, 100, "back_pressure")]
+)
+def test_empty_slots_say_why(open_pool, config, topics, prompts, admitted, reason):
+    topics.send_prompts([PROMPT] * prompts)
+    topics.admit(admitted, admitted)
+    pool = open_pool()
+    before = metrics.SLOT_SECONDS.labels("0", reason)._value.get()
+    wait_for(lambda: pool.idle_s() > 1.0, 20)
+    pool.offer_again()  # nothing is committed; a look at the pool adds the time up
+    pool.commit(assemble(config, take(pool, 1)))
+    assert metrics.SLOT_SECONDS.labels("0", reason)._value.get() - before > 0.8
 
 
 def test_a_new_reader_gets_what_is_not_committed_in_order_of_completion(open_pool, config, topics):

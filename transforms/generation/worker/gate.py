@@ -9,6 +9,7 @@ worker ends and the answer is never seen.
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import JSONResponse
@@ -53,7 +54,10 @@ class VersionGate:
         if not header.isdigit() or len(header) > _MAX_DIGITS:
             return _error(400, f"{MIN_VERSION_HEADER} is {header[:40].decode('latin-1')!r}, expected a whole number")
         wanted = int(header)
-        if await self._state.wait_for_version(wanted, self._max_wait_s):
+        started = time.monotonic()
+        is_here = await self._state.wait_for_version(wanted, self._max_wait_s)
+        self._state.metrics.version_wait.inc(time.monotonic() - started)
+        if is_here:
             return None
         if self._state.stopping:
             return _error(503, "the worker stops")

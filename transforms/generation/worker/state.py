@@ -40,6 +40,11 @@ class Metrics:
             buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
             registry=registry,
         )
+        self.version_wait = Counter(
+            "asyncflow_worker_version_wait_seconds",
+            "Time that requests waited for the weight version that they ask for, of all requests.",
+            registry=registry,
+        )
 
 
 @dataclass
