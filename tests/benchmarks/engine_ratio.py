@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 
 from pipelines.local.ports import free_ports
+from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
 from tests.benchmarks.stack import ROOT
-from tests.support.weights import publish_version
+from tests.support.weights import announce, probe_of, state_of, write_version
 from tests.support.worker import WorkerProcess
 from transforms.generation.tokenizer import Tokenizer
 from transforms.generation.worker.arguments import parse_arguments
@@ -56,14 +57,15 @@ def measure(bench, model, *, groups, tokens, max_num_seqs=64, in_flight_groups=1
         worker: further settings of the worker's section.
         dtype: of the engine, on both sides.
     """
-    config = _config(bench, model, groups, tokens, max_num_seqs, worker or {}, dtype)
+    settings = {"port": free_ports(1)[0], "max_num_seqs": max_num_seqs, **(worker or {})}
+    config = _config(bench, model, dtype, settings)
     prompts = story_prompts(groups * _ROUNDS, tokens)
     arguments = bench.directory / "offline.json"
     arguments.write_text(json.dumps(_offline_arguments(config, prompts[:groups], tokens)))
     before = _offline(arguments)
     through = _pipeline(bench, config, prompts, in_flight_groups)
     after = _offline(arguments)
-    offline = [tokens_s for tokens_s in before + after]
+    offline = before + after
     return {
         "pipeline_tokens_s": through["tokens_s"],
         "offline_tokens_s": offline,
@@ -75,7 +77,7 @@ def measure(bench, model, *, groups, tokens, max_num_seqs=64, in_flight_groups=1
     }
 
 
-def _config(bench, model, groups, tokens, max_num_seqs, worker, dtype):
+def _config(bench, model, dtype, worker):
     from trainers.precision import fastest_dtype
 
     return RunConfig.model_validate(
@@ -84,7 +86,7 @@ def _config(bench, model, groups, tokens, max_num_seqs, worker, dtype):
             "kafka": {"bootstrap": bench.broker.bootstrap},
             "model": {"path": model, "dtype": fastest_dtype() if dtype == "auto" else dtype},
             "weights": {"root": str(bench.directory / "weights")},
-            "worker": {"port": free_ports(1)[0], "max_num_seqs": max_num_seqs, **worker},
+            "worker": worker,
         }
     )
 
@@ -108,13 +110,15 @@ def _offline_arguments(config, prompts, tokens):
 
 def _offline(arguments: Path):
     command = [sys.executable, "-m", "tests.benchmarks.offline", str(arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode:
         raise RuntimeError(f"offline generation ended with {done.returncode}: {done.stderr[-3000:]}")
-    return [tokens / seconds for tokens, seconds in json.loads(done.stdout.splitlines()[-1])]
+    (found,) = [line for line in done.stdout.splitlines() if line.startswith("[[")]  # vLLM says more around it
+    return [tokens / seconds for tokens, seconds in json.loads(found)]
 
 
 def _pipeline(bench, config, prompts, in_flight_groups):
+    create_topics(config)
     worker = WorkerProcess(bench.directory / "worker", config)
     rollout = {"group_size": 8, "max_in_flight": in_flight_groups}
     with contextlib.ExitStack() as opened:
@@ -140,6 +144,9 @@ def _publish(bench, config):
     import torch
     from transformers import AutoModelForCausalLM
 
+    from trainers.publish import probe_tokens
+
     model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=getattr(torch, config.model.dtype))
-    root, topic = config.weights.root, config.topics.weights
-    publish_version(root, 1, model, bootstrap=bench.broker.bootstrap, topic=topic, dtype=config.model.dtype)
+    probe = probe_of(model, probe_tokens(config.model.path))
+    announced = write_version(config.weights.root, 1, state_of(model), probe=probe, dtype=config.model.dtype)
+    announce(bench.broker.bootstrap, config.topics.weights, announced)

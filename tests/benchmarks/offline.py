@@ -3,7 +3,8 @@
     python -m tests.benchmarks.offline FILE     FILE: JSON with "engine" (arguments of LLM), "prompts"
                                                 (lists of token ids), "sampling" and "rounds"
 
-Prints one JSON object: tokens, seconds of each round.
+Prints one JSON list: tokens, seconds of each round. If ``rounds`` is null, it is ready when it prints ``[]``; each
+line on standard input then asks for a round, and is answered by the list of that one.
 """
 
 import json
@@ -23,13 +24,24 @@ def main():
     sampling = SamplingParams(**given["sampling"])
     prompts = [{"prompt_token_ids": ids} for ids in given["prompts"]]
     llm.generate(prompts[: max(1, len(prompts) // 8)], sampling, use_tqdm=False)
-    rounds = []
-    for _ in range(given["rounds"]):
-        started = time.monotonic()
-        answers = llm.generate(prompts, sampling, use_tqdm=False)
-        seconds = time.monotonic() - started
-        rounds.append([sum(len(sample.token_ids) for answer in answers for sample in answer.outputs), seconds])
+    if given["rounds"] is None:
+        say([])
+        for _ in sys.stdin:
+            say([one_round(llm, prompts, sampling)])
+    else:
+        say([one_round(llm, prompts, sampling) for _ in range(given["rounds"])])
+
+
+def one_round(llm, prompts, sampling):
+    started = time.monotonic()
+    answers = llm.generate(prompts, sampling, use_tqdm=False)
+    seconds = time.monotonic() - started
+    return sum(len(sample.token_ids) for answer in answers for sample in answer.outputs), seconds
+
+
+def say(rounds):
     sys.stdout.write("\n" + json.dumps(rounds) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

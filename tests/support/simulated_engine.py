@@ -19,7 +19,6 @@ with ``--exit-on 8`` it ends at once when it is asked for a prompt that begins w
 
 import argparse
 import asyncio
-import contextlib
 import json
 import math
 import os
@@ -81,7 +80,8 @@ class SimulatedEngine:
 
     def __post_init__(self):
         self._random = random.Random(self.seed)
-        self._died = asyncio.Event()
+        self._died = False
+        self._sleeping = set()
         self._at_once = 0
         self._free = None
         self._entries = [
@@ -102,14 +102,14 @@ class SimulatedEngine:
 
     @property
     def died(self):
-        return self._died.is_set()
+        return self._died
 
     def die(self):
-        self._loop.call_soon_threadsafe(self._died.set)
+        self._loop.call_soon_threadsafe(self._end)
 
     def revive(self):
         """What a supervisor does to an engine that died."""
-        self._loop.call_soon_threadsafe(self._died.clear)
+        self._loop.call_soon_threadsafe(self._revive)
 
     async def _health(self, request):
         return web.Response(status=503 if self.died else 200)
@@ -157,8 +157,27 @@ class SimulatedEngine:
                 return
             seconds += max(lengths) * self.token_s
         if seconds:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._died.wait(), seconds)
+            await self._sleep(seconds)
+
+    async def _sleep(self, seconds):
+        """Until the time is over or the engine dies; without a task of its own, of which there would be thousands."""
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
+        timer = loop.call_later(seconds, _wake, waiting)
+        self._sleeping.add(waiting)
+        try:
+            await waiting
+        finally:
+            self._sleeping.discard(waiting)
+            timer.cancel()
+
+    def _end(self):
+        self._died = True
+        for waiting in self._sleeping:
+            _wake(waiting)
+
+    def _revive(self):
+        self._died = False
 
     async def _sequence(self, seconds):
         if self._free is None:
@@ -201,7 +220,7 @@ class SimulatedEngine:
             os._exit(1)
         if fault == "die":
             await asyncio.sleep(self.slow_s.get(body["token_ids"][0], 0))
-            self._died.set()
+            self._end()
             return self._broken("EngineDeadError")
         if fault == "error":
             return self._broken("engine is broken")
@@ -255,6 +274,11 @@ class SimulatedEngine:
         asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+
+
+def _wake(waiting):
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def main():

@@ -1,7 +1,7 @@
 """What a pool's slots do: how much of the time they are filled, and why they are not."""
 
 import time
-from typing import Literal
+from typing import Literal, get_args
 
 from transforms import metrics
 
@@ -18,7 +18,7 @@ class Occupancy:
 
     def __init__(self, slots: int, share: int) -> None:
         self._slots = slots
-        self._share = str(share)
+        self._seconds = {state: metrics.SLOT_SECONDS.labels(str(share), state) for state in get_args(State)}
         self._filled = 0
         self._reason: State = "no_prompts"
         self._since_s = time.monotonic()
@@ -38,5 +38,5 @@ class Occupancy:
         now_s = time.monotonic()
         passed_s, self._since_s = now_s - self._since_s, now_s
         filled_s = passed_s * self._filled / self._slots
-        metrics.SLOT_SECONDS.labels(self._share, "filled").inc(filled_s)
-        metrics.SLOT_SECONDS.labels(self._share, self._reason).inc(passed_s - filled_s)
+        self._seconds["filled"].inc(filled_s)
+        self._seconds[self._reason].inc(passed_s - filled_s)

@@ -92,6 +92,8 @@ class Pool:
         self._draining = threading.Event()
         self._wake = threading.Event()
         self._occupancy = Occupancy(config.rollout.max_in_flight, share)
+        self._in_flight_gauge = metrics.PROMPTS_IN_FLIGHT.labels(str(share))
+        self._uncommitted_gauge = metrics.GROUPS_UNCOMMITTED.labels(str(share))
         # The first act, before any offset is read: it fences whoever held the share.
         producer = open_producer(config.kafka, config.topics.rollout_id(share))
         consumer, committed = _open_prompts(config, share)
@@ -214,8 +216,8 @@ class Pool:
 
     def _measure(self) -> None:
         self._occupancy.fill(len(self._running))
-        metrics.PROMPTS_IN_FLIGHT.labels(str(self._share)).set(len(self._running))
-        metrics.GROUPS_UNCOMMITTED.labels(str(self._share)).set(len(self._finished))
+        self._in_flight_gauge.set(len(self._running))
+        self._uncommitted_gauge.set(len(self._finished))
 
     # ---- outcomes out: Beam's threads ---------------------------------------------------------------
 

@@ -83,12 +83,15 @@ def prepare(record: PromptRecord, config: RolloutConfig, tokenizer: Encoder, min
     if prompt.environment:
         environments.check(prompt.environment)
     group_size = prompt.group_size or config.group_size
+    sampling = sampling_params(prompt.sampling, config)
+    # Answers are decoded here, whole; token by token that is over half of the work of vLLM's server process.
+    needs_text = bool(sampling.get("stop"))
     return Request(
         record=record,
         prompt=prompt,
         token_ids=tokenizer.encode(prompt),
         group_size=group_size,
-        sampling_params={"n": group_size, "logprobs": 0, **sampling_params(prompt.sampling, config)},
+        sampling_params={"n": group_size, "logprobs": 0, "detokenize": needs_text, **sampling},
         min_version=min_version,
     )
 

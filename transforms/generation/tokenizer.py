@@ -24,6 +24,7 @@ class Tokenizer:
 
     def __init__(self, tokenizer: Any, vocabulary_tokens: int) -> None:
         self._tokenizer = tokenizer
+        self._encode_plain, self._decode_plain = _plain_calls(tokenizer)
         self._lock = threading.Lock()
         self.vocabulary_tokens = vocabulary_tokens
 
@@ -95,14 +96,23 @@ class Tokenizer:
         return text
 
     def _encode_rendered(self, text: str) -> Sequence[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
-        return ids
+        return self._encode_plain(text, add_special_tokens=False)
 
     def decode(self, responses: Sequence[Sequence[int]]) -> list[str]:
         """The text of each response, without special tokens."""
         with self._lock:
-            texts: list[str] = self._tokenizer.batch_decode([list(ids) for ids in responses], skip_special_tokens=True)
-            return texts
+            return [self._decode_plain(list(ids), skip_special_tokens=True) for ids in responses]
+
+
+def _plain_calls(tokenizer: Any) -> tuple[Callable[..., Sequence[int]], Callable[..., str]]:
+    """Encoding and decoding by the tokenizer's own Rust part where it has one.
+
+    What transformers wraps around it gives the same here and takes three times as long.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or tokenizer.clean_up_tokenization_spaces:
+        return tokenizer.encode, tokenizer.decode
+    return lambda text, **options: backend.encode(text, **options).ids, backend.decode
 
 
 def read_vocabulary_tokens(path: str) -> int:

@@ -36,8 +36,15 @@ def test_a_prompt_becomes_a_request(tokenizer):
     assert request.token_ids[-1] == 4, "the template's generation prompt"
     assert request.min_version == 3
     assert request.body()["sampling_params"] == {
-        "n": 4, "logprobs": 0, "temperature": 0.5, "top_p": 1.0, "top_k": -1, "max_tokens": 256,
+        "n": 4, "logprobs": 0, "detokenize": False, "temperature": 0.5, "top_p": 1.0, "top_k": -1, "max_tokens": 256,
     }  # fmt: skip
+
+
+def test_the_engine_makes_text_only_to_find_stop_strings(tokenizer):
+    asked = record({"text": "1", "reward": REWARD, "sampling": {"stop": ["."]}})
+    assert prepare(asked, RolloutConfig(), tokenizer).body()["sampling_params"]["detokenize"] is True
+    without = record({"text": "1", "reward": REWARD, "sampling": {"stop": []}})
+    assert prepare(without, RolloutConfig(), tokenizer).body()["sampling_params"]["detokenize"] is False
 
 
 def test_token_ids_are_sent_as_they_are(tokenizer):
