@@ -141,19 +141,8 @@ class Engine:
         return sums.double().cpu() / trained_tokens
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """All weights under Hugging Face names; of tensors that are tied only the first."""
-        from transformers.core_model_loading import revert_weight_conversion
-
-        causal = self._policy.causal
-        seen: set[tuple[int, tuple[int, ...]]] = set()
-        tensors = {}
-        for name, tensor in causal.state_dict().items():
-            place = (tensor.data_ptr(), tuple(tensor.shape))
-            if place not in seen:
-                seen.add(place)
-                tensors[name] = tensor.detach()
-        reverted: dict[str, torch.Tensor] = revert_weight_conversion(causal, tensors)
-        return {name: tensor.cpu().contiguous() for name, tensor in reverted.items()}
+        """See :meth:`trainers.policy.Policy.weights`."""
+        return self._policy.weights()
 
     def probe(self, token_ids: list[int]) -> list[float]:
         """See :meth:`trainers.policy.Policy.probe`."""

@@ -72,6 +72,20 @@ class Policy(torch.nn.Module):
         logprobs_C: torch.Tensor = chosen_C - torch.logsumexp(logits_CV, dim=1)
         return logprobs_C
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """All weights under Hugging Face names, where they are; of tensors that are tied only the first."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        seen: set[tuple[int, tuple[int, ...]]] = set()
+        tensors = {}
+        for name, tensor in self.causal.state_dict().items():
+            place = (tensor.data_ptr(), tuple(tensor.shape))
+            if place not in seen:
+                seen.add(place)
+                tensors[name] = tensor.detach()
+        reverted: dict[str, torch.Tensor] = revert_weight_conversion(self.causal, tensors)
+        return {name: tensor.contiguous() for name, tensor in reverted.items()}
+
     @torch.no_grad()
     def probe(self, token_ids: list[int]) -> list[float]:
         """Logprob at temperature 1 of each token but the first, by the model's own forward pass."""

@@ -1,14 +1,20 @@
 """The learner's side of the weight store: one directory a version.
 
-    state dict ──► model.safetensors ──► sha256 ──► MANIFEST.json (last, atomically) ──► announced by commit.py
+    state dict ─┬─ store ──► safetensors files, or deltas of them ─┐
+                ├─ ipc ────► a buffer that engines map ────────────┼─► MANIFEST.json (last, atomically)
+                └─ nccl ───► a buffer that is sent to engines ─────┘        └─► announced by commit.py
 
 The manifest's facts are ``{"kind": "weights", "version", "step", "dtype", "probe": {"token_ids",
 "logprobs"}}``. The probe is what workers compare their engine with after loading: the learner's own
 logprobs (temperature 1) of each token but the first, by exactly the weights that are published.
-Files are not forced to the disk: a version that a power failure tore is announced anew, under another
-number, by the learner's next start.
+The manifest says what the weights are, and nothing of how they travel: it is the same for a delta, and
+for every buffer that holds them. Files are not forced to the disk: a version that a power failure tore
+is announced anew, under another number, by the learner's next start.
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,13 +22,17 @@ import structlog
 
 from schemas.config import WeightsConfig
 from schemas.crash_points import crash_point
-from schemas.errors import DiskError, ModelError, StateError
-from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256, verify
+from schemas.errors import DiskError, ModelError, RecordError, StateError
+from schemas.manifests import MANIFEST_NAME, FileEntry, Manifest, sha256, verify
+from schemas.snapshots import LAYOUT_NAME, SOURCE_NAME, Delta, decode_source
 from schemas.weights import WeightVersion, version_path
+from trainers import shards
+from trainers.broadcast import Broadcaster
+from trainers.deltas import Deltas
 from trainers.disk import disk_errors
+from trainers.snapshots import Snapshots, share
 
 _log = structlog.get_logger(__name__)
-MODEL_NAME: Final = "model.safetensors"
 _PROBE_TOKENS: Final = 64
 _PROBE_TEXT: Final = (
     "A baker sells 12 rolls in the morning and 9 in the afternoon. How many rolls does she sell in a day? "
@@ -53,6 +63,18 @@ def probe_tokens(model: str) -> list[int]:
     return token_ids[:_PROBE_TOKENS]
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the manifest says of a version, besides its files and the probe."""
+
+    version: int
+    """Never used before."""
+    step: int
+    """Optimizer steps that the weights have seen."""
+    dtype: str
+    """Of the run."""
+
+
 class WeightStore:
     """Writes versions below a root: a local path or an fsspec URL of the configuration."""
 
@@ -60,9 +82,13 @@ class WeightStore:
         from fsspec.core import url_to_fs
         from fsspec.implementations.local import LocalFileSystem
 
-        self._keep = config.keep
+        self._config = config
         self._files, self._root = url_to_fs(config.root)
         self._local = isinstance(self._files, LocalFileSystem)
+        self._deltas = Deltas(self._files, config.full_every) if config.delta else None
+        self._snapshots = Snapshots(config.buffers)
+        self._broadcaster = Broadcaster(config) if config.transport == "nccl" else None
+        self._last: tuple[int, str] | None = None
         with disk_errors("weight store", config.root):
             self._files.makedirs(self._root, exist_ok=True)
 
@@ -75,41 +101,61 @@ class WeightStore:
         names = (path.rstrip("/").rsplit("/", 1)[-1] for path in self._files.ls(self._root, detail=False))
         return sorted(int(name) for name in names if name.isdigit())
 
-    def write(self, tensors: dict[str, Any], *, version: int, step: int, dtype: str, probe: dict[str, Any]) -> str:
+    # ------------------------------------------------------------------ write
+
+    def write(
+        self, tensors: dict[str, Any], facts: Facts, probe: Callable[[], dict[str, Any]], *, as_files: bool = False
+    ) -> str:
         """Writes a version and returns the sha256 of its manifest.
+
+        Args:
+            tensors: the weights by their Hugging Face names, where the learner holds them.
+            facts: what the weights are.
+            probe: computes the probe, while the weights are being written.
+            as_files: whole files, whatever the configuration says.
 
         Raises:
             DiskError: there is no room or no permission.
             FileExistsError: the version was written before; versions are never used twice.
+            ConfigError: the transport does not fit the learner's device.
         """
-        directory = version_path(self._root, version)
-        facts = {"kind": "weights", "version": version, "step": step, "dtype": dtype, "probe": probe}
-        what = f"weight version {version}"
+        directory = version_path(self._root, facts.version)
+        what = f"weight version {facts.version}"
         with disk_errors(what, directory):
             self._files.mkdir(directory, create_parents=True)
         try:
-            with disk_errors(what, directory):
-                manifest = self._write(directory, tensors, facts)
+            with disk_errors(what, directory), ThreadPoolExecutor(max_workers=1) as beside:
+                carried = beside.submit(self._carry, directory, tensors, facts.version, as_files=as_files)
+                told = {"kind": "weights", **asdict(facts), "probe": probe()}
+                manifest = self._finish(directory, carried.result(), told)
         except DiskError:
             self._remove(directory)  # half a version would keep the disk full
             raise
+        self._last = (facts.version, sha256(manifest))
         crash_point("weights_written")
-        return sha256(manifest)
+        return self._last[1]
 
-    def _write(self, directory: str, tensors: dict[str, Any], facts: dict[str, Any]) -> bytes:
-        self._write_tensors(f"{directory}/{MODEL_NAME}", tensors)
+    def _finish(self, directory: str, files: tuple[FileEntry, ...], facts: dict[str, Any]) -> bytes:
         crash_point("weights_half_written")
-        manifest = Manifest(files=(describe(self._files, directory, MODEL_NAME),), facts=facts).encode()
+        manifest = Manifest(files=files, facts=facts).encode()
         self._write_manifest(directory, manifest)
         return manifest
 
-    def _write_tensors(self, path: str, tensors: dict[str, Any]) -> None:
-        from safetensors.torch import save, save_file
+    def _carry(self, directory: str, tensors: dict[str, Any], version: int, *, as_files: bool) -> tuple[FileEntry, ...]:
+        """Puts the weights where engines get them; returns what the manifest says of them."""
+        if self._config.transport != "store" and not as_files:
+            return self._carry_in_memory(directory, tensors, version)
+        if self._deltas is not None:
+            return self._deltas.write(directory, shards.divide(tensors), None if as_files else self._last)
+        return shards.write(self._files, directory, shards.divide(tensors), local=self._local)
 
-        if self._local:
-            save_file(tensors, path, metadata={"format": "pt"})
-        else:
-            self._files.pipe_file(path, save(tensors, metadata={"format": "pt"}))
+    def _carry_in_memory(self, directory: str, tensors: dict[str, Any], version: int) -> tuple[FileEntry, ...]:
+        snapshot = self._snapshots.take(tensors, version)
+        source = self._broadcaster.offer(snapshot) if self._broadcaster else share(snapshot)
+        layout = snapshot.layout.model_dump_json().encode()
+        self._files.pipe_file(f"{directory}/{SOURCE_NAME}", source.model_dump_json().encode())
+        self._files.pipe_file(f"{directory}/{LAYOUT_NAME}", layout)
+        return (FileEntry(name=LAYOUT_NAME, size=len(layout), sha256=sha256(layout)),)
 
     def _write_manifest(self, directory: str, manifest: bytes) -> None:
         path = f"{directory}/{MANIFEST_NAME}"
@@ -120,21 +166,60 @@ class WeightStore:
         temporary.write_bytes(manifest)
         temporary.rename(path)
 
+    # ------------------------------------------------------------------ fault
+
     def fault(self, announced: WeightVersion) -> str | None:
-        """What is wrong with the files of an announced version; None if they are what was announced."""
-        directory = version_path(self._root, announced.version)
+        """Why nobody can load an announced version; None if whatever it takes is as it was announced."""
         try:
-            value = self._files.cat_file(f"{directory}/{MANIFEST_NAME}")
-            verify(self._files, directory, Manifest.decode(value, announced.manifest_sha256))
-        except (StateError, OSError) as error:
+            fault = self._fault_of(announced.version, announced.manifest_sha256)
+        except (StateError, RecordError, OSError) as error:
             return str(error)
-        return None
+        return fault or self.undelivered(announced, even_unasked=True)
+
+    def _fault_of(self, version: int, manifest_sha256: str) -> str | None:
+        directory = version_path(self._root, version)
+        manifest = Manifest.decode(self._files.cat_file(f"{directory}/{MANIFEST_NAME}"), manifest_sha256)
+        delta = self._delta_of(version)
+        verify(self._files, directory, manifest.model_copy(update={"files": delta.files}) if delta else manifest)
+        if delta:
+            return self._fault_of(delta.base, delta.base_manifest_sha256)
+        if manifest.files[0].name != LAYOUT_NAME:
+            return None
+        decode_source(self._files.cat_file(f"{directory}/{SOURCE_NAME}"))
+        snapshot = self._snapshots.of(version)
+        return snapshot.fault() if snapshot else "its buffer was written over"
+
+    def undelivered(self, announced: WeightVersion, *, even_unasked: bool = False) -> str | None:
+        """Why engines could not be sent an announced version; None if they were, or nobody has asked."""
+        return self._broadcaster.fault(announced.version, even_unasked=even_unasked) if self._broadcaster else None
+
+    # ------------------------------------------------------------------ prune
 
     def prune(self, announced: int) -> None:
-        """Removes all but the newest versions; never the one that was announced last."""
-        for version in self._versions()[: -self._keep]:
-            if version < announced:
+        """Removes all but the newest versions and what their deltas are based on; never the one announced last."""
+        versions = self._versions()
+        kept = {version for version in versions if version >= announced} | set(versions[-self._config.keep :])
+        for version in sorted(kept, reverse=True):
+            kept |= self._bases_of(version)
+        for version in versions:
+            if version not in kept:
                 self._remove(version_path(self._root, version))
+
+    def _bases_of(self, version: int) -> set[int]:
+        """The versions that have to be there to rebuild one."""
+        bases: set[int] = set()
+        while delta := self._delta_of(version):
+            if delta.base >= version:
+                break
+            bases.add(version := delta.base)
+        return bases
+
+    def _delta_of(self, version: int) -> Delta | None:
+        try:
+            source = decode_source(self._files.cat_file(f"{version_path(self._root, version)}/{SOURCE_NAME}"))
+        except (FileNotFoundError, RecordError):
+            return None
+        return source if isinstance(source, Delta) else None
 
     def _remove(self, directory: str) -> None:
         try:
@@ -143,3 +228,8 @@ class WeightStore:
             self._files.rm(directory, recursive=True)
         except OSError as error:
             _log.warning("old weights not removed", directory=directory, error=str(error))
+
+    def close(self) -> None:
+        """Ends what sends weights to engines."""
+        if self._broadcaster:
+            self._broadcaster.close()

@@ -150,7 +150,7 @@ def smollm2(bench, groups=24, tokens=96):
 
 def smollm2_weights(bench):
     """From the end of the optimizer step to the first token under the new weights, SmolLM2-135M on a CPU."""
-    command = [sys.executable, "-m", "tests.benchmarks.weights", "--size", "135m", "--transport", "store"]
+    command = [sys.executable, "-m", "tests.benchmarks.weights", "--transport", "store"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     figures = json.loads(done.stdout)
     return {**figures, "bars": {"first_token_s": at_most(figures["first_token_s"]["median"], 1.0)}}

@@ -17,7 +17,8 @@ from pipelines.local.topics import create_topics
 from schemas.config import KafkaConfig, ModelConfig, RunConfig, WeightsConfig, WorkerConfig
 from schemas.errors import BrokerError, ModelError, PortError
 from schemas.weights import WeightVersion, version_path
-from tests.support.trajectories import wait_until
+from schemas.workers import WorkerEntry
+from tests.support.trajectories import read_all, wait_until
 from tests.support.weights import announce, probe_of, publish_version, state_of, write_version
 from tests.support.worker import WorkerProcess
 from transforms.generation.worker.announcements import Announcements
@@ -275,6 +276,15 @@ def test_sigterm_ends_the_worker_with_0_and_no_process_stays(doomed):
     started = doomed.worker.descendants()
     assert doomed.worker.stop() == 0
     assert processes_left(started) == []
+    said = said_by(doomed)
+    assert {(entry.url, entry.max_num_seqs) for entry in said} == {(doomed.worker.url, 8)}
+    assert [entry.state for entry in said[-2:]] == ["up", "leaving"]
+    assert said[-1].version == doomed.version
+
+
+def said_by(stage):
+    """What a worker wrote into the registry."""
+    return [WorkerEntry.decode(record.value) for record in read_all(stage.config, stage.config.topics.workers)]
 
 
 def test_weights_that_contradict_their_probe_end_the_worker(doomed):
@@ -292,6 +302,7 @@ def test_an_engine_that_dies_ends_the_worker(doomed):
     next(child for child in children if "EngineCore" in child.name()).kill()
     assert doomed.worker.process.wait(15) == 1
     assert "the vLLM engine process died" in doomed.worker.log
+    assert {entry.state for entry in said_by(doomed)} == {"up"}, "who leaves does not die: that it died must show"
     assert processes_left(started) == []
 
 

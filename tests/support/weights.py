@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256
+from schemas.manifests import MANIFEST_NAME, FileEntry, Manifest, describe, sha256
 from schemas.weights import WeightVersion, version_path
 
 PROBE_TOKENS = (1, 8, 16, 9, 19, 17, 10, 2)
@@ -62,3 +62,31 @@ def announce(bootstrap, topic, announced) -> None:
     value = announced if isinstance(announced, bytes) else announced.encode()
     producer.send(topic, value, partition=0).get(timeout=30)
     producer.close()
+
+
+def write_snapshot(root, version, tensors, *, probe, dtype="float32", source=None) -> WeightVersion:
+    """Writes a version that travels through memory, whose bytes nobody holds, and returns its announcement."""
+    import json
+
+    import torch
+
+    from schemas.digests import digests
+    from schemas.snapshots import LAYOUT_NAME, SOURCE_NAME, lay_out, views
+
+    directory = Path(version_path(str(root), version))
+    directory.mkdir(parents=True)
+    layout = lay_out(tensors)
+    buffer = torch.zeros(layout.size, dtype=torch.uint8)
+    for name, place in views(buffer, layout).items():
+        place.copy_(tensors[name])
+    text = layout.model_copy(update={"digests": digests(buffer)}).model_dump_json()
+    (directory / LAYOUT_NAME).write_text(text)
+    source = source or {"kind": "nccl", "version": version, "host": "127.0.0.1", "port": 1, "timeout_s": 1.0}
+    (directory / SOURCE_NAME).write_text(json.dumps(source))
+    facts = {"kind": "weights", "version": version, "step": version, "dtype": dtype, "probe": probe}
+    entry = FileEntry(name=LAYOUT_NAME, size=len(text), sha256=sha256(text.encode()))
+    value = Manifest(files=(entry,), facts=facts).encode()
+    (directory / MANIFEST_NAME).write_bytes(value)
+    return WeightVersion(
+        version=version, step=version, generation=1, manifest_sha256=sha256(value), dtype=dtype, base_model="tiny"
+    )

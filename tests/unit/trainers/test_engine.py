@@ -88,7 +88,7 @@ def test_all_zero_stages_give_the_same_weights_and_those_of_plain_torch(model_di
     for weights, norms in results:
         assert norms == pytest.approx(results[0][1], abs=1e-6)
         for name, tensor in weights.items():
-            torch.testing.assert_close(tensor, reference[name], atol=1e-5, rtol=0)
+            torch.testing.assert_close(tensor.cpu(), reference[name], atol=1e-5, rtol=0)
 
 
 def plain_torch(model_dir, examples):

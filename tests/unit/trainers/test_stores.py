@@ -19,15 +19,39 @@ from schemas.weights import WeightVersion, version_path
 from trainers.accounts import Accounts
 from trainers.checkpoint import CheckpointStore, State, newest_usable, require_fit
 from trainers.disk import disk_errors
-from trainers.publish import WeightStore, probe_tokens
+from trainers.publish import Facts, WeightStore, probe_tokens
 from trainers.restart import History
+from trainers.snapshots import Snapshots
 
 TENSORS = {"model.embed_tokens.weight": torch.arange(6.0).reshape(2, 3), "model.norm.weight": torch.ones(3)}
 PROBE = {"token_ids": [1, 2, 3], "logprobs": [-0.5, -0.25]}
 
 
-def write(store, version):
-    return store.write(TENSORS, version=version, step=version - 1, dtype="float32", probe=PROBE)
+def write(store, version, tensors=TENSORS, **options):
+    facts = Facts(version=version, step=version - 1, dtype="float32")
+    return store.write(tensors, facts, lambda: PROBE, **options)
+
+
+def announced(version, digest):
+    return WeightVersion(version=version, step=0, generation=1, manifest_sha256=digest, dtype="float32",
+                         base_model="tiny")  # fmt: skip
+
+
+def moved(amount):
+    """Large enough for a delta to be worth it, and with few changes."""
+    tensors = {"w": torch.arange(5000.0)}
+    tensors["w"][::500] += amount
+    return tensors
+
+
+def write_deltas(root, versions, **config):
+    """Versions of a store with deltas, with their announcements."""
+    store = WeightStore(WeightsConfig(root=str(root), delta=True, **config))
+    return store, {version: announced(version, write(store, version, moved(version))) for version in versions}
+
+
+def names(root, version):
+    return sorted(path.name for path in (root / f"{version:08d}").iterdir())
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])
@@ -101,6 +125,100 @@ def test_prune_keeps_the_newest_and_never_removes_the_announced_one(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000003", "00000004", "00000005"]
     store.prune(announced=5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000004", "00000005"]
+
+
+def test_every_so_many_versions_are_whole_and_the_others_are_deltas(tmp_path):
+    write_deltas(tmp_path, range(1, 6), full_every=3)
+    whole = [MANIFEST_NAME, "model.safetensors"]
+    delta = [MANIFEST_NAME, "SOURCE.json", "model.safetensors.delta"]
+    assert [names(tmp_path, version) for version in range(1, 6)] == [whole, delta, delta, whole, delta]
+
+
+def test_the_manifest_of_a_delta_is_that_of_the_whole_files(tmp_path):
+    _, made = write_deltas(tmp_path / "deltas", (1, 2))
+    store = WeightStore(WeightsConfig(root=str(tmp_path / "whole")))
+    assert write(store, 2, moved(2)) == made[2].manifest_sha256
+
+
+def test_a_delta_that_saves_nothing_is_not_written(tmp_path):
+    store = WeightStore(WeightsConfig(root=str(tmp_path), delta=True))
+    for version in (1, 2):
+        write(store, version, {"w": torch.randn(5000, generator=torch.Generator().manual_seed(version))})
+    assert "model.safetensors" in names(tmp_path, 2)
+
+
+def test_prune_keeps_what_deltas_are_based_on(tmp_path):
+    store, _ = write_deltas(tmp_path, range(1, 8), full_every=4, keep=1)  # 1 and 5 are whole
+    store.prune(announced=4)
+    assert store._versions() == [1, 2, 3, 4, 5, 6, 7]
+    store.prune(announced=7)
+    assert store._versions() == [5, 6, 7]
+    write(store, 8, moved(8))
+    write(store, 9, moved(9))
+    store.prune(announced=9)
+    assert store._versions() == [9]
+
+
+def test_prune_by_a_learner_that_started_later_keeps_them_too(tmp_path):
+    write_deltas(tmp_path, range(1, 4))
+    later = WeightStore(WeightsConfig(root=str(tmp_path), keep=1))
+    later.prune(announced=3)
+    assert later._versions() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("damaged", ["00000001/model.safetensors", "00000002/model.safetensors.delta"])
+def test_a_damaged_base_or_delta_is_told(tmp_path, damaged):
+    store, made = write_deltas(tmp_path, (1, 2, 3))
+    assert store.fault(made[3]) is None
+    file = tmp_path / damaged
+    file.write_bytes(file.read_bytes()[:-1] + b"X")
+    assert file.name in store.fault(made[3])
+    assert store.fault(announced(4, write(store, 4, moved(4), as_files=True))) is None, "published whole"
+
+
+def test_memory_of_a_gpu_needs_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"set weights\.transport"):
+        write(WeightStore(WeightsConfig(root=str(tmp_path), transport="ipc")), 1)
+
+
+def test_weights_that_travel_through_memory_leave_their_layout(tmp_path):
+    store = WeightStore(WeightsConfig(root=str(tmp_path), transport="nccl", buffers=1))
+    first = announced(1, write(store, 1))
+    assert names(tmp_path, 1) == [MANIFEST_NAME, "SOURCE.json", "layout.json"]
+    assert "no engine has asked" in store.fault(first)
+    store._broadcaster._sent.add(1)
+    assert store.fault(first) is None
+    source = tmp_path / "00000001" / "SOURCE.json"
+    whole = source.read_text()
+    source.write_text("{}")
+    assert "bad_source" in store.fault(first)
+    source.write_text(whole)
+    store._snapshots.of(1).buffer[0] ^= 1
+    assert "have changed" in store.fault(first)
+    write(store, 2)
+    assert "written over" in store.fault(first)
+    write(store, 3, as_files=True)
+    assert names(tmp_path, 3) == [MANIFEST_NAME, "model.safetensors"]
+    store.close()
+
+
+def test_equal_weights_have_equal_manifests_through_memory_too(tmp_path):
+    roots = [tmp_path / name for name in "ab"]
+    stores = [WeightStore(WeightsConfig(root=str(root), transport="nccl")) for root in roots]
+    assert write(stores[0], 1) == write(stores[1], 1)
+    for store in stores:
+        store.close()
+
+
+def test_buffers_are_used_in_turn():
+    snapshots = Snapshots(2)
+    first, second = (snapshots.take(moved(version), version) for version in (1, 2))
+    assert snapshots.of(1) is first
+    third = snapshots.take(moved(3), 3)
+    assert third is first
+    assert snapshots.of(1) is None
+    assert snapshots.of(2) is second
+    assert second.fault() is None
 
 
 def test_the_probe_is_text_in_the_models_own_template(tmp_path):

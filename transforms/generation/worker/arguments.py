@@ -20,6 +20,9 @@ _BLOCK_TOKENS: Final = 32
 """Granularity of the prefix cache; vLLM's 128 shares nothing between short prompts."""
 _CPU_MEMORY_SHARE: Final = 0.2
 """Of a NUMA node, which must be free at the start on a CPU; vLLM's 0.92 leaves no room for a learner."""
+_CPU_STEP_TOKENS: Final = 256
+"""Most tokens that one step computes on a CPU. After a change of weights the requests in flight are computed
+again from their first token on, and the first of them go on after one step: 2,048 tokens would take seconds."""
 _STOP_S: Final = 5
 """How long the engine processes may take to end by themselves; after 0 vLLM kills them and leaks semaphores."""
 _ENVIRONMENT: Final = {
@@ -114,6 +117,7 @@ def _device_arguments(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:
     kv_cache_bytes = int(config.worker.kv_cache_gib * 2**30)
     return {
         "gpu_memory_utilization": _CPU_MEMORY_SHARE,
+        "max_num_batched_tokens": max(_CPU_STEP_TOKENS, config.worker.max_num_seqs),
         "kv_cache_memory_bytes": kv_cache_bytes,
         "distributed_executor_backend": EXECUTOR,
     }

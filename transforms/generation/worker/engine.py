@@ -1,12 +1,14 @@
 """The running vLLM engine, reduced to what a weight follower does with it.
 
-open_files()   map the new files in every vLLM worker       generating
-load()         pause ─► load ─► reset caches ─► resume      paused, requests kept
+open_files()     map the new files in every vLLM worker              generating
+open_snapshot()  copy the learner's buffer in every vLLM worker      generating
+load()           pause ─► load ─► reset caches ─► resume      paused, requests kept
 and the probe's logprobs under the new weights, computed before anything else
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -20,6 +22,12 @@ if TYPE_CHECKING:
 
 _FIRST: Final = -1
 """Priority of the probe; requests have 0."""
+_PREFIX_TOKENS: Final = 32
+_DECODED_TOKENS: Final = 16
+_DECODING_TOLERANCE: Final = 0.5
+"""Nats, in the mean: rounding stays below a tenth of it, nonsense is several nats away."""
+_LOOK_S: Final = 0.005
+"""Between two looks whether a copy is made."""
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +40,8 @@ class Loading:
     """From the pause to the resumption."""
     load_s: float
     """Copying the weights: part of the pause."""
+    probe_s: float
+    """From the resumption to the probe's answer, which the answers to requests wait for."""
     probe_logprobs: list[float]
     """Length P - 1."""
 
@@ -42,8 +52,11 @@ class Engine(Protocol):
     async def open_files(self, files: Sequence[str]) -> None:
         """Maps files; raises ``RecordError`` (``vanished``) if that fails, and nothing has changed."""
 
-    async def load(self, files: Sequence[str], version: int, probe_token_ids: Sequence[int]) -> Loading:
-        """Loads opened files; raises ``StateError`` if that fails, and the weights are undefined."""
+    async def open_snapshot(self, source: str, layout: str) -> None:
+        """Copies a buffer and checks the copy; raises ``RecordError`` if it is not good, and nothing has changed."""
+
+    async def load(self, version: int, probe_token_ids: Sequence[int]) -> Loading:
+        """Loads what was opened; raises ``StateError`` if that fails, and the weights are undefined."""
 
 
 class VllmEngine:
@@ -53,6 +66,7 @@ class VllmEngine:
         """Takes a ``vllm.engine.protocol.EngineClient`` that was started with priority scheduling."""
         self._client = client
         self._probes = 0
+        self._checked = False
 
     async def prepare(self) -> None:
         """Starts the weight transfer and computes once what compiles at its first use."""
@@ -70,23 +84,52 @@ class VllmEngine:
         Raises:
             RecordError: ``vanished``; the engine still has its old weights.
         """
+        await self._call("open_weights", list(files))
+
+    async def open_snapshot(self, source: str, layout: str) -> None:
+        """Copies a learner's buffer in every vLLM worker process, beside the generation.
+
+        Args:
+            source: the text of ``SOURCE.json``.
+            layout: the text of ``layout.json``.
+
+        Raises:
+            RecordError: with the first worker's reason; the engine still has its old weights.
+        """
+        await self._call("begin_snapshot", source, layout)
+        while None in (outcomes := await self._call("poll_snapshot")):
+            await asyncio.sleep(_LOOK_S)
+        for outcome in filter(None, outcomes):
+            reason, _, detail = outcome.partition(": ")
+            raise RecordError(reason, detail)
+
+    async def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """Calls a method of every vLLM worker that changes nothing the engine computes with."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            await self._client.collective_rpc("open_weights", args=(list(files),))
+            answers: list[Any] = await self._client.collective_rpc(method, args=arguments)
         except EngineDeadError:
             raise
         except Exception as error:
-            raise RecordError("vanished", f"the engine cannot open the files: {error}") from error
+            raise RecordError("vanished", f"the engine cannot open the weights: {error}") from error
+        return answers
 
-    async def load(self, files: Sequence[str], version: int, probe_token_ids: Sequence[int]) -> Loading:  # noqa: ARG002 - they are open already
+    async def load(self, version: int, probe_token_ids: Sequence[int]) -> Loading:
         """Swaps the weights and keeps the requests that run; their caches are computed again.
 
+        The first time it also compares what the engine decodes with what it computes as a prompt.
+
         Raises:
-            StateError: the engine failed in the middle, or its prefix cache kept entries of the old weights.
+            StateError: the engine failed in the middle, its prefix cache kept entries of the old weights, or it
+                decodes nonsense.
         """
         try:
-            return await self._load(version, probe_token_ids)
+            loading = await self._load(version, probe_token_ids)
+            if not self._checked:
+                await self.check_decoding(probe_token_ids)
+                self._checked = True
+            return loading
         except StateError:
             raise
         except Exception as error:
@@ -96,7 +139,8 @@ class VllmEngine:
         paused = time.monotonic()
         await self._client.pause_generation(mode="keep")
         loading = time.monotonic()
-        await self._replace_weights(version)
+        await self._client.collective_rpc("replace_weights")
+        await self._client.update_weight_version(str(version))
         loaded = time.monotonic()
         if not await self._client.reset_prefix_cache():
             raise StateError(f"version {version}: the prefix cache was not reset; it holds keys of the old weights")
@@ -104,14 +148,29 @@ class VllmEngine:
         await self._client.resume_generation()
         resumed = time.monotonic()
         logprobs = _prompt_logprobs(await _receive(probe), probe_token_ids)
-        return Loading(resumed - paused, loaded - loading, logprobs)
+        return Loading(resumed - paused, loaded - loading, time.monotonic() - resumed, logprobs)
 
-    async def _replace_weights(self, version: int) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+    async def check_decoding(self, token_ids: Sequence[int]) -> None:
+        """Lets the engine write some tokens, and asks it what it thinks of them as a part of the prompt.
 
-        await self._client.start_weight_update()
-        await self._client.update_weights(WeightTransferUpdateRequest(update_info={}))
-        await self._client.finish_weight_update(str(version))
+        The probe is a prompt. Tokens are decoded by other kernels, and on a GPU by captured graphs: were those
+        wrong, nothing else would tell.
+
+        Raises:
+            StateError: the two disagree.
+        """
+        prefix = list(token_ids[:_PREFIX_TOKENS])
+        count = min(_DECODED_TOKENS, self._client.model_config.max_model_len - len(prefix) - 1)
+        answer = await self._ask(prefix, max_tokens=count, ignore_eos=True, logprobs=0, seed=0)
+        written = list(answer.outputs[0].token_ids)
+        decoded = [position[token].logprob for position, token in zip(answer.outputs[0].logprobs, written, strict=True)]
+        read = (await self.prompt_logprobs([*prefix, *written]))[-len(written) :]
+        difference = sum(abs(one - other) for one, other in zip(decoded, read, strict=True)) / len(written)
+        if not difference <= _DECODING_TOLERANCE:
+            raise StateError(
+                f"the engine's logprobs of {len(written)} tokens that it wrote differ by {difference:.2g} nats in the "
+                "mean from those it gives the same tokens in a prompt; try worker.enforce_eager = true"
+            )
 
     async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Log probability of token i + 1 given tokens 0 to i at temperature 1, of length P - 1."""

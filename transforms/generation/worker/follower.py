@@ -10,12 +10,14 @@ than the learner did ends the worker: its weights are wrong and the right ones a
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
 from schemas.errors import RecordError, StateError
+from schemas.records import now
 from transforms.generation.worker.engine import Engine
 from transforms.generation.worker.store import WeightStore
 from transforms.generation.worker.verify import Expectation, Verified
@@ -75,13 +77,23 @@ class Follower:
         """
         try:
             self._check_order(announced)
+            seen_s = (now() - announced.published_at).total_seconds()
+            seen = time.monotonic()
             verified = await asyncio.to_thread(self._fetch_and_verify, announced)
-            await self.engine.open_files(verified.files)
+            checked = time.monotonic()
+            await self._open(verified)
         except RecordError as refusal:
             self._refuse(announced, refusal)
             return False
-        await self._load(verified)
+        took = {"seen_s": seen_s, "verify_s": checked - seen, "open_s": time.monotonic() - checked}
+        await self._load(verified, took)
         return True
+
+    async def _open(self, verified: Verified) -> None:
+        if verified.snapshot is None:
+            await self.engine.open_files(verified.files)
+        else:
+            await self.engine.open_snapshot(*verified.snapshot)
 
     def _check_order(self, announced: WeightVersion) -> None:
         served = self.state.applied
@@ -108,11 +120,11 @@ class Follower:
         )
         self.state.refuse(refusal.reason)
 
-    async def _load(self, verified: Verified) -> None:
+    async def _load(self, verified: Verified, took: dict[str, float]) -> None:
         announced, probe = verified.announced, verified.probe
         in_flight = self.state.requests_running > 0
         self.state.begin_update()
-        loading = await self.engine.load(verified.files, announced.version, probe.token_ids)
+        loading = await self.engine.load(announced.version, probe.token_ids)
         difference = probe.difference(loading.probe_logprobs)
         if not difference <= self.probe_tolerance:
             raise StateError(
@@ -120,12 +132,12 @@ class Follower:
                 f"learner's by {difference:.2e} in the mean, allowed are {self.probe_tolerance:.0e}; the worker stops"
             )
         await self.state.apply(announced, in_flight=in_flight, pause_s=loading.pause_s)
+        took |= {"pause_s": loading.pause_s, "load_s": loading.load_s, "probe_s": loading.probe_s}
         log.info(
             "version_applied",
             version=announced.version,
             step=announced.step,
             in_flight=in_flight,
-            pause_s=round(loading.pause_s, 3),
-            load_s=round(loading.load_s, 3),
+            **{name: round(seconds, 3) for name, seconds in took.items()},
             probe_difference=f"{difference:.1e}",
         )

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-BACKEND: Final = "asyncflow-store"
+BACKEND: Final = "asyncflow"
 """Of the weight transfer, in vLLM's registry."""
 EXTENSION: Final = "transforms.generation.worker.transfer.WorkerExtension"
 """Mixed into vLLM's worker class; importing it registers the backend."""

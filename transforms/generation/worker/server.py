@@ -26,6 +26,7 @@ from transforms.generation.worker.arguments import parse_arguments, prepare_envi
 from transforms.generation.worker.engine import VllmEngine
 from transforms.generation.worker.follower import Follower
 from transforms.generation.worker.gate import install
+from transforms.generation.worker.registrar import Registrar
 from transforms.generation.worker.state import Metrics, WorkerState
 from transforms.generation.worker.store import WeightStore
 from transforms.generation.worker.verify import Expectation, read_expectation
@@ -79,7 +80,8 @@ def _run_loop(config: RunConfig, listener: socket.socket, early: _Interruption) 
     import uvloop
 
     with WeightStore(config.weights.root) as store:
-        worker = _Worker(config, listener, early, state, announcements, store, expectation)
+        registrar = Registrar(config, state)
+        worker = _Worker(config, listener, early, state, announcements, store, expectation, registrar)
         code: int = uvloop.run(worker.main())
     gc.unfreeze()  # vLLM's server froze the heap, and with it a client that must not outlive the modules it needs
     gc.collect()
@@ -143,6 +145,7 @@ class _Worker:
     announcements: Announcements
     store: WeightStore
     expectation: Expectation
+    registrar: Registrar
     server: Any = None
     """uvicorn's, from the first applied version on."""
 
@@ -156,6 +159,7 @@ class _Worker:
         finally:
             await asyncio.get_running_loop().shutdown_default_executor()
             self.announcements.close()
+            self.registrar.close()
 
     async def _first_announcement(self) -> WeightVersion | None:
         """Waits for one only if nothing else says which dtype the engine shall have."""
@@ -197,10 +201,13 @@ class _Worker:
         await self.state.wait_for_version(1, None)
         self.server = await _build_server(client, arguments, self.state, self.config)
         log.info("serving", host=arguments.host, port=arguments.port, version=self.state.version)
+        self.registrar.start()
         await self.server.serve(sockets=[self.listener])
 
     async def _shut_down(self, tasks: list[asyncio.Task[Any]], *, at_once: bool) -> None:
         """Answers what is running within the grace, unless the weights or the engine are broken."""
+        if not at_once:
+            await self.registrar.leave()  # an engine that broke does not say so: it counts as a death
         await self.state.stop()
         if self.server is not None:
             self.server.should_exit, self.server.force_exit = True, at_once

@@ -1,11 +1,12 @@
-"""The transport ``store`` inside vLLM: safetensors files, memory-mapped, into the running model.
+"""What vLLM loads new weights from: files of the store, or a staged copy of the learner's buffer.
 
-    follower ──open_weights(files)──► WorkerExtension        the engine still generates
-             ──update_weights()─────► StoreTransfer ──► model    paused
+    follower ──open_weights(files)──────► WorkerExtension ──► mapped files ─┐   the engine still generates
+             ──begin_snapshot(texts)────► WorkerExtension ──► Staging ──────┤
+             ──replace_weights()────────► Transfer ◄────────────────────────┘──► model    paused
 
-Files are opened before the pause: a file that vanished is noticed while the old weights are whole.
-vLLM names this module's :class:`WorkerExtension` in ``--worker-extension-cls``, so every process
-that holds a model imports it, and with that registers the backend.
+Files are opened, and buffers copied and checked, before the pause: what vanished is noticed while the old
+weights are whole. vLLM names this module's :class:`WorkerExtension` in ``--worker-extension-cls``, so every
+process that holds a model imports it, and with that registers the backend.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from transforms.generation.worker.executor import wait_patiently
 from transforms.generation.worker.lifeline import hold
 from transforms.generation.worker.names import BACKEND
+from transforms.generation.worker.staging import Staging
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import torch
 
@@ -33,30 +35,32 @@ _EMBEDDINGS: Final = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "w
 
 
 @dataclass
-class StoreInit(WeightTransferInitInfo):  # type: ignore[misc]
+class TransferInit(WeightTransferInitInfo):  # type: ignore[misc]
     """The backend needs nothing to start."""
 
 
 @dataclass
-class StoreUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """Loads what :meth:`WorkerExtension.open_weights` opened."""
+class TransferUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """Loads what :class:`WorkerExtension` opened or staged."""
 
 
-class StoreTransfer(WeightTransferEngine[StoreInit, StoreUpdate]):  # type: ignore[misc]
+class Transfer(WeightTransferEngine[TransferInit, TransferUpdate]):  # type: ignore[misc]
     """One per vLLM worker process."""
 
-    init_info_cls = StoreInit
-    update_info_cls = StoreUpdate
+    init_info_cls = TransferInit
+    update_info_cls = TransferUpdate
     opened: tuple[ExitStack, list[Any]] | None = None
 
     def __init__(self, *args: Any, **options: Any) -> None:
         """Called by vLLM once the model is there."""
         super().__init__(*args, **options)
+        self.staging = Staging(self.device)
+        self._in_place = self.device.type == "cuda" and computes_in_place(self.model)
         hold()
         if self.device.type == "cpu":
             wait_patiently()
 
-    def init_transfer_engine(self, init_info: StoreInit) -> None:
+    def init_transfer_engine(self, init_info: TransferInit) -> None:
         """Nothing to connect."""
 
     def open(self, files: list[str]) -> None:
@@ -66,57 +70,101 @@ class StoreTransfer(WeightTransferEngine[StoreInit, StoreUpdate]):  # type: igno
             tensors = [stack.enter_context(safe_open(path, framework="pt")) for path in files]
             self.opened = (stack.pop_all(), tensors)
 
+    def stage(self, source: str, layout: str) -> None:
+        """Begins to copy a buffer; whatever was opened is let go."""
+        self.shutdown()
+        self.staging.begin(source, layout)
+
     def start_weight_update(self) -> None:
         """Layers expect whole weights from here on."""
-        initialize_layerwise_reload(self.model)
+        if not self._in_place:
+            initialize_layerwise_reload(self.model)
 
-    def receive_weights(self, update_info: StoreUpdate) -> None:  # noqa: ARG002 - vLLM's signature
+    def receive_weights(self, update_info: TransferUpdate) -> None:  # noqa: ARG002 - vLLM's signature
         """Copies every tensor into the model."""
-        if self.opened is None:
-            raise RuntimeError("update_weights without open_weights")
+        tensors = _of_files(self.opened[1]) if self.opened else self.staging.tensors().items()
         has_head = hasattr(self.model, "lm_head")
-        self.model.load_weights(named_tensors(self.opened[1], add_tied_head=has_head))
+        self.model.load_weights(with_head(tensors) if has_head else tensors)
 
     def finish_weight_update(self) -> None:
         """Packs the layers for this processor."""
-        finalize_layerwise_reload(self.model, self.model_config)
+        if not self._in_place:
+            finalize_layerwise_reload(self.model, self.model_config)
         self.shutdown()
 
     def shutdown(self) -> None:
-        """Lets go of the opened files."""
+        """Lets go of opened files and of the staged version."""
+        self.staging.close()
         if self.opened is not None:
             self.opened[0].close()
             self.opened = None
 
 
-def named_tensors(files: list[Any], *, add_tied_head: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of opened safetensors files by name.
+def computes_in_place(model: torch.nn.Module) -> bool:
+    """Whether a GPU computes with the very tensors that a checkpoint's are copied into.
 
-    Args:
-        files: handles of ``safe_open``.
-        add_tied_head: yield the input embedding as ``lm_head.weight`` too if the files have no head.
-            Without it vLLM keeps the old head, silently: it packed a copy when it started.
+    Then they are simply overwritten. vLLM's layerwise reload builds every layer anew and converts it, which a
+    model that is quantised, has experts or latent attention needs, and which costs a plain one 0.25 s.
+    """
+    from vllm.model_executor.layers.attention import Attention
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    plain = (type(None), UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
+    return all(
+        type(getattr(module, "quant_method", None)) in plain
+        and (type(module) is Attention or not hasattr(module, "process_weights_after_loading"))
+        for module in model.modules()
+    )
+
+
+def _of_files(files: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of handles of ``safe_open``, by name."""
+    for tensors in files:
+        for name in tensors.keys():  # noqa: SIM118 - not a mapping
+            yield name, tensors.get_tensor(name)
+
+
+def with_head(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors, and the input embedding as ``lm_head.weight`` too if there is no head among them.
+
+    Without it vLLM keeps the old head, silently: it packed a copy when it started.
     """
     embedding: torch.Tensor | None = None
     has_head = False
-    for tensors in files:
-        for name in tensors.keys():  # noqa: SIM118 - not a mapping
-            tensor = tensors.get_tensor(name)
-            has_head = has_head or name == _HEAD
-            embedding = tensor if name.endswith(_EMBEDDINGS) else embedding
-            yield name, tensor
-    if add_tied_head and not has_head and embedding is not None:
+    for name, tensor in tensors:
+        has_head = has_head or name == _HEAD
+        embedding = tensor if name.endswith(_EMBEDDINGS) else embedding
+        yield name, tensor
+    if not has_head and embedding is not None:
         yield _HEAD, embedding
 
 
 class WorkerExtension:
     """Mixed into vLLM's worker class: what ``collective_rpc`` may call besides vLLM's own methods."""
 
-    weight_transfer_engine: StoreTransfer
+    weight_transfer_engine: Transfer
+    start_weight_update: Callable[[], None]
+    update_weights: Callable[[dict[str, Any]], None]
+    finish_weight_update: Callable[[], None]
 
     def open_weights(self, files: list[str]) -> None:
         """Maps the files of a verified version, before generation is paused for it."""
         self.weight_transfer_engine.open(files)
 
+    def begin_snapshot(self, source: str, layout: str) -> None:
+        """Begins to copy a learner's buffer; generation goes on."""
+        self.weight_transfer_engine.stage(source, layout)
 
-WeightTransferEngineFactory.register_engine(BACKEND, StoreTransfer)
+    def replace_weights(self) -> None:
+        """Loads what was opened: vLLM's three steps in one call, because each one costs a round trip."""
+        self.start_weight_update()
+        self.update_weights({})
+        self.finish_weight_update()
+
+    def poll_snapshot(self) -> str | None:
+        """See :meth:`transforms.generation.worker.staging.Staging.outcome`."""
+        return self.weight_transfer_engine.staging.outcome()
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, Transfer)

@@ -12,7 +12,7 @@ from structlog.testing import capture_logs
 
 from schemas.errors import RecordError, StateError
 from schemas.weights import version_path
-from tests.support.weights import write_version
+from tests.support.weights import write_snapshot, write_version
 from transforms.generation.worker.engine import Loading
 from transforms.generation.worker.follower import Follower
 from transforms.generation.worker.state import Metrics, WorkerState
@@ -36,9 +36,14 @@ class RecordingEngine:
         if not self.opens:
             raise RecordError("vanished", "gone")
 
-    async def load(self, files, version, probe_token_ids) -> Loading:
+    async def open_snapshot(self, source, layout) -> None:
+        self.calls.append(("snapshot", (source, layout)))
+        if not self.opens:
+            raise RecordError("bad_files", "written over")
+
+    async def load(self, version, probe_token_ids) -> Loading:
         self.calls.append(("load", version))
-        return Loading(0.1, 0.05, self.logprobs)
+        return Loading(0.1, 0.05, 0.01, self.logprobs)
 
     @property
     def loaded(self) -> list[object]:
@@ -140,6 +145,20 @@ async def test_a_version_whose_removal_began_while_it_was_read_has_vanished(foll
     await follow(follower, announced)
     assert engine.calls == []
     assert refused(state, "vanished") == 1
+
+
+async def test_a_version_through_memory_is_staged_and_then_loaded(follower, root, engine, state):
+    await follow(follower, write_snapshot(root, 1, TENSORS, probe=PROBE))
+    assert [name for name, _ in engine.calls] == ["snapshot", "load"]
+    assert state.version == 1
+
+
+async def test_a_buffer_that_was_written_over_leaves_the_old_version(follower, root, engine, state):
+    await follow(follower, write_version(root, 1, TENSORS, probe=PROBE))
+    engine.opens = False
+    await follow(follower, write_snapshot(root, 2, TENSORS, probe=PROBE))
+    assert engine.loaded == [1]
+    assert (state.version, refused(state, "bad_files")) == (1, 1)
 
 
 async def test_files_that_the_engine_cannot_open_leave_the_old_version(follower, root, engine, state):

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from schemas.errors import ModelError, RecordError
 from schemas.manifests import MANIFEST_NAME, sha256
 from schemas.weights import version_path
-from tests.support.weights import write_version
+from tests.support.weights import write_snapshot, write_version
 from transforms.generation.worker.store import WeightStore
-from transforms.generation.worker.verify import Probe, read_expectation
+from transforms.generation.worker.verify import Probe, first_nonfinite, read_expectation
 
 PROBE = {"token_ids": [1, 5, 7], "logprobs": [-2.0, -0.5]}
 
@@ -263,3 +263,41 @@ def test_a_cut_model_file_is_the_users_to_mend(model):
     rewrite(model / "model.safetensors", lambda value: value.__delitem__(slice(-4, None)))
     with pytest.raises(ModelError, match="download or convert it again"):
         read_expectation(model, 16)
+
+
+def test_numbers_whose_sum_overflows_are_finite():
+    large = torch.full((1000,), 3e38)
+    assert first_nonfinite({"half": torch.full((1000,), 6e4).half(), "large": large}) is None
+    large[7] = math.nan
+    assert first_nonfinite({"small": torch.ones(2), "large": large}) == "large"
+
+
+# ------------------------------------------------------------ through memory
+
+
+def test_a_version_through_memory_names_its_texts_and_no_files(root, model):
+    verified = check(root, model, write_snapshot(root, 1, make_tensors(), probe=PROBE))
+    source, layout = verified.snapshot
+    assert verified.files == ()
+    assert json.loads(source)["kind"] == "nccl"
+    assert len(json.loads(layout)["tensors"]) == 2
+
+
+@pytest.mark.parametrize("name", ["layout.json", "SOURCE.json"])
+def test_texts_that_were_changed_or_lost_are_refused(root, model, name):
+    announced = write_snapshot(root, 1, make_tensors(), probe=PROBE)
+    path = file_of(root).parent / name
+    path.write_text(path.read_text().replace('"', "'"))
+    assert refusal(root, model, announced).reason in ("bad_files", "bad_source")
+    path.unlink()
+    assert refusal(root, model, announced).reason in ("bad_files", "bad_source")
+
+
+def test_tensors_through_memory_must_be_the_models(root, model):
+    short = {"model.embed_tokens.weight": make_tensors()["model.embed_tokens.weight"]}
+    refused = refusal(root, model, write_snapshot(root, 1, short, probe=PROBE))
+    assert refused.detail == "missing model.norm.weight, unknown none"
+    other = make_tensors(**{"model.norm.weight": torch.ones(4)})
+    assert "has shape (4,)" in refusal(root, model, write_snapshot(root, 2, other, probe=PROBE)).detail
+    half = {name: tensor.half() for name, tensor in make_tensors().items()}
+    assert "have dtype F16" in refusal(root, model, write_snapshot(root, 3, half, probe=PROBE)).detail

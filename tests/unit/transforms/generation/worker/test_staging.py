@@ -1,0 +1,173 @@
+"""A private copy of a learner's buffer: checked before anything is loaded from it."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from schemas.digests import digests
+from schemas.snapshots import LAYOUT_NAME, SOURCE_NAME, lay_out, views
+from schemas.weights import version_path
+from tests.support.snapshot_learner import tensors_of
+from transforms.generation.worker import staging as module
+from transforms.generation.worker.staging import Staging
+
+TENSORS = {"a": torch.arange(6.0).bfloat16(), "b": torch.ones(2, 3)}
+SOURCE = {"kind": "nccl", "version": 1, "host": "127.0.0.1", "port": 1, "timeout_s": 1.0}
+MEMORY = {"kind": "ipc", "gpu": "ab-12", "handle": "00", "size": 64, "offset": 0, "counter": "/torch_1_2_3",
+          "counter_offset": 0, "event": "00", "event_sync": True}  # fmt: skip
+
+
+def filled(tensors):
+    layout = lay_out(tensors)
+    buffer = torch.zeros(layout.size, dtype=torch.uint8)
+    for name, place in views(buffer, layout).items():
+        place.copy_(tensors[name])
+    return buffer, layout.model_copy(update={"digests": digests(buffer)})
+
+
+class Learner:
+    """Hands its buffer over as it is at that moment."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.buffer, self.layout = filled(TENSORS)
+        monkeypatch.setattr(module.Receiver, "receive", lambda _, __, ___, target: target.copy_(self.buffer))
+
+
+@pytest.fixture
+def learner(monkeypatch):
+    return Learner(monkeypatch)
+
+
+@pytest.fixture
+def staging():
+    return Staging(torch.device("cpu"))
+
+
+def stage(staging, layout, source=SOURCE):
+    staging.begin(json.dumps(source), layout if isinstance(layout, str) else layout.model_dump_json())
+    deadline = time.monotonic() + 20
+    while (outcome := staging.outcome()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return outcome
+
+
+def test_a_copy_that_has_its_digests_is_ready_whatever_happens_to_the_buffer_then(learner, staging):
+    assert stage(staging, learner.layout) == ""
+    learner.buffer.zero_()
+    assert all(torch.equal(tensor, TENSORS[name]) for name, tensor in staging.tensors().items())
+
+
+def test_a_buffer_that_was_written_over_is_refused(learner, staging):
+    learner.buffer[3] ^= 1
+    assert stage(staging, learner.layout).startswith("bad_files: blocks [0] of 1")
+    with pytest.raises(RuntimeError, match="no version is staged"):
+        staging.tensors()
+    learner.buffer[3] ^= 1
+    assert stage(staging, learner.layout) == "", "the next one is taken"
+
+
+def test_a_refused_version_does_not_leave_the_last_one_ready(learner, staging):
+    assert stage(staging, learner.layout) == ""
+    assert stage(staging, "{}").startswith("bad_tensors: ")
+    with pytest.raises(RuntimeError, match="no version is staged"):
+        staging.tensors()
+
+
+def test_numbers_that_are_not_finite_are_refused(learner, staging):
+    learner.buffer, learner.layout = filled({**TENSORS, "b": torch.tensor([1.0, torch.nan])})
+    assert stage(staging, learner.layout) == "nonfinite: b holds a number that is not finite"
+
+
+def test_a_closed_version_is_not_loaded_twice(learner, staging):
+    stage(staging, learner.layout)
+    staging.close()
+    with pytest.raises(RuntimeError, match="no version is staged"):
+        staging.tensors()
+
+
+def test_memory_of_another_gpu_is_not_mapped(staging):
+    _, layout = filled(TENSORS)
+    outcome = stage(staging, layout, MEMORY)
+    assert outcome == "unreadable: the weights are in the memory of GPU ab-12, the engine is on cpu"
+
+
+def test_what_cannot_be_received_is_refused(staging):
+    _, layout = filled(TENSORS)
+    entry = {"name": "a", "size": 1, "sha256": "0" * 64}
+    delta = {"kind": "delta", "base": 1, "base_manifest_sha256": "0" * 64, "files": [entry]}
+    assert stage(staging, layout, delta).startswith("bad_source: delta")
+    assert stage(staging, layout, {"kind": "pickle"}).startswith("bad_source: ")
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("CUDA error: out of memory"), OSError("gone")])
+def test_a_fault_of_the_device_is_a_refusal(staging, monkeypatch, fault):
+    def fail(*_):
+        raise fault
+
+    monkeypatch.setattr(module.Receiver, "receive", fail)
+    _, layout = filled(TENSORS)
+    assert stage(staging, layout) == f"unreadable: {fault}"
+
+
+# ------------------------------------------------- from another process
+
+
+class LearnerProcess:
+    """Publishes on request, and may die."""
+
+    def __init__(self, root, transport, device, megabytes=1) -> None:
+        self._root, self._device, self._megabytes = root, device, megabytes
+        command = [sys.executable, "-m", "tests.support.snapshot_learner", str(root), transport, device, str(megabytes)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def publish(self, version):
+        """Returns the texts of source and layout."""
+        self.process.stdin.write(f"{version}\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline()
+        directory = Path(version_path(str(self._root), version))
+        return json.loads((directory / SOURCE_NAME).read_text()), (directory / LAYOUT_NAME).read_text()
+
+    def made(self, staging, version):
+        expected = tensors_of(version, self._device, self._megabytes)
+        return all(torch.equal(tensor, expected[name]) for name, tensor in staging.tensors().items())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
+
+
+@pytest.mark.parametrize(
+    ("transport", "learner", "engine"),
+    [
+        ("nccl", "cpu", "cpu"),
+        pytest.param("ipc", "cuda", "cuda", marks=CUDA),
+        pytest.param("nccl", "cuda:0", "cuda:1", marks=TWO_GPUS),
+    ],
+)
+def test_a_learner_in_another_process_is_followed_until_it_dies(tmp_path, transport, learner, engine):
+    staging = Staging(torch.device(engine, 0) if engine == "cuda" else torch.device(engine))
+    with LearnerProcess(tmp_path, transport, learner) as process:
+        for version in (1, 2, 3):
+            source, layout = process.publish(version)
+            assert stage(staging, layout, source) == ""
+            assert process.made(staging, version)
+        old_source, old_layout = source, layout
+        for version in (4, 5):
+            process.publish(version)
+        assert stage(staging, old_layout, old_source).startswith(("bad_files: ", "vanished: ")), "written over"
+        source, layout = process.publish(6)
+    assert stage(staging, layout, source).startswith("unreadable: "), "the learner is gone"
