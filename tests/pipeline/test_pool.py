@@ -81,10 +81,9 @@ def test_at_most_four_times_max_in_flight_waits_for_its_commit(open_pool, config
     assert len(engine.requests) == 22, "what is committed makes room"
 
 
-@pytest.mark.parametrize(
-    ("prompts", "admitted", "reason"), [(2, 100, "no_prompts"), (40, 2, "admission"), (40, 100, "back_pressure")]
-)
-def test_empty_slots_say_why(open_pool, config, topics, prompts, admitted, reason):
+@pytest.mark.parametrize("case", [(2, 100, "no_prompts"), (40, 2, "admission"), (40, 100, "back_pressure")])
+def test_empty_slots_say_why(open_pool, config, topics, case):
+    prompts, admitted, reason = case
     topics.send_prompts([PROMPT] * prompts)
     topics.admit(admitted, admitted)
     pool = open_pool()
