@@ -9,16 +9,18 @@ shows as a spread and not as a ratio. Both have all prompts from the start, and 
 
 import contextlib
 import json
+import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from pipelines.local.ports import free_ports
 from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
 from tests.benchmarks.stack import ROOT
+from tests.pipeline.rollout_process import wait_for
 from tests.support.weights import announce, probe_of, state_of, write_version
 from tests.support.worker import WorkerProcess
 from transforms.generation.tokenizer import Tokenizer
@@ -62,18 +64,19 @@ def measure(bench, model, *, groups, tokens, max_num_seqs=64, in_flight_groups=1
     prompts = story_prompts(groups * _ROUNDS, tokens)
     arguments = bench.directory / "offline.json"
     arguments.write_text(json.dumps(_offline_arguments(config, prompts[:groups], tokens)))
-    before = _offline(arguments)
-    through = _pipeline(bench, config, prompts, in_flight_groups)
-    after = _offline(arguments)
-    offline = before + after
+    with offline(arguments, bench.directory / "offline.log") as alone:
+        alone.wait()
+        before = alone.round()
+        through = _pipeline(bench, config, prompts, in_flight_groups)
+        rates = [before, alone.round()]
     return {
         "pipeline_tokens_s": through["tokens_s"],
-        "offline_tokens_s": offline,
+        "offline_tokens_s": rates,
         "slots": through["slots"],
         "groups": groups,
         "max_tokens": tokens,
         "dtype": config.model.dtype,
-        "ratio": statistics.median(through["tokens_s"]) / statistics.median(offline),
+        "ratio": statistics.median(through["tokens_s"]) / statistics.median(rates),
     }
 
 
@@ -104,23 +107,54 @@ def _offline_arguments(config, prompts, tokens):
                    **engine},
         "prompts": [tokenizer.encode(Prompt.decode(prompt)) for prompt in prompts],
         "sampling": {"n": 8, "temperature": 1.0, "max_tokens": tokens, "logprobs": 0},
-        "rounds": 1,
+        "rounds": None,
     }  # fmt: skip
 
 
-def _offline(arguments: Path):
+@contextlib.contextmanager
+def offline(arguments, log):
+    """``LLM.generate`` in a process that waits to be asked."""
     command = [sys.executable, "-m", "tests.benchmarks.offline", str(arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
-    if done.returncode:
-        raise RuntimeError(f"offline generation ended with {done.returncode}: {done.stderr[-3000:]}")
-    (found,) = [line for line in done.stdout.splitlines() if line.startswith("[[")]  # vLLM says more around it
-    return [tokens / seconds for tokens, seconds in json.loads(found)]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            yield Offline(process, log)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # vLLM's engine processes outlive the one that started them
+            process.wait()
+
+
+class Offline:
+    """The engine alone."""
+
+    def __init__(self, process, log):
+        self._process, self._log, self._asked = process, log, 0
+
+    def wait(self):
+        """Returns once it has done what was asked for; the last line that it said."""
+
+        def said():
+            if self._process.poll() is not None:
+                raise RuntimeError(f"offline generation ended with {self._process.returncode}: {self._log.read_text()}")
+            return [line for line in self._log.read_text().splitlines() if line.startswith("[]") or line[:2] == "[["]
+
+        return wait_for(lambda: len(said()) > self._asked and said()[-1], _START_S, poll_s=0.05)
+
+    def round(self):
+        """Tokens a second of one round."""
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
+        self._asked += 1
+        ((tokens, seconds),) = json.loads(self.wait())
+        return tokens / seconds
 
 
 def _pipeline(bench, config, prompts, in_flight_groups):
     create_topics(config)
     worker = WorkerProcess(bench.directory / "worker", config)
-    rollout = {"group_size": 8, "max_in_flight": in_flight_groups}
+    rollout = {"group_size": 8, "max_in_flight": in_flight_groups, "fetch_wait_ms": 500}
     with contextlib.ExitStack() as opened:
         opened.callback(worker.process.wait)
         opened.callback(worker.process.terminate)

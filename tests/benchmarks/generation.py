@@ -9,6 +9,7 @@ SmolLM2-135M; all others the simulated engine, with a real broker, pipeline and 
 """
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -111,13 +112,13 @@ def backlog(bench, sizes=(10_000, 100_000, 1_000_000), groups=4_000):
     return {**figures, "bars": bars}
 
 
-def staleness(bench, steps=12, groups_per_step=8):
+def staleness(bench, steps=30, groups_per_step=8):
     """Wall clock to so many steps with staleness 0, 1, 2 and 4; the learner takes as long as a batch's generation.
 
     Answers are log-normal (sigma 1). The learner is simulated too: it waits for its groups, sleeps, and
     moves the frontier by the rule of ``trainers/admission.py``.
     """
-    engine = {"mean_tokens": 64, "sigma": 1.0, "token_s": 0.004, "slots": 64, "obliging": 1}
+    engine = {"mean_tokens": 64, "sigma": 1.0, "token_s": 0.008, "slots": 64, "obliging": 1}
     learner = {"groups_per_step": groups_per_step, "engine": engine}
     train_s = _wall_s(bench, bound=0, steps=6, train_s=0.0, **learner) / 6
     seconds = {bound: _wall_s(bench, bound=bound, steps=steps, train_s=train_s, **learner) for bound in (0, 1, 2, 4)}
@@ -183,7 +184,7 @@ def main():
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     wanted = parser.parse_args().parts
     figures = {}
-    with Bench() as bench:
+    with contextlib.redirect_stdout(sys.stderr), Bench() as bench:  # libraries print as they like
         for name in wanted:
             sys.stderr.write(f"{name} ...\n")
             figures[name] = _run(PARTS[name], bench)

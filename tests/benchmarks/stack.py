@@ -66,6 +66,8 @@ class Watch:
     """Reads committed trajectories as a learner would, in a thread, and notes when each group could be read."""
 
     config: RunConfig
+    fetch_wait_ms: int = 5
+    """How long the broker may keep a fetch that finds nothing: short waits load the machine that is measured."""
     times_s: list = field(default_factory=list)
     """When each group could be read, in seconds of the Unix clock, ascending."""
     latencies_s: list = field(default_factory=list)
@@ -83,13 +85,13 @@ class Watch:
         self._thread.join()
 
     def _follow(self):
-        options = {**self.config.kafka.consumer_options(), "fetch_max_wait_ms": 5}
+        options = {**self.config.kafka.consumer_options(), "fetch_max_wait_ms": self.fetch_wait_ms}
         consumer = KafkaConsumer(**options)
         partitions = range(self.config.kafka.partitions)
         consumer.assign([TopicPartition(self.config.topics.trajectories, partition) for partition in partitions])
         consumer.seek_to_beginning(*consumer.assignment())
         while not self._stopped.is_set():
-            for records in consumer.poll(20).values():
+            for records in consumer.poll(200).values():
                 now_s = time.time()
                 for record in records:
                     self._note(record.value, now_s)
@@ -147,7 +149,7 @@ class Bench:
                 engine.end()
 
     @contextlib.contextmanager
-    def pipeline(self, model, urls, **rollout):
+    def pipeline(self, model, urls, fetch_wait_ms=5, **rollout):
         """A pipeline before engines that run already."""
         self._runs += 1
         name, directory = f"bench-{self._runs}", self.directory / f"bench-{self._runs}"
@@ -160,7 +162,7 @@ class Bench:
         }
         config = RunConfig.model_validate(tree)
         create_topics(config)
-        with RolloutProcess(config, directory) as process, Watch(config) as watch:
+        with RolloutProcess(config, directory) as process, Watch(config, fetch_wait_ms) as watch:
             yield Run(config, process, watch, Topics(config), self.broker)
 
 

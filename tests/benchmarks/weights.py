@@ -64,7 +64,7 @@ SHAPES = {
 """SmolLM2-135M, Qwen2.5-1.5B and Qwen2.5-7B."""
 GRAPHS = {
     "compilation_config": json.dumps(
-        {"mode": 0, "cudagraph_mode": "FULL", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64]}
+        {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64]}
     )
 }
 """Graphs are captured in seconds; nothing is compiled."""

@@ -1,0 +1,322 @@
+"""The whole loop on one CUDA GPU: is the engine as fast as alone, and what does asynchrony buy?
+
+    throughput   prompts ─► pipeline ─► worker ─► trajectories ─► learner, all on one GPU     tokens/s
+                 prompts ─► LLM.generate, alone on it                                        tokens/s
+    loop         the wall clock to the same held-out reward with learner.max_staleness 1, 2, 4 over that with 0
+
+    python -m tests.benchmarks.gpu --part throughput --out DIR
+
+Prints one JSON object, with code 1 if a figure misses its bar. The configurations lie in
+``docs/benchmarks/gpu/``, results of a run too. ``--out`` also receives, for each run, its resolved
+configuration, its logs, ``metrics.jsonl`` (the learner's steps) and ``held_out.jsonl``.
+
+``throughput`` measures the pipeline twice. In ``idle`` rounds the learner is loaded, with its optimizer, but all
+samples of a group have the same reward, so that it has nothing to train; in ``training`` rounds it trains on
+everything that comes, and the worker takes every version while it generates.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.drill.rewards import SHARE
+from pipelines.local.demo_model import demo_model
+from pipelines.local.held_out import evaluate
+from pipelines.local.monitor import Monitor
+from pipelines.local.stack import ROLLOUT, WORKER, Stack
+from pipelines.submit import submit
+from schemas.config import validate
+from schemas.prompts import Message, Prompt, RewardSpec, Sampling
+from tests.benchmarks import counting
+from tests.benchmarks.engine_ratio import TOPICS, offline
+from tests.benchmarks.stack import ROOT, Watch
+from tests.pipeline.rollout_process import wait_for
+from transforms.generation.tokenizer import Tokenizer
+
+CONFIGS = ROOT / "docs" / "benchmarks" / "gpu"
+TOKENS = 256
+WAVE_GROUPS = 128
+"""1,024 sequences."""
+RATIO = 0.9
+"""Tokens a second through the pipeline over those of the engine alone, at least."""
+GAP = 0.2
+"""A rate counts only if the tokens are the model's: an engine that answers nonsense is no slower."""
+BOUNDS = (0, 1, 2, 4)
+LEVELS = (0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+"""Mean held-out rewards; greedy answers begin at 0.53. Runs of ``loop`` are compared at the highest that all reach,
+and each ends at the last."""
+TIMEOUT_S = 300
+
+
+def main():
+    options = parse()
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    figures, reached = {"gpu": gpu_name()}, True
+    for part in options.part:
+        figures[part] = PARTS[part](options)
+        reached = reached and figures[part]["reached"]
+        (options.out / f"{part}.json").write_text(json.dumps(figures[part], indent=1) + "\n")
+    sys.stdout.write(json.dumps(figures, indent=1) + "\n")
+    return 0 if reached else 1
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu-benchmark"))
+    parser.add_argument("--model", type=Path, help="by default SmolLM2-135M-Instruct")
+    parser.add_argument("--waves", type=int, default=3, help="of 1,024 sequences in each round of throughput")
+    parser.add_argument("--rounds", type=int, default=2, help="of each kind in throughput")
+    parser.add_argument("--bounds", type=int, nargs="+", default=list(BOUNDS), help="values of max_staleness in loop")
+    parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a run of loop is given up")
+    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=JSON", help="over the configuration")
+    return parser.parse_args()
+
+
+def say(what, **figures):
+    """A line on standard error: what is known so far."""
+    sys.stderr.write(json.dumps({"at": round(time.monotonic(), 1), what: figures}) + "\n")
+
+
+def gpu_name():
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+# ---- throughput ---------------------------------------------------------------------------------------
+
+
+def throughput(options):
+    """Tokens a second of the engine alone and through the pipeline beside a learner, in turn, all of them loaded."""
+    config = configuration(options, "throughput")
+    groups = options.waves * WAVE_GROUPS
+    asked = options.out / "offline.json"
+    asked.write_text(json.dumps(offline_arguments(config, stories(groups, learns=False))))
+    rates = {"offline": [], "idle": [], "training": []}
+    with (
+        offline(asked, options.out / "offline.log") as alone,
+        serving(options, config) as stack,
+        Watch(stack.config) as watch,
+    ):
+        alone.wait()
+        measure(stack, watch, stories(WAVE_GROUPS, learns=False))  # warms up
+        for _ in range(options.rounds):
+            rates["offline"].append(alone.round())
+            for kind in ("idle", "training"):
+                rates[kind].append(measure(stack, watch, stories(groups, learns=kind == "training")))
+            say("throughput", **rates)
+        gap = largest_gap(stack)
+    figures = {"sequences": WAVE_GROUPS * 8, "tokens_per_sequence": TOKENS, "groups_per_round": groups}
+    median = {kind: statistics.median(found) for kind, found in rates.items()}
+    ratios = {kind: median[kind] / median["offline"] for kind in ("idle", "training")}
+    reached = min(ratios.values()) >= RATIO and gap <= GAP
+    figures |= {"tokens_s": rates, "over_offline": ratios, "bar": f">= {RATIO}", "logprob_gap_mean": gap}
+    return {**figures, "reached": reached}
+
+
+def largest_gap(stack):
+    """Of all steps, the largest mean difference between the engine's logprobs and the learner's, in nats."""
+    monitor = Monitor(stack.config, stack.directory)
+    monitor.advance()
+    monitor.close()
+    return max(entry.metrics["logprob_gap_mean"] for entry in monitor.line if entry.trained)
+
+
+def stories(count, *, learns):
+    """Prompts answered by exactly ``TOKENS`` tokens; unless ``learns``, all samples of a group score the same."""
+    reward = RewardSpec(name=SHARE, args={"letter": "e" if learns else "\x00"})
+    asked = [f"Tell me a long story, number {index}, about {TOPICS[index % len(TOPICS)]}." for index in range(count)]
+    sampling = Sampling(max_tokens=TOKENS, min_tokens=TOKENS)
+    return [Prompt(messages=(Message(role="user", content=text),), reward=reward, sampling=sampling) for text in asked]
+
+
+def offline_arguments(config, prompts):
+    """The worker's engine without what a worker adds to it, and the pipeline's requests."""
+    worker, tokenizer = config.worker, Tokenizer.load(config.model.path)
+    arguments = {name: decoded(value) for name, value in worker.engine_args.items()}
+    engine = {
+        "model": config.model.path,
+        "dtype": config.model.dtype,
+        "seed": config.seed,
+        "max_num_seqs": worker.max_num_seqs,
+        "max_model_len": worker.max_model_len_tokens,
+        "gpu_memory_utilization": worker.gpu_memory_utilization,
+        "enforce_eager": worker.enforce_eager,
+        "generation_config": "vllm",
+        "logprobs_mode": "processed_logprobs",
+        **arguments,
+    }
+    sampling = {"n": 8, "temperature": 1.0, "max_tokens": TOKENS, "min_tokens": TOKENS, "logprobs": 0}
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    return {"engine": engine, "prompts": ids, "sampling": sampling, "rounds": None}
+
+
+def decoded(value):
+    return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+
+
+def measure(stack, watch, prompts):
+    """Tokens a second from the writing of the prompts to the last readable trajectory."""
+    groups, tokens, started = len(watch.times_s) + len(prompts), watch.tokens, time.monotonic()
+    submit(stack.config, [prompt.encode() for prompt in prompts])
+    wait_for(lambda: ticked(stack) and len(watch.times_s) >= groups, TIMEOUT_S, poll_s=0.02)
+    return (watch.tokens - tokens) / (time.monotonic() - started)
+
+
+# ---- the loop -----------------------------------------------------------------------------------------
+
+
+def loop(options):
+    """The wall clock to the same held-out reward, for each bound of the staleness."""
+    runs = {}
+    for bound in options.bounds:
+        runs[str(bound)] = one_loop(options, bound)
+        (options.out / "loop.partial.json").write_text(json.dumps(runs, indent=1) + "\n")
+        say("loop", bound=bound, **runs[str(bound)])
+    reward = min(max(run["held_out"]) for run in runs.values())
+    reward = max((level for level in LEVELS if level <= reward), default=None)
+    seconds = {bound: seconds_to(reward, run) for bound, run in runs.items()} if reward else {}
+    ratio = {bound: second / seconds["0"] for bound, second in seconds.items() if "0" in seconds}
+    reached = bool(ratio) and all(second < 1 for bound, second in ratio.items() if bound != "0")
+    return {"held_out_reward": reward, "seconds": seconds, "over_synchronous": ratio, "runs": runs, "reached": reached}
+
+
+def seconds_to(reward, run):
+    """From the first prompt to the end of the first evaluation that found this reward."""
+    return next(at_s for at_s, found in zip(run["held_out_at_s"], run["held_out"], strict=True) if found >= reward)
+
+
+def one_loop(options, bound):
+    config = configuration(options, "loop", {"learner": {"max_staleness": bound}}, suffix=f"-{bound}")
+    train, held_out = counting.prompts(config.seed)
+    wanted = 4 * config.learner.steps * config.learner.groups_per_step
+    lines = [train[index % len(train)].encode() for index in range(wanted)]
+    with serving(options, config) as stack:
+        monitor = Monitor(stack.config, stack.directory)
+        before = evaluate(stack.config, held_out, version=1)
+        started = time.monotonic()
+        submit(stack.config, lines)
+        evals = Evaluations(stack, held_out, started)
+        evals.start()
+        while not evals.done.is_set() and time.monotonic() - started < options.limit:
+            ticked(stack)
+            monitor.advance()
+            time.sleep(0.1)
+        evals.stop()
+        monitor.advance()
+        monitor.close()
+        return summary(monitor, evals, before.value, stack.directory)
+
+
+class Evaluations(threading.Thread):
+    """Asks for greedy answers to the held-out prompts again and again, until their reward reaches the target."""
+
+    def __init__(self, stack, held_out, started):
+        super().__init__(daemon=True)
+        self._stack, self._held_out, self._begun = stack, held_out, started
+        self._stopping, self.done = threading.Event(), threading.Event()
+        self.results = []
+
+    def run(self):
+        while not self._stopping.wait(0.5):
+            begun_s = time.monotonic() - self._begun
+            reward = evaluate(self._stack.config, self._held_out, version=1).value
+            self.results.append({"begun_s": begun_s, "ended_s": time.monotonic() - self._begun, "reward": reward})
+            if reward >= LEVELS[-1]:
+                self.done.set()
+                return
+
+    def stop(self):
+        self._stopping.set()
+        self.join(60)
+
+
+def summary(monitor, evals, before, directory):
+    lines = "".join(json.dumps(result) + "\n" for result in evals.results)
+    (directory / "held_out.jsonl").write_text(lines)
+    steps = [entry.metrics for entry in monitor.line]
+
+    def mean(name, used=steps[1:]):
+        found = [figures[name] for figures in used if name in figures]
+        return round(statistics.fmean(found), 4) if found else None
+
+    names = ("seconds_step", "seconds_wait", "seconds_train", "seconds_publish", "staleness_mean",
+             "response_tokens_mean", "logprob_gap_mean", "clip_fraction")  # fmt: skip
+    return {
+        "steps": len(steps),
+        "held_out_before": before,
+        "held_out": [round(result["reward"], 3) for result in evals.results],
+        "held_out_at_s": [round(result["ended_s"], 1) for result in evals.results],
+        "reward_mean": [round(figures.get("reward_mean", 0.0), 3) for figures in steps],
+        "mean": {name: mean(name) for name in names},
+    }
+
+
+# ---- both ---------------------------------------------------------------------------------------------
+
+
+def configuration(options, name, over=None, suffix=""):
+    """``docs/benchmarks/gpu/<name>.toml`` with the model's path filled in."""
+    tree = tomllib.loads((CONFIGS / f"{name}.toml").read_text())
+    tree["name"] += suffix
+    tree["model"]["path"] = str(options.model or demo_model())
+    tree["weights"]["root"] += suffix
+    for section, keys in (over or {}).items():
+        tree[section] |= keys
+    for setting in options.set:
+        key, _, value = setting.partition("=")
+        *sections, last = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = json.loads(value)
+    return validate(tree, f"{name}.toml")
+
+
+@contextmanager
+def serving(options, config):
+    """The whole stack of a run, once its pipeline has opened its share; what it leaves is copied to ``--out``."""
+    shutil.rmtree(config.weights.root, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="asyncflow-gpu-") as runs:
+        try:
+            with Stack(config, runs=Path(runs)) as stack:
+                logs = stack.directory / "logs"
+                started = (logs / f"{WORKER}.log").exists, (logs / f"{ROLLOUT}.log").exists
+                # The pipeline waits for a worker: here it starts beside it, which saves the time of one start.
+                stack.start_serving(lambda: started[0]() and not started[1]() and stack.start_rollout())
+                wait_for(lambda: ticked(stack) and "share_opened" in (logs / f"{ROLLOUT}.log").read_text(), TIMEOUT_S)
+                yield stack
+        finally:
+            keep(Path(runs) / config.name, options.out / config.name)
+            shutil.rmtree(config.weights.root, ignore_errors=True)
+
+
+def ticked(stack):
+    """Raises if a process of the stack has died."""
+    stack.supervisor.tick()
+    return True
+
+
+def keep(directory, target):
+    """Configuration, logs and what was measured; not the log itself, nor weights."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in (*directory.glob("*.toml"), *directory.glob("*.jsonl"), *directory.glob("logs/*.log")):
+        shutil.copy(file, target)
+
+
+PARTS = {"throughput": throughput, "loop": loop}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
