@@ -71,5 +71,6 @@ class Ranks:
             dist.barrier(group=self._control)
 
     def leave(self) -> None:
-        """Closes the process group."""
+        """Closes the process groups, whose threads must end before the interpreter does."""
         dist.destroy_process_group()
+        self._control = None

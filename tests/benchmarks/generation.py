@@ -120,7 +120,7 @@ def staleness(bench, steps=30, groups_per_step=8):
     """
     engine = {"mean_tokens": 64, "sigma": 1.0, "token_s": 0.008, "slots": 64, "obliging": 1}
     learner = {"groups_per_step": groups_per_step, "engine": engine}
-    train_s = _wall_s(bench, bound=0, steps=6, train_s=0.0, **learner) / 6
+    train_s = _wall_s(bench, bound=0, steps=steps, train_s=0.0, **learner) / steps
     seconds = {bound: _wall_s(bench, bound=bound, steps=steps, train_s=train_s, **learner) for bound in (0, 1, 2, 4)}
     faster = {str(bound): seconds[0] / second for bound, second in seconds.items()}
     return {

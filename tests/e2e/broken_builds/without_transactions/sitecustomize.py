@@ -25,7 +25,7 @@ if "rollout" in sys.orig_argv:
     from kafka.structs import OffsetAndMetadata
 
     from schemas.crash_points import crash_point
-    from transforms.generation.pool import Pool
+    from transforms.generation.commits import Commits
 
     def transact(self, records, offsets):
         plain = KafkaProducer(**self._config.kafka.producer_options())
@@ -42,4 +42,4 @@ if "rollout" in sys.orig_argv:
         consumer.commit(positions)
         consumer.close()
 
-    Pool._transact = transact
+    Commits._transact = transact

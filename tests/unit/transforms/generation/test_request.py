@@ -84,6 +84,8 @@ def test_a_bad_prompt_says_what_is_wrong(tokenizer, value, reason, detail):
 
 def test_a_chat_template_that_refuses_is_a_reason(tokenizer):
     class Refusing:
+        encode = decode = None
+
         def apply_chat_template(self, *_, **__):
             raise ValueError("roles must alternate")
 
