@@ -8,12 +8,13 @@
     │   ├── PortError          a port that something else listens on
     │   ├── DiskError          no room, or no permission to write
     │   └── RunError           a run that exists already, does not exist, or is in use
-    ├── RecordError            bytes from outside that are not a valid record: a dead letter
+    ├── ReasonedError          has a reason to count by
+    │   ├── RecordError        bytes from outside that are not a valid record: a dead letter
+    │   └── EnvironmentFault   an environment raised, hung or said rubbish: its sample gets no reward
     ├── EngineError            an engine did not answer; another attempt may succeed
     │   ├── EngineUnavailable  there was no engine to ask: the request was not begun
     │   └── EngineLost         the engine broke off, or says that it is broken; it may have died of the request
     ├── EngineRefusal          an engine understood the request and refused it; no attempt will succeed
-    ├── EnvironmentFault       an environment raised, hung or said rubbish: its sample gets no reward
     ├── StateError             a checkpoint, manifest or weight file that does not verify
     ├── FencedError            a newer process took over this one's transactional id
     └── ProcessDied            a process of the local stack, or of a reward, ended although it should run
@@ -56,8 +57,8 @@ class RunError(UserError):
     """A run that exists already, does not exist, or is in use by another process."""
 
 
-class RecordError(AsyncFlowError):
-    """Bytes from outside that are not a valid record.
+class ReasonedError(AsyncFlowError):
+    """What went wrong as one word for counters and one sentence for people.
 
     Attributes:
         reason: one word for counters and dead letters, such as ``not_json``.
@@ -71,6 +72,10 @@ class RecordError(AsyncFlowError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
+
+
+class RecordError(ReasonedError):
+    """Bytes from outside that are not a valid record."""
 
 
 class EngineError(AsyncFlowError):
@@ -89,21 +94,8 @@ class EngineRefusal(AsyncFlowError):
     """An engine understood the request and refused it (4xx): trying again is useless."""
 
 
-class EnvironmentFault(AsyncFlowError):
-    """What an environment did wrong.
-
-    Attributes:
-        reason: ``environment_error`` or ``environment_timeout``.
-        detail: one sentence for people.
-    """
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"
+class EnvironmentFault(ReasonedError):
+    """What an environment did wrong: ``environment_error`` or ``environment_timeout``."""
 
 
 class StateError(AsyncFlowError):
