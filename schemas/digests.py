@@ -12,6 +12,7 @@ torn copies, overwritten buffers, flipped bits or swapped words, keeps both with
 change the weights before the digest is taken, too.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -44,6 +45,11 @@ def digests(buffer: Any) -> tuple[str, ...]:
         sums.append(torch.stack([(mixed * weight).sum() for weight in weights]))
     found = torch.stack(sums).tolist() if sums else []
     return tuple(f"{one % (1 << 64):016x}{two % (1 << 64):016x}" for one, two in found)
+
+
+def changed_blocks(buffer: Any, expected: Sequence[str]) -> list[int]:
+    """Numbers of the blocks whose digests are not the expected ones, of which there is one for each block."""
+    return [number for number, found in enumerate(digests(buffer)) if found != expected[number]]
 
 
 def _mix(words: Any) -> Any:

@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from schemas.digests import digests
+from schemas.digests import changed_blocks, digests
 from schemas.errors import ConfigError
 from schemas.snapshots import CudaMemory, Layout, lay_out, views
 
@@ -33,8 +33,7 @@ class Snapshot:
 
     def fault(self) -> str | None:
         """What is wrong with the bytes; null if they still have their digests."""
-        found = digests(self.buffer)
-        wrong = [number for number, digest in enumerate(found) if digest != self.layout.digests[number]]
+        wrong = changed_blocks(self.buffer, self.layout.digests)
         return f"blocks {wrong[:5]} of the buffer have changed" if wrong else None
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from schemas.broadcasts import TICKETS, Ask, Group, Round, ask_key, round_key, within
-from schemas.digests import digests
+from schemas.digests import changed_blocks
 from schemas.errors import RecordError
 from schemas.snapshots import Broadcast, CudaMemory, Layout, Source, decode_layout, decode_source, views
 from transforms.generation.worker.verify import first_nonfinite
@@ -100,10 +100,8 @@ def _check(buffer: torch.Tensor, layout: Layout) -> None:
     Raises:
         RecordError: ``bad_files`` or ``nonfinite``.
     """
-    found = digests(buffer)
-    if found != layout.digests:
-        wrong = [number for number, digest in enumerate(found) if digest != layout.digests[number]]
-        raise RecordError("bad_files", f"blocks {wrong[:5]} of {len(found)} are not those of the manifest; "
+    if wrong := changed_blocks(buffer, layout.digests):
+        raise RecordError("bad_files", f"blocks {wrong[:5]} of {len(layout.digests)} are not those of the manifest; "
                           "the learner wrote the next version over them, or they are damaged")  # fmt: skip
     if name := first_nonfinite(views(buffer, layout)):
         raise RecordError("nonfinite", f"{name} holds a number that is not finite")
