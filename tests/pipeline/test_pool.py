@@ -75,7 +75,7 @@ def test_at_most_four_times_max_in_flight_waits_for_its_commit(open_pool, config
     assert pool.take(100) == []
     assert len(engine.requests) == 16
     assert engine.most_at_once <= 4
-    pool.commit(assemble(config, outcomes[:6]))
+    pool.commits.commit(assemble(config, outcomes[:6]))
     take(pool, 6)
     time.sleep(0.3)
     assert len(engine.requests) == 22, "what is committed makes room"
@@ -90,7 +90,7 @@ def test_empty_slots_say_why(open_pool, config, topics, case):
     before = metrics.SLOT_SECONDS.labels("0", reason)._value.get()
     wait_for(lambda: pool.idle_s() > 1.0, 20)
     pool.offer_again()  # nothing is committed; a look at the pool adds the time up
-    pool.commit(assemble(config, take(pool, 1)))
+    pool.commits.commit(assemble(config, take(pool, 1)))
     assert metrics.SLOT_SECONDS.labels("0", reason)._value.get() - before > 0.8
 
 
@@ -99,7 +99,7 @@ def test_a_new_reader_gets_what_is_not_committed_in_order_of_completion(open_poo
     topics.admit(100, 100)
     pool = open_pool()
     first = take(pool, 10)
-    pool.commit(assemble(config, first[:3]))
+    pool.commits.commit(assemble(config, first[:3]))
     assert pool.take(100) == []
     pool.offer_again()
     again = take(pool, 7)
@@ -111,8 +111,8 @@ def test_a_bundle_that_is_tried_again_is_written_once(open_pool, config, topics)
     topics.admit(100, 100)
     pool = open_pool()
     records = assemble(config, take(pool, 6))
-    pool.commit(records)
-    pool.commit(records)
+    pool.commits.commit(records)
+    pool.commits.commit(records)
     assert set(topics.outcomes().values()) == {1}
     assert len(topics.outcomes()) == 6
 
@@ -122,9 +122,9 @@ def test_a_record_of_committed_and_new_groups_is_refused(open_pool, config, topi
     topics.admit(100, 100)
     pool = open_pool()
     outcomes = take(pool, 6)
-    pool.commit(assemble(config, outcomes[:3]))
+    pool.commits.commit(assemble(config, outcomes[:3]))
     with pytest.raises(StateError, match="mixes committed and new groups"):
-        pool.commit(assemble(config, outcomes))
+        pool.commits.commit(assemble(config, outcomes))
 
 
 def test_the_next_pool_goes_on_with_what_was_not_committed(open_pool, config, topics, engine):
@@ -132,7 +132,7 @@ def test_the_next_pool_goes_on_with_what_was_not_committed(open_pool, config, to
     topics.admit(100, 100)
     pool = open_pool()
     outcomes = take(pool, 16)
-    pool.commit(assemble(config, outcomes[::2]))
+    pool.commits.commit(assemble(config, outcomes[::2]))
     pool.stop()
     committed = {group_of(outcome) for outcome in outcomes[::2]}
     asked = len(engine.requests)
@@ -151,7 +151,7 @@ def test_offsets_without_a_prompt_do_not_hold_the_low_water_mark(open_pool, conf
         producer.commit_transaction()
     topics.admit(100, 100)
     pool = open_pool()
-    pool.commit(assemble(config, take(pool, 3)))
+    pool.commits.commit(assemble(config, take(pool, 3)))
     consumer = KafkaConsumer(**{**config.kafka.consumer_options(), "group_id": config.topics.rollout_group})
     committed = consumer.committed(TopicPartition(config.topics.prompts, 0))
     assert committed == 5, "prompts at 0, 2 and 4, markers at 1, 3 and 5"
@@ -195,10 +195,10 @@ def test_an_older_pool_is_fenced_and_cannot_commit(open_pool, config, topics):
     records = assemble(config, take(older, 4))
     newer = open_pool()
     with pytest.raises(FencedError, match=r"rollout\.0"):
-        older.commit(records)
+        older.commits.commit(records)
     with pytest.raises(FencedError):
         older.take(1)
-    newer.commit(assemble(config, take(newer, 4)))
+    newer.commits.commit(assemble(config, take(newer, 4)))
     assert set(topics.outcomes().values()) == {1}
 
 
@@ -208,6 +208,6 @@ def test_what_is_too_large_for_kafka_fails_loudly_and_commits_nothing(open_pool,
     pool = open_pool()
     take(pool, 1)
     with pytest.raises(Exception, match="larger"):
-        pool.commit([OutputRecord(config.topics.trajectories, b"k", b"x" * (40 << 20), (), (GroupId(0, 0),))])
+        pool.commits.commit([OutputRecord(config.topics.trajectories, b"k", b"x" * (40 << 20), (), (GroupId(0, 0),))])
     assert pool.error is not None
     assert topics.outcomes() == {}

@@ -100,9 +100,7 @@ class Pool:
         self._follower = FrontierFollower(config, self._wake.set)
         limit = config.rollout.max_in_flight
         self._intake = Intake(consumer, config.topics.prompts, committed, self._follower.frontier, limit)
-        self._commits = Commits(
-            config, share, producer, Progress(committed, self._intake.gaps), self._forget, self.fail
-        )
+        self.commits = Commits(config, share, producer, Progress(committed, self._intake.gaps), self._forget, self.fail)
         self._loop = uvloop.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         threading.Thread(target=self._loop.run_forever, name=f"engines-{share}", daemon=True).start()
@@ -267,11 +265,7 @@ class Pool:
             fresh = [record for record in records if not self._handed_over.issuperset(record.groups)]
             self._handed_over.update(group for record in fresh for group in record.groups)
             self.bundle_s = time.monotonic() - self._taken_s
-        self._commits.hand_over(fresh)
-
-    def commit(self, records: Sequence[OutputRecord]) -> None:
-        """Commits now; see :meth:`Commits.commit`."""
-        self._commits.commit(records)
+        self.commits.hand_over(fresh)
 
     def _forget(self, records: Sequence[OutputRecord]) -> None:
         now = time.monotonic()
