@@ -193,18 +193,20 @@ class Run:
         each = EVERYTHING if groups is None else -(-groups // PARTITIONS)
         self.topics.admit(*[each] * PARTITIONS, version=version)
 
+    def _metrics(self):
+        return urlopen(f"http://127.0.0.1:{self.config.rollout.metrics_port}/metrics", timeout=5).read().decode()
+
     def metric_sums(self):
         """The pipeline's counters and the sums of its histograms, labels added up."""
-        text = urlopen(f"http://127.0.0.1:{self.config.rollout.metrics_port}/metrics", timeout=5).read().decode()
         sums = defaultdict(float)
-        for name, number in re.findall(r"^(asyncflow_\w+)(?:\{[^}]*\})? (\S+)$", text, re.M):
+        for name, number in re.findall(r"^(asyncflow_\w+)(?:\{[^}]*\})? (\S+)$", self._metrics(), re.M):
             sums[name] += float(number)
         return sums
 
     def slot_shares(self):
         """What the slots did, as shares of the time so far."""
-        text = urlopen(f"http://127.0.0.1:{self.config.rollout.metrics_port}/metrics", timeout=5).read().decode()
-        found = re.findall(r'^asyncflow_rollout_slot_seconds_total\{share="0",state="(\w+)"\} (\S+)$', text, re.M)
+        pattern = r'^asyncflow_rollout_slot_seconds_total\{share="0",state="(\w+)"\} (\S+)$'
+        found = re.findall(pattern, self._metrics(), re.M)
         seconds = {state: float(number) for state, number in found}
         return {state: second / sum(seconds.values()) for state, second in seconds.items()}
 

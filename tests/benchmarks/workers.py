@@ -8,29 +8,26 @@ than all of them can compute. ``rate_ratio`` is the mean rate of the workers tha
 from the event on, over that of the same run before the first event.
 """
 
-import contextlib
 import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from pipelines.local.broker import Broker
-from pipelines.local.ports import free_ports
 from pipelines.local.tiny_model import build_tiny_model
 from pipelines.local.topics import create_topics
 from schemas import trajectories
 from schemas.config import KafkaConfig, ModelConfig, RolloutConfig, RunConfig
 from schemas.workers import WorkerEntry
+from tests.benchmarks.stack import EngineProcess
 from tests.pipeline.rollout_process import RolloutProcess, Topics, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -42,37 +39,15 @@ FROZEN_AFTER_S = 1.5
 _ANNOUNCE_S = 1.0
 
 
-class Engine:
-    """A simulated engine as a process that announces itself while it is alive and wanted."""
+class Engine(EngineProcess):
+    """A simulated engine that is announced while it is alive and wanted."""
 
     def __init__(self, requests_at_once):
-        self.port = free_ports(1)[0]
-        numbers = {"token_s": TOKEN_S, "fixed_tokens": 0, "mean_tokens": TOKENS, "slots": SAMPLES * requests_at_once}
+        super().__init__(token_s=TOKEN_S, fixed_tokens=0, mean_tokens=TOKENS, slots=SAMPLES * requests_at_once)
         self.announced = False
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.simulated_engine", "--port", str(self.port)]
-            + [part for name, number in numbers.items() for part in ("--set", f"{name}={number}")],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": "."},
-        )  # fmt: skip
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.port}"
-
-    def is_healthy(self):
-        with contextlib.suppress(OSError), urlopen(f"{self.url}/health", timeout=1):
-            return True
-        return False
 
     def signal(self, number):
-        self._process.send_signal(number)
-
-    def set(self, **numbers):
-        urlopen(Request(f"{self.url}/simulated", json.dumps(numbers).encode()), timeout=5).close()
-
-    def end(self):
-        self._process.kill()
-        self._process.wait()
+        self.process.send_signal(number)
 
 
 @dataclass(frozen=True)
