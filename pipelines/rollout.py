@@ -22,6 +22,7 @@ from apache_beam.runners.runner import PipelineState
 from prometheus_client import start_http_server
 
 from pipelines.local.prism import find_prism
+from pipelines.local.sampling import sample_often
 from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
 from schemas.errors import PortError
@@ -69,6 +70,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     options = beam_options(beam_args)
     _end_on_signals()
     _serve_metrics(config.rollout.metrics_port)
+    sample_often()
     pipeline = beam.Pipeline(options=options)
     build(pipeline, config)
     try:

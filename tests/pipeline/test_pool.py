@@ -1,6 +1,7 @@
 """The pool of one share without Beam, against a real broker: bounds, redelivery, commit and fencing."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -92,6 +93,26 @@ def test_empty_slots_say_why(open_pool, config, topics, case):
     pool.offer_again()  # nothing is committed; a look at the pool adds the time up
     pool.commits.commit(assemble(config, take(pool, 1)))
     assert metrics.SLOT_SECONDS.labels("0", reason)._value.get() - before > 0.8
+
+
+def test_a_look_waits_for_the_first_outcome_and_no_longer(open_pool, config, topics, engine):
+    topics.admit(100, 100)
+    pool = open_pool()
+    assert seconds_of(lambda: pool.take(1, 0.3))[0] > 0.25
+    topics.send_prompts([PROMPT])
+    waited_s, taken = seconds_of(lambda: pool.take(1, 20))
+    assert len(taken) == 1
+    assert waited_s < 10
+    threading.Timer(0.2, pool.fail, [RuntimeError("broken")]).start()
+    with pytest.raises(RuntimeError, match="broken"):
+        pool.take(1, 20)
+
+
+def seconds_of(call):
+    """How long a call took, and what it gave."""
+    started = time.monotonic()
+    found = call()
+    return time.monotonic() - started, found
 
 
 def test_a_new_reader_gets_what_is_not_committed_in_order_of_completion(open_pool, config, topics):

@@ -57,6 +57,9 @@ _WAKE_S: Final = 0.05
 _PAUSE_S: Final = 0.5
 _UNCOMMITTED_FACTOR: Final = 4
 """At most this multiple of ``max_in_flight`` is finished and not yet committed."""
+_FETCH_BYTES: Final = 1 << 17
+"""Of a prompts partition at a time (a longer prompt comes all the same). What has no room in :class:`Intake` is
+fetched again, and a backlog in large pieces kept its thread for a third of a second."""
 _CONNECT_TIMEOUT_S: Final = 5.0
 _COLLECT_AFTER_OBJECTS: Final = 50_000
 """Containers that are made before the youngest generation is collected; Python's 700 are one group's."""
@@ -80,6 +83,7 @@ class Pool:
         self._share = share
         self._scorer = scorer
         self._lock = threading.Lock()
+        self._some_ready = threading.Condition(self._lock)
         self._running: dict[GroupId, datetime] = {}
         self._finished: dict[GroupId, Finished] = {}
         self._ready: deque[GroupId] = deque()
@@ -208,6 +212,7 @@ class Pool:
             if outcome is not None:
                 self._finished[prompt.record.id] = Finished(outcome, written_at, time.monotonic())
                 self._ready.append(prompt.record.id)
+                self._some_ready.notify()
                 self._last_finished_s = time.monotonic()
             self._measure()
         self._wake.set()
@@ -224,13 +229,14 @@ class Pool:
         with self._lock:
             self._ready = deque(group for group in self._finished if group not in self._handed_over)
 
-    def take(self, most: int) -> list[Finished]:
-        """At most so many finished outcomes in order of completion; those that there are now.
+    def take(self, most: int, wait_s: float = 0.0) -> list[Finished]:
+        """At most so many finished outcomes in order of completion; waits at most the time for the first.
 
         Raises:
             BaseException: what broke the pool.
         """
         with self._lock:
+            self._some_ready.wait_for(lambda: self._ready or self._error is not None, wait_s)
             if self._error is not None:
                 raise self._error
             self._taken_s = time.monotonic()
@@ -291,6 +297,7 @@ class Pool:
             if self._error is not None:
                 return
             self._error = error
+            self._some_ready.notify()
         _LOG.error("pool_failed", share=self._share, error=repr(error))
 
     def drain(self) -> None:
@@ -309,7 +316,8 @@ class Pool:
 
 def _open_prompts(config: RunConfig, share: int) -> tuple[KafkaConsumer, dict[int, OffsetSet]]:
     """A consumer for the share's partitions, and what is finished of them."""
-    consumer = KafkaConsumer(**{**config.kafka.consumer_options(), "group_id": config.topics.rollout_group})
+    own = {"group_id": config.topics.rollout_group, "max_partition_fetch_bytes": _FETCH_BYTES}
+    consumer = KafkaConsumer(**{**config.kafka.consumer_options(), **own})
     partitions = consumer.partitions_for_topic(config.topics.prompts)
     if not partitions:
         raise BrokerError(f"topic {config.topics.prompts} does not exist at {config.kafka.bootstrap}")

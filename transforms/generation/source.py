@@ -7,10 +7,11 @@ delivered again). So the checkpoint mark is empty, and Beam finds its parked rea
 
 Two habits of Beam 2.77 and Prism shape the rest:
 
-- An open bundle keeps Prism busy: while a reader waited for outcomes, an idle pipeline took three
-  quarters of a core. So nothing here waits; an empty bundle ends at once, and the next one comes
-  later the longer nothing has come, or the longer the last one took (:class:`ReadFn`).
-- Prism asks bundles that take long to split, and Beam then computes the progress of the source from
+- Opening and closing bundles is what costs: looked for fifty times a second, an outcome that comes six
+  times a second took a third of a core. So a reader waits for it, though less than the 100 ms after
+  which Prism asks bundles for their progress; after an empty bundle the next one comes later the longer
+  nothing has come, or the longer the last one took (:class:`ReadFn`).
+- Prism asks bundles that take longer to split, and Beam then computes the progress of the source from
   the mean size of its elements, which is NaN after a bundle of more than 30 (its sampling is restarted
   only by half), and the pipeline fails. So the source has one element a bundle: a batch of outcomes.
 """
@@ -33,6 +34,8 @@ from schemas.config import RunConfig
 from transforms.generation.outcome import Outcome
 from transforms.generation.pool import Finished, all_pools, pool_of
 
+_PATIENCE_S: Final = 0.08
+"""How long a bundle waits for its first outcome; shares of one process may be read one after the other."""
 _LULL_SHARE: Final = 0.1
 """The pause before the next look as a share of the time that nothing has come: an outcome after a lull
 waits a tenth of it at most."""
@@ -70,8 +73,9 @@ class BatchReader(UnboundedReader):  # type: ignore[misc]
         return self.advance()
 
     def advance(self) -> bool:
-        """Moves to the next batch, if anything is finished."""
-        self._batch: list[Finished] = self._pool.take(self._config.rollout.max_bundle_groups)
+        """Moves to the next batch; waits a little if nothing is finished."""
+        rollout = self._config.rollout
+        self._batch: list[Finished] = self._pool.take(rollout.max_bundle_groups, _PATIENCE_S / rollout.shares)
         return bool(self._batch)
 
     def get_current(self) -> Batch:
