@@ -20,9 +20,10 @@ import torch
 from schemas.config import LearnerConfig, RunConfig
 from schemas.crash_points import crash_point
 from schemas.errors import ConfigError
-from trainers.batch import Example, to_pack
+from trainers.batch import Example
 from trainers.disk import disk_errors
 from trainers.losses.grpo import grpo
+from trainers.packing import to_pack
 from trainers.policy import Policy, load_model
 from trainers.ranks import Ranks
 
@@ -35,8 +36,6 @@ class Work:
     """A rank's part of one optimizer step."""
 
     packs: list[list[Example]]
-    trained_tokens: int
-    """Of the whole step, over all ranks and packs: the loss is their mean."""
     learning_rate: float
 
 
@@ -117,7 +116,7 @@ class Engine:
         crash_point("before_forward")
         totals = torch.zeros(3, dtype=torch.float64)
         for pack in work.packs:
-            totals += self._accumulate(pack, work.trained_tokens)
+            totals += self._accumulate(pack)
         crash_point("after_backward")
         for group in self._engine.optimizer.param_groups:
             group["lr"] = work.learning_rate
@@ -127,18 +126,16 @@ class Engine:
         loss, gap, clipped = self._ranks.sum(totals.tolist())
         return Outcome(self._optimizer.applied, loss, self._optimizer.norm, gap, clipped)
 
-    def _accumulate(self, examples: Sequence[Example], trained_tokens: int) -> torch.Tensor:
+    def _accumulate(self, examples: Sequence[Example]) -> torch.Tensor:
         pack = to_pack(examples).to(self._ranks.device)
         logprobs_R = self._engine(pack.token_ids_N, pack.position_ids_N, pack.index_R, pack.target_R)
         clips = {"clip_low": self._config.clip_low, "clip_high": self._config.clip_high}
         terms_R, clipped_R = grpo(logprobs_R, pack.behaviour_R, pack.advantages_R, **clips)
-        # DeepSpeed averages gradients over ranks; the loss is a mean over the tokens of all of them.
-        self._engine.backward(terms_R.sum() / trained_tokens * self._ranks.size)
-        if not examples:
-            return torch.zeros(3, dtype=torch.float64)
+        # DeepSpeed averages gradients over ranks; the weights add up to 1 over all of them.
+        self._engine.backward((terms_R * pack.weights_R).sum() * self._ranks.size)
         gap_R = (logprobs_R.detach() - pack.behaviour_R).abs()
-        sums = torch.stack([terms_R.detach().sum(), gap_R.sum(), clipped_R.float().sum()])
-        return sums.double().cpu() / trained_tokens
+        figures_3R = torch.stack([terms_R.detach(), gap_R, clipped_R.float()])
+        return (figures_3R * pack.weights_R).sum(1).double().cpu()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """See :meth:`trainers.policy.Policy.weights`."""

@@ -12,8 +12,10 @@ for every buffer that holds them. Files are not forced to the disk: a version th
 is announced anew, under another number, by the learner's next start.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +36,7 @@ from trainers.snapshots import Snapshots, share
 
 _log = structlog.get_logger(__name__)
 _PROBE_TOKENS: Final = 64
+_SWITCH_S: Final = 0.0001
 _PROBE_TEXT: Final = (
     "A baker sells 12 rolls in the morning and 9 in the afternoon. How many rolls does she sell in a day? "
     "Explain how you found the number, then write a short letter in which she thanks her customers."
@@ -61,6 +64,21 @@ def probe_tokens(model: str) -> list[int]:
         text = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
     token_ids: list[int] = tokenizer.encode(text, add_special_tokens=not tokenizer.chat_template)
     return token_ids[:_PROBE_TOKENS]
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """Threads hand over Python's lock quickly: those that write and hash need it often, and never for long.
+
+    The probe is computed by a thread that lets go of it when it is asked to, after 5 ms by default: as long as it
+    ran, files were hardly written.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +142,7 @@ class WeightStore:
         with disk_errors(what, directory):
             self._files.mkdir(directory, create_parents=True)
         try:
-            with disk_errors(what, directory), ThreadPoolExecutor(max_workers=1) as beside:
+            with disk_errors(what, directory), _in_turn(), ThreadPoolExecutor(max_workers=1) as beside:
                 carried = beside.submit(self._carry, directory, tensors, facts.version, as_files=as_files)
                 told = {"kind": "weights", **asdict(facts), "probe": probe()}
                 manifest = self._finish(directory, carried.result(), told)

@@ -20,8 +20,8 @@ from schemas.manifests import FileEntry, parallel
 _SHARD_BYTES: Final = 64 << 20
 _MAX_SHARDS: Final = 32
 """More files than processors only cost time."""
-_CHUNK_BYTES: Final = 128 << 10
-"""Hashed and then written while the processor's cache still holds it."""
+_CHUNK_BYTES: Final = 1 << 20
+"""Hashed and then written while the processor's cache still holds it; each asks twice for Python's lock."""
 _STAGING_BYTES: Final = 32 << 20
 """Page-locked memory of one thread, through which tensors leave a GPU."""
 _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}

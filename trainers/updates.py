@@ -14,9 +14,10 @@ import torch
 from schemas.config import RunConfig
 from schemas.ledger import Numerics
 from schemas.manifests import sha256
-from trainers.batch import share_out, to_examples
+from trainers.batch import to_examples, weigh
 from trainers.checkpoint import Checkpoint, require_fit
 from trainers.engine import Engine, Outcome, Work
+from trainers.packing import share_out
 from trainers.planner import Plan
 from trainers.publish import Facts, WeightStore, probe_tokens
 from trainers.ranks import Ranks
@@ -55,10 +56,9 @@ class Updates:
     def train(self, plan: Plan, rate: float) -> Outcome:
         """One optimizer step over the groups of a plan."""
         examples = to_examples([arrival.samples for arrival in plan.arrivals], plan.too_old)
-        tokens = max(1, sum(example.trained_tokens for example in examples))
-        shares = share_out(examples, self._ranks.size, self._config.learner.micro_batch_tokens)
+        shares = share_out(weigh(examples), self._ranks.size, self._config.learner.micro_batch_tokens)
         self._ranks.broadcast(("train", None))
-        return self._engine.train(self._ranks.scatter([Work(packs, tokens, rate) for packs in shares]))
+        return self._engine.train(self._ranks.scatter([Work(packs, rate) for packs in shares]))
 
     def write(self, store: WeightStore, version: int, step: int, *, as_files: bool = False) -> str:
         """Publishes the weights as a version of a store; returns the sha256 of its manifest."""

@@ -10,8 +10,9 @@ from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import LearnerConfig, RunConfig, validate
 from schemas.errors import ConfigError, ModelError
 from tests.support.trajectories import shared_ranks
-from trainers.batch import Example, share_out, to_pack
+from trainers.batch import Example, weigh
 from trainers.engine import Engine, Work, learning_rate
+from trainers.packing import share_out, to_pack
 from trainers.policy import Policy, load_model
 from trainers.precision import fastest_dtype
 
@@ -39,8 +40,7 @@ def draw_examples(number, seed=0):
 
 
 def work(examples, rate=1e-3, micro_batch_tokens=64):
-    tokens = sum(example.trained_tokens for example in examples)
-    return Work(share_out(examples, 1, micro_batch_tokens)[0], tokens, rate)
+    return Work(share_out(weigh(examples), 1, micro_batch_tokens)[0], rate)
 
 
 def logprobs_of(policy, examples):

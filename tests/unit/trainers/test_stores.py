@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 import uuid
 
 import fsspec
@@ -66,6 +67,18 @@ def test_version_reads_back_and_verifies(tmp_path, kind):
     if kind == "local":
         loaded = load_file(f"{directory}/model.safetensors")
         assert all(torch.equal(loaded[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_threads_hand_over_quickly_while_a_version_is_written_and_as_before_afterwards(tmp_path):
+    before, seen = sys.getswitchinterval(), []
+
+    def probe():
+        seen.append(sys.getswitchinterval())
+        return PROBE
+
+    WeightStore(WeightsConfig(root=str(tmp_path))).write(TENSORS, Facts(version=1, step=0, dtype="float32"), probe)
+    assert seen[0] < before / 10
+    assert sys.getswitchinterval() == before
 
 
 def test_version_is_never_written_twice(tmp_path):
