@@ -19,12 +19,12 @@ import time
 from pipelines.local.ports import free_ports
 from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
+from schemas.prompts import Prompt
 from tests.benchmarks.stack import ROOT
 from tests.pipeline.rollout_process import wait_for
 from tests.support.weights import announce, probe_of, state_of, write_version
 from tests.support.worker import WorkerProcess
 from transforms.generation.tokenizer import Tokenizer
-from transforms.generation.worker.arguments import parse_arguments
 
 TOPICS = ("a lighthouse", "two brothers", "a lost dog", "the first train", "a baker", "rain in June", "an old map")
 _ROUNDS = 2
@@ -63,7 +63,7 @@ def measure(bench, model, *, groups, tokens, max_num_seqs=64, in_flight_groups=1
     config = _config(bench, model, dtype, settings)
     prompts = story_prompts(groups * _ROUNDS, tokens)
     arguments = bench.directory / "offline.json"
-    arguments.write_text(json.dumps(_offline_arguments(config, prompts[:groups], tokens)))
+    arguments.write_text(json.dumps(offline_request(config, prompts[:groups], max_tokens=tokens)))
     with offline(arguments, bench.directory / "offline.log") as alone:
         alone.wait()
         before = alone.round()
@@ -94,21 +94,21 @@ def _config(bench, model, dtype, worker):
     )
 
 
-def _offline_arguments(config, prompts, tokens):
-    """What the worker starts its engine with, as far as it has to do with speed, and the same requests."""
-    parsed = parse_arguments(config, config.model.dtype)
-    names = ("dtype", "max_model_len", "max_num_seqs", "block_size", "enforce_eager", "gpu_memory_utilization", "seed")
-    engine = {name: getattr(parsed, name) for name in names if getattr(parsed, name) is not None}
-    tokenizer = Tokenizer.load(config.model.path)
-    from schemas.prompts import Prompt
+def offline_request(config, prompts, **sampling):
+    """The pipeline's requests, for ``tests/benchmarks/offline.py``.
 
+    Args:
+        config: of the run; the worker's section says what the engine is like.
+        prompts: record values, each answered 8 times.
+        sampling: over temperature 1 and the tokens' logprobs.
+    """
+    tokenizer = Tokenizer.load(config.model.path)
     return {
-        "engine": {"model": config.model.path, "generation_config": "vllm", "logprobs_mode": "processed_logprobs",
-                   **engine},
+        "config": config.model_dump(mode="json"),
         "prompts": [tokenizer.encode(Prompt.decode(prompt)) for prompt in prompts],
-        "sampling": {"n": 8, "temperature": 1.0, "max_tokens": tokens, "logprobs": 0},
+        "sampling": {"n": 8, "temperature": 1.0, "logprobs": 0, **sampling},
         "rounds": None,
-    }  # fmt: skip
+    }
 
 
 @contextlib.contextmanager

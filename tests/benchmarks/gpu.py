@@ -37,10 +37,10 @@ from pipelines.submit import submit
 from schemas.config import validate
 from schemas.prompts import Message, Prompt, RewardSpec, Sampling
 from tests.benchmarks import counting
-from tests.benchmarks.engine_ratio import TOPICS, offline
+from tests.benchmarks.engine_ratio import TOPICS, offline, offline_request
 from tests.benchmarks.stack import ROOT, Watch
+from tests.benchmarks.turns import add_option, wait_for_turn
 from tests.pipeline.rollout_process import wait_for
-from transforms.generation.tokenizer import Tokenizer
 
 CONFIGS = ROOT / "docs" / "benchmarks" / "gpu"
 TOKENS = 256
@@ -79,6 +79,7 @@ def parse():
     parser.add_argument("--rounds", type=int, default=2, help="of each kind in throughput")
     parser.add_argument("--bounds", type=int, nargs="+", default=list(BOUNDS), help="values of max_staleness in loop")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a run of loop is given up")
+    add_option(parser)
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=JSON", help="over the configuration")
     return parser.parse_args()
 
@@ -102,27 +103,34 @@ def throughput(options):
     config = configuration(options, "throughput")
     groups = options.waves * WAVE_GROUPS
     asked = options.out / "offline.json"
-    asked.write_text(json.dumps(offline_arguments(config, stories(groups, learns=False))))
-    rates = {"offline": [], "idle": [], "training": []}
+    alike = [prompt.encode() for prompt in stories(groups, learns=False)]
+    asked.write_text(json.dumps(offline_request(config, alike, max_tokens=TOKENS, min_tokens=TOKENS)))
     with (
         offline(asked, options.out / "offline.log") as alone,
         serving(options, config) as stack,
-        Watch(stack.config) as watch,
     ):
         alone.wait()
-        measure(stack, watch, stories(WAVE_GROUPS, learns=False))  # warms up
-        for _ in range(options.rounds):
-            rates["offline"].append(alone.round())
-            for kind in ("idle", "training"):
-                rates[kind].append(measure(stack, watch, stories(groups, learns=kind == "training")))
-            say("throughput", **rates)
-        gap = largest_gap(stack)
+        wait_for_turn(options.after)
+        rates, gap = rounds(options, alone, stack, groups)
     figures = {"sequences": WAVE_GROUPS * 8, "tokens_per_sequence": TOKENS, "groups_per_round": groups}
     median = {kind: statistics.median(found) for kind, found in rates.items()}
     ratios = {kind: median[kind] / median["offline"] for kind in ("idle", "training")}
     reached = min(ratios.values()) >= RATIO and gap <= GAP
     figures |= {"tokens_s": rates, "over_offline": ratios, "bar": f">= {RATIO}", "logprob_gap_mean": gap}
     return {**figures, "reached": reached}
+
+
+def rounds(options, alone, stack, groups):
+    """Rates of all rounds, one kind after the other, and the largest gap."""
+    rates = {"offline": [], "idle": [], "training": []}
+    with Watch(stack.config) as watch:
+        measure(stack, watch, stories(WAVE_GROUPS // 4, learns=False))  # warms up
+        for _ in range(options.rounds):
+            rates["offline"].append(alone.round())
+            for kind in ("idle", "training"):
+                rates[kind].append(measure(stack, watch, stories(groups, learns=kind == "training")))
+                say("throughput", **rates)
+    return rates, largest_gap(stack)
 
 
 def largest_gap(stack):
@@ -139,31 +147,6 @@ def stories(count, *, learns):
     asked = [f"Tell me a long story, number {index}, about {TOPICS[index % len(TOPICS)]}." for index in range(count)]
     sampling = Sampling(max_tokens=TOKENS, min_tokens=TOKENS)
     return [Prompt(messages=(Message(role="user", content=text),), reward=reward, sampling=sampling) for text in asked]
-
-
-def offline_arguments(config, prompts):
-    """The worker's engine without what a worker adds to it, and the pipeline's requests."""
-    worker, tokenizer = config.worker, Tokenizer.load(config.model.path)
-    arguments = {name: decoded(value) for name, value in worker.engine_args.items()}
-    engine = {
-        "model": config.model.path,
-        "dtype": config.model.dtype,
-        "seed": config.seed,
-        "max_num_seqs": worker.max_num_seqs,
-        "max_model_len": worker.max_model_len_tokens,
-        "gpu_memory_utilization": worker.gpu_memory_utilization,
-        "enforce_eager": worker.enforce_eager,
-        "generation_config": "vllm",
-        "logprobs_mode": "processed_logprobs",
-        **arguments,
-    }
-    sampling = {"n": 8, "temperature": 1.0, "max_tokens": TOKENS, "min_tokens": TOKENS, "logprobs": 0}
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
-    return {"engine": engine, "prompts": ids, "sampling": sampling, "rounds": None}
-
-
-def decoded(value):
-    return json.loads(value) if isinstance(value, str) and value.startswith("{") else value
 
 
 def measure(stack, watch, prompts):
@@ -203,6 +186,7 @@ def one_loop(options, bound):
     wanted = 4 * config.learner.steps * config.learner.groups_per_step
     lines = [train[index % len(train)].encode() for index in range(wanted)]
     with serving(options, config) as stack:
+        wait_for_turn(options.after)
         monitor = Monitor(stack.config, stack.directory)
         before = evaluate(stack.config, held_out, version=1)
         started = time.monotonic()

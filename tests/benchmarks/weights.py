@@ -28,6 +28,8 @@ import threading
 import time
 import urllib.request
 from contextlib import ExitStack, closing
+from multiprocessing import get_context
+from multiprocessing.managers import BaseManager
 from pathlib import Path
 
 import aiohttp
@@ -38,6 +40,7 @@ from pipelines.local.tiny_model import build_tiny_model
 from pipelines.local.topics import create_topics
 from schemas.config import KafkaConfig, ModelConfig, RunConfig, WeightsConfig, WorkerConfig
 from schemas.weights import WeightVersion, version_path
+from tests.benchmarks.turns import add_option, wait_for_turn
 from tests.support.worker import WorkerProcess
 
 BARS_S = {("cpu", "135m"): 1.0, ("cuda", "135m"): 0.3, ("cuda", "1.5b"): 0.6, ("cuda", "7b"): 2.0}
@@ -112,7 +115,9 @@ def parse():
     parser.add_argument("--answer-tokens", type=int, default=128, help="the longest answers")
     parser.add_argument("--buffers", type=int, default=1)
     parser.add_argument("--graphs", action="store_true", help="let the engine decode with CUDA graphs")
-    parser.add_argument("--memory-share", type=float, default=0.35, help="of the GPU, for the engine")
+    parser.add_argument("--memory-share", type=float, default=0.35, help="of the GPU: what must be free for the engine")
+    parser.add_argument("--cache-gib", type=float, default=1.0, help="of the engine's key-value cache")
+    add_option(parser)
     parser.add_argument("--log", help="where the worker's log goes at the end")
     parser.add_argument("--root", help="where the weight store lies; /dev/shm if there is room")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
@@ -136,7 +141,7 @@ class Bench:
         from trainers.policy import Policy
         from trainers.publish import probe_tokens
 
-        self.options, self.version, self._opened = options, 0, opened
+        self.options, self.version, self.transport, self._opened = options, 0, None, opened
         model = make_model(options, directory / "model")
         broker = opened.enter_context(Broker(directory / "kafka"))
         self.config = make_config(options, directory, model, broker.bootstrap)
@@ -147,10 +152,12 @@ class Bench:
         self.probe = probe_tokens(str(model))
         self.committer = opened.enter_context(closing(Committer(self.config)))
         self.generator = torch.Generator(device=options.device).manual_seed(0)
-        self.use("store")
+        wait_for_turn(options.after)
+        self.use(options.transport[0])
         self.publish()
         self.worker.wait_until_serving(1, START_S)
-        self.load = Load(self.worker.url, self.policy.causal.config.vocab_size, options)
+        clients = opened.enter_context(Clients(ctx=get_context("spawn")))
+        self.load = clients.Load(self.worker.url, self.policy.causal.config.vocab_size, options)
         self.load.start()
         opened.callback(self.load.stop)
 
@@ -158,6 +165,9 @@ class Bench:
         """From now on versions travel this way; workers see it from what is published."""
         from trainers.publish import WeightStore
 
+        if transport == self.transport:
+            return
+        self.transport = transport
         kind = {"transport": "store", "delta": True} if transport == "delta" else {"transport": transport}
         weights = WeightsConfig(**self.config.weights.model_dump() | kind)
         self.store = self._opened.enter_context(closing(WeightStore(weights)))
@@ -215,8 +225,9 @@ class Bench:
         time.sleep(self.options.window_s)
         rate = (self.tokens() - before) / self.options.window_s
         self.step()
-        begun, tokens = time.monotonic(), self.tokens()
-        fresh = self.load.ask(self.version + 1)
+        tokens = self.tokens()
+        self.load.ask(self.version + 1)
+        begun = time.monotonic()
         parts = self.publish()
         time.sleep(max(0.0, begun + self.options.window_s - time.monotonic()))
         parts |= self.applied()
@@ -224,7 +235,7 @@ class Bench:
         arrived = self.load.first_token(self.version, timeout_s=60)
         return {
             "first_token_s": arrived - begun,
-            "fresh_request_s": fresh.result(60) - begun,
+            "fresh_request_s": self.load.answered(60) - begun,
             **parts,
             "bytes_written": self.written(),
             "tokens_per_s": rate,
@@ -324,8 +335,12 @@ class Load(threading.Thread):
         return self._first[version]
 
     def ask(self, version):
-        """A future: when one token of at least this version has arrived."""
-        return asyncio.run_coroutine_threadsafe(self._ask(version), self._loop)
+        """Asks for one token of at least this version."""
+        self._fresh = asyncio.run_coroutine_threadsafe(self._ask(version), self._loop)
+
+    def answered(self, timeout_s):
+        """When the token that was asked for arrived."""
+        return self._fresh.result(timeout_s)
 
     async def _ask(self, version):
         headers = {"X-AsyncFlow-Min-Version": str(version)}
@@ -337,6 +352,13 @@ class Load(threading.Thread):
     def stop(self):
         self._loop.call_soon_threadsafe(self._stopping.set)
         self.join(30)
+
+
+class Clients(BaseManager):
+    """A process of their own for the clients, as the pipeline has one: the learner is alone in its own."""
+
+
+Clients.register("Load", Load)
 
 
 def make_config(options, directory, model, bootstrap):
@@ -353,10 +375,18 @@ def make_config(options, directory, model, bootstrap):
             port=free_ports(1)[0],
             max_num_seqs=max(64, options.in_flight + 8),
             gpu_memory_utilization=options.memory_share,
+            kv_cache_gib=options.cache_gib,
             enforce_eager=not options.graphs,
-            engine_args=({"load_format": "dummy"} if options.size else {}) | (GRAPHS if options.graphs else {}),
+            engine_args=engine_arguments(options),
         ),
     )
+
+
+def engine_arguments(options):
+    arguments = {"load_format": "dummy"} if options.size else {}
+    if options.device == "cuda":
+        arguments["kv_cache_memory_bytes"] = int(options.cache_gib * 2**30)
+    return arguments | (GRAPHS if options.graphs else {})
 
 
 def make_model(options, directory):

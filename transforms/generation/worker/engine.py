@@ -96,9 +96,10 @@ class VllmEngine:
         Raises:
             RecordError: with the first worker's reason; the engine still has its old weights.
         """
-        await self._call("begin_snapshot", source, layout)
-        while None in (outcomes := await self._call("poll_snapshot")):
+        outcomes = await self._call("begin_snapshot", source, layout)
+        while None in outcomes:
             await asyncio.sleep(_LOOK_S)
+            outcomes = await self._call("poll_snapshot")
         for outcome in filter(None, outcomes):
             reason, _, detail = outcome.partition(": ")
             raise RecordError(reason, detail)
@@ -136,15 +137,21 @@ class VllmEngine:
             raise StateError(f"version {version}: the engine failed while it was loaded: {error}") from error
 
     async def _load(self, version: int, probe_token_ids: Sequence[int]) -> Loading:
+        if self._client.model_config.is_multimodal_model:
+            await self._client.renderer.clear_mm_cache_async()
         paused = time.monotonic()
-        await self._client.pause_generation(mode="keep")
+        # pause_generation() is this and a sleep of 20 ms, which are for callers who wait for the last answers
+        await self._client.engine_core.pause_scheduler_async(mode="keep")
         loading = time.monotonic()
         await self._client.collective_rpc("replace_weights")
-        await self._client.update_weight_version(str(version))
         loaded = time.monotonic()
-        if not await self._client.reset_prefix_cache():
+        _, is_reset, probe = await asyncio.gather(
+            self._client.update_weight_version(str(version)),
+            self._client.reset_prefix_cache(),
+            self._send(list(probe_token_ids), max_tokens=1, prompt_logprobs=0),
+        )
+        if not is_reset:
             raise StateError(f"version {version}: the prefix cache was not reset; it holds keys of the old weights")
-        probe = await self._send(list(probe_token_ids), max_tokens=1, prompt_logprobs=0)
         await self._client.resume_generation()
         resumed = time.monotonic()
         logprobs = _prompt_logprobs(await _receive(probe), probe_token_ids)

@@ -18,13 +18,14 @@ import structlog
 
 from schemas.errors import RecordError, StateError
 from schemas.records import now
-from transforms.generation.worker.engine import Engine
-from transforms.generation.worker.store import WeightStore
-from transforms.generation.worker.verify import Expectation, Verified
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from schemas.weights import WeightVersion
+    from transforms.generation.worker.engine import Engine
     from transforms.generation.worker.state import WorkerState
+    from transforms.generation.worker.verify import Verified
 
 _POLL_S: Final = 0.5
 """Longest wait of one look at the topic, and so the longest that stopping waits for it."""
@@ -44,8 +45,8 @@ class Follower:
     """Keeps the engine at the newest version."""
 
     source: Source
-    store: WeightStore
-    expectation: Expectation
+    read: Callable[[WeightVersion], Awaitable[Verified]]
+    """Makes a version local and verifies it; raises ``RecordError`` if nothing of it may be loaded."""
     engine: Engine
     state: WorkerState
     probe_tolerance: float
@@ -79,7 +80,7 @@ class Follower:
             self._check_order(announced)
             seen_s = (now() - announced.published_at).total_seconds()
             seen = time.monotonic()
-            verified = await asyncio.to_thread(self._fetch_and_verify, announced)
+            verified = await self.read(announced)
             checked = time.monotonic()
             await self._open(verified)
         except RecordError as refusal:
@@ -100,15 +101,6 @@ class Follower:
         if served is not None and not announced.supersedes(served):
             given = f"version {announced.version} of generation {announced.generation}"
             raise RecordError("old", f"{given} after version {served.version} of generation {served.generation}")
-
-    def _fetch_and_verify(self, announced: WeightVersion) -> Verified:
-        directory, manifest = self.store.fetch(announced)
-        try:
-            return self.expectation.check(announced, directory, manifest)
-        except RecordError as refusal:
-            if self.store.has(announced.version):
-                raise
-            raise RecordError("vanished", f"removed while it was read ({refusal.detail})") from refusal
 
     def _refuse(self, announced: WeightVersion, refusal: RecordError) -> None:
         log.error(

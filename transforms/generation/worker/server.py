@@ -13,6 +13,7 @@ import asyncio
 import gc
 import signal
 import socket
+import sys
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +27,10 @@ from transforms.generation.worker.arguments import parse_arguments, prepare_envi
 from transforms.generation.worker.engine import VllmEngine
 from transforms.generation.worker.follower import Follower
 from transforms.generation.worker.gate import install
+from transforms.generation.worker.reader import ReaderProcess
 from transforms.generation.worker.registrar import Registrar
 from transforms.generation.worker.state import Metrics, WorkerState
-from transforms.generation.worker.store import WeightStore
-from transforms.generation.worker.verify import Expectation, read_expectation
+from transforms.generation.worker.verify import read_expectation
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -42,6 +43,9 @@ _GRACE_S: Final = 3
 """How long running requests may go on after SIGTERM; clients ask another worker then."""
 _WATCH_S: Final = 0.5
 """Pause between two looks whether the engine process lives."""
+_SWITCH_S: Final = 0.0001
+"""How long a thread that hears of a version waits for Python's lock while the event loop streams tokens, some dozen
+times for each. Python's own 5 ms made 0.1 s of it."""
 _PROBE_TOLERANCE: Final = {"float32": 1e-3}
 _PROBE_TOLERANCE_16_BIT: Final = 0.1
 
@@ -77,11 +81,12 @@ def _run_loop(config: RunConfig, listener: socket.socket, early: _Interruption) 
     state = WorkerState(Metrics(REGISTRY), config.worker.max_model_len_tokens)
     announcements.on_bad_record = state.refuse
     prepare_environment(eager=config.worker.enforce_eager)
+    sys.setswitchinterval(_SWITCH_S)
     import uvloop
 
-    with WeightStore(config.weights.root) as store:
+    with ReaderProcess(config.weights.root, expectation) as reader:
         registrar = Registrar(config, state)
-        worker = _Worker(config, listener, early, state, announcements, store, expectation, registrar)
+        worker = _Worker(config, listener, early, state, announcements, reader, registrar)
         code: int = uvloop.run(worker.main())
     gc.unfreeze()  # vLLM's server froze the heap, and with it a client that must not outlive the modules it needs
     gc.collect()
@@ -143,8 +148,7 @@ class _Worker:
     early: _Interruption
     state: WorkerState
     announcements: Announcements
-    store: WeightStore
-    expectation: Expectation
+    reader: ReaderProcess
     registrar: Registrar
     server: Any = None
     """uvicorn's, from the first applied version on."""
@@ -192,7 +196,7 @@ class _Worker:
     async def _follow(self, client: Any, first: WeightVersion | None) -> None:
         engine = VllmEngine(client)
         tolerance = self.config.worker.probe_tolerance or default_tolerance(str(client.model_config.dtype))
-        follower = Follower(self.announcements, self.store, self.expectation, engine, self.state, tolerance)
+        follower = Follower(self.announcements, self.reader.read, engine, self.state, tolerance)
         await engine.prepare()
         await follower.run(first)
 

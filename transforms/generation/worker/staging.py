@@ -15,6 +15,7 @@ import time
 import uuid
 from contextlib import nullcontext
 from datetime import timedelta
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -22,7 +23,7 @@ import torch
 from schemas.broadcasts import TICKETS, Ask, Group, Round, ask_key, round_key, within
 from schemas.digests import changed_blocks
 from schemas.errors import RecordError
-from schemas.snapshots import Broadcast, CudaMemory, Layout, Source, decode_layout, decode_source, views
+from schemas.snapshots import Broadcast, CudaMemory, Layout, Place, Source, decode_layout, decode_source, views
 from transforms.generation.worker.verify import first_nonfinite
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ class Staging:
         self._thread = threading.Thread(target=self._run, args=(source, layout), name="staging", daemon=True)
         self._thread.start()
 
-    def outcome(self) -> str | None:
-        """Null while the copy is being made, empty if it is good, else ``reason: detail``."""
-        if self._thread is not None and self._thread.is_alive():
-            return None
+    def outcome(self, wait_s: float = 0.0) -> str | None:
+        """Null if the copy is still being made after a while, empty if it is good, else ``reason: detail``."""
+        if self._thread is not None:
+            self._thread.join(wait_s)
+            if self._thread.is_alive():
+                return None
         return self._refusal
 
     def _run(self, source: str, layout: str) -> None:
@@ -89,6 +92,13 @@ class Staging:
             raise RuntimeError("no version is staged")
         return views(self._buffer, self._layout)
 
+    @property
+    def form(self) -> tuple[int, tuple[Place, ...]]:
+        """Where the staged tensors lie: the same for two versions if they lie in the same places."""
+        if self._layout is None or self._buffer is None:
+            raise RuntimeError("no version is staged")
+        return self._buffer.data_ptr(), self._layout.tensors
+
     def close(self) -> None:
         """Forgets the version, not the buffer."""
         self._layout = None
@@ -103,8 +113,21 @@ def _check(buffer: torch.Tensor, layout: Layout) -> None:
     if wrong := changed_blocks(buffer, layout.digests):
         raise RecordError("bad_files", f"blocks {wrong[:5]} of {len(layout.digests)} are not those of the manifest; "
                           "the learner wrote the next version over them, or they are damaged")  # fmt: skip
-    if name := first_nonfinite(views(buffer, layout)):
+    if not _sums_are_finite(buffer, layout) and (name := first_nonfinite(views(buffer, layout))):
         raise RecordError("nonfinite", f"{name} holds a number that is not finite")
+
+
+def _sums_are_finite(buffer: torch.Tensor, layout: Layout) -> bool:
+    """One sum over all neighbours of one dtype: two kernels for a model, instead of some for each of its tensors.
+
+    Gaps between tensors are zero. A sum that is not finite may just have overflowed.
+    """
+    sums = []
+    for dtype, neighbours in groupby(layout.tensors, lambda place: place.dtype):
+        places = list(neighbours)
+        end = places[-1].offset + places[-1].nbytes
+        sums.append(buffer[places[0].offset : end].view(getattr(torch, dtype)).sum(dtype=torch.float32))
+    return bool(torch.stack(sums).isfinite().all())
 
 
 class Receiver:

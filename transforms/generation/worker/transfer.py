@@ -20,6 +20,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTr
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from transforms.generation.worker.copies import Copies
 from transforms.generation.worker.executor import wait_patiently
 from transforms.generation.worker.lifeline import hold
 from transforms.generation.worker.names import BACKEND
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     import torch
 
+_NO_TIME_S: Final = 0.05
+"""To ask for an outcome once more takes a step of the engine: with many requests in flight as long as this."""
 _HEAD: Final = "lm_head.weight"
 _EMBEDDINGS: Final = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
 
@@ -56,6 +59,7 @@ class Transfer(WeightTransferEngine[TransferInit, TransferUpdate]):  # type: ign
         super().__init__(*args, **options)
         self.staging = Staging(self.device)
         self._in_place = self.device.type == "cuda" and computes_in_place(self.model)
+        self._copies = Copies()
         hold()
         if self.device.type == "cpu":
             wait_patiently()
@@ -82,7 +86,14 @@ class Transfer(WeightTransferEngine[TransferInit, TransferUpdate]):  # type: ign
 
     def receive_weights(self, update_info: TransferUpdate) -> None:  # noqa: ARG002 - vLLM's signature
         """Copies every tensor into the model."""
-        tensors = _of_files(self.opened[1]) if self.opened else self.staging.tensors().items()
+        if self.opened:
+            self._load(_of_files(self.opened[1]))
+        elif self._in_place:
+            self._copies.load(self.staging.form, lambda: self._load(self.staging.tensors().items()))
+        else:
+            self._load(self.staging.tensors().items())
+
+    def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         has_head = hasattr(self.model, "lm_head")
         self.model.load_weights(with_head(tensors) if has_head else tensors)
 
@@ -152,9 +163,10 @@ class WorkerExtension:
         """Maps the files of a verified version, before generation is paused for it."""
         self.weight_transfer_engine.open(files)
 
-    def begin_snapshot(self, source: str, layout: str) -> None:
-        """Begins to copy a learner's buffer; generation goes on."""
+    def begin_snapshot(self, source: str, layout: str) -> str | None:
+        """Begins to copy a learner's buffer; generation goes on, or waits for a copy that is made in no time."""
         self.weight_transfer_engine.stage(source, layout)
+        return self.weight_transfer_engine.staging.outcome(_NO_TIME_S)
 
     def replace_weights(self) -> None:
         """Loads what was opened: vLLM's three steps in one call, because each one costs a round trip."""

@@ -15,6 +15,7 @@ from schemas.weights import version_path
 from tests.support.weights import write_snapshot, write_version
 from transforms.generation.worker.engine import Loading
 from transforms.generation.worker.follower import Follower
+from transforms.generation.worker.reader import Reader
 from transforms.generation.worker.state import Metrics, WorkerState
 from transforms.generation.worker.store import WeightStore
 from transforms.generation.worker.verify import read_expectation
@@ -81,12 +82,22 @@ def state():
 
 
 @pytest.fixture
-def follower(tmp_path, root, engine, state):
+def store(root):
+    return WeightStore(str(root))
+
+
+@pytest.fixture
+def follower(tmp_path, store, engine, state):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"vocab_size": 8}))
     save_file(TENSORS, model / "model.safetensors")
-    return Follower(None, WeightStore(str(root)), read_expectation(model, 16), engine, state, 1e-3)
+    reader = Reader(store, read_expectation(model, 16))
+
+    async def read(announced):
+        return reader.read(announced)
+
+    return Follower(None, read, engine, state, 1e-3)
 
 
 async def follow(follower, *batches):
@@ -132,19 +143,19 @@ async def test_a_version_that_vanished_is_skipped(follower, root, engine, state)
     assert refused(state, "vanished") == 1
 
 
-async def test_a_version_whose_removal_began_while_it_was_read_has_vanished(follower, root, engine, state, monkeypatch):
+async def test_a_version_whose_removal_began_while_it_was_read_has_vanished(follower, root, store, monkeypatch):
     announced = write_version(root, 1, TENSORS, probe=PROBE)
-    fetch = follower.store.fetch
+    fetch = store.fetch
 
     def fetch_and_remove(wanted):
         fetched = fetch(wanted)
         shutil.rmtree(version_path(str(root), 1))
         return fetched
 
-    monkeypatch.setattr(follower.store, "fetch", fetch_and_remove)
+    monkeypatch.setattr(store, "fetch", fetch_and_remove)
     await follow(follower, announced)
-    assert engine.calls == []
-    assert refused(state, "vanished") == 1
+    assert follower.engine.calls == []
+    assert refused(follower.state, "vanished") == 1
 
 
 async def test_a_version_through_memory_is_staged_and_then_loaded(follower, root, engine, state):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -82,6 +83,28 @@ def test_a_refused_version_does_not_leave_the_last_one_ready(learner, staging):
 def test_numbers_that_are_not_finite_are_refused(learner, staging):
     learner.buffer, learner.layout = filled({**TENSORS, "b": torch.tensor([1.0, torch.nan])})
     assert stage(staging, learner.layout) == "nonfinite: b holds a number that is not finite"
+
+
+def test_sums_that_overflow_and_dtypes_that_alternate_are_no_reason_to_refuse(learner, staging):
+    large = torch.full((4,), 3e38)
+    learner.buffer, learner.layout = filled({"a": large, "b": torch.ones(3).bfloat16(), "c": large, "d": large})
+    assert stage(staging, learner.layout) == ""
+
+
+def test_finite_numbers_are_not_looked_at_tensor_by_tensor(learner, staging, monkeypatch):
+    looked = []
+    monkeypatch.setattr(module, "first_nonfinite", looked.append)
+    assert stage(staging, learner.layout) == ""
+    assert not looked
+
+
+def test_an_outcome_can_be_waited_for(learner, staging, monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr(module.Receiver, "receive", lambda *_: go.wait(20))
+    staging.begin(json.dumps(SOURCE), learner.layout.model_dump_json())
+    assert staging.outcome(0.01) is None
+    go.set()
+    assert staging.outcome(20) is not None
 
 
 def test_a_closed_version_is_not_loaded_twice(learner, staging):
