@@ -134,11 +134,19 @@ def rounds(options, alone, stack, groups):
 
 
 def largest_gap(stack):
-    """Of all steps, the largest mean difference between the engine's logprobs and the learner's, in nats."""
+    """Of all steps, the largest mean difference between the engine's logprobs and the learner's, in nats.
+
+    Waits for the first step: it takes longer than a round.
+    """
     monitor = Monitor(stack.config, stack.directory)
-    monitor.advance()
+
+    def gaps():
+        monitor.advance()
+        return [entry.metrics["logprob_gap_mean"] for entry in monitor.line if entry.trained]
+
+    found = wait_for(lambda: ticked(stack) and gaps(), TIMEOUT_S)
     monitor.close()
-    return max(entry.metrics["logprob_gap_mean"] for entry in monitor.line if entry.trained)
+    return max(found)
 
 
 def stories(count, *, learns):
