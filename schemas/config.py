@@ -272,8 +272,17 @@ class LearnerConfig(_Section):
     """Of the policy that is trained; null for that of ``rollout.sampling``."""
     micro_batch_tokens: Positive = 8192
     """Most tokens of one packed forward pass; a longer sequence gets a pass of its own."""
-    zero_stage: Literal[0, 1, 2] = 0
+    zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed's ZeRO stage."""
+    deepspeed: str = ""
+    """A DeepSpeed JSON whose further settings apply, such as offloading; empty for none. What this configuration
+    decides must be the same there, or ``"auto"``."""
+    activation_checkpointing: bool = False
+    """Keeps only the inputs of each layer and computes the rest again in the backward pass: less memory, a third
+    more time."""
+    max_skips: Positive = 3
+    """After so many steps in a row whose gradient was not finite the learner ends; its next start goes back to the
+    newest checkpoint and leaves out what was trained since."""
     checkpoint_root: str = "checkpoints"
     """Where checkpoints are written: a path."""
     checkpoint_every: Positive = 10

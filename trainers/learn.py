@@ -26,8 +26,9 @@ from schemas.manifests import sha256
 from schemas.weights import WeightVersion
 from trainers import metrics
 from trainers.checkpoint import State
-from trainers.engine import Engine, learning_rate
+from trainers.engine import Engine
 from trainers.log import broker_errors
+from trainers.optimizer import learning_rate
 from trainers.planner import Plan
 from trainers.ranks import Ranks
 from trainers.start import Standing, start
@@ -88,6 +89,11 @@ def follow(config: RunConfig, ranks: Ranks) -> None:
         elif order == "save":
             engine.save(argument)
             ranks.barrier()
+        elif order == "check":
+            engine.check(argument)
+        elif order == "gather":
+            engine.state_dict()
+            engine.probe(argument)
         else:
             return
 

@@ -1,11 +1,18 @@
 """The model that is trained: a Hugging Face causal language model, asked for logprobs only.
 
-They are computed for chosen tokens and in chunks, so that the logits of a whole sequence never exist.
+    pack ──► layers, packed attention ──► hidden states of the trained tokens ──chunks──► logits ──► logprobs
+
+Logits exist for the trained tokens only, and of one chunk at a time in full precision. Those of the first
+chunks are kept for the backward pass, as the head gave them, up to a number of bytes; the others are
+computed again there. So the vocabulary never fills the memory, and where there is room no product is
+computed twice.
 
 Shape suffixes: N tokens of a pack, R trained tokens, C tokens of a chunk, D width of the model, V vocabulary.
 """
 # ruff: noqa: N803, N806 - the suffixes are the shapes
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +20,15 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from schemas.errors import ModelError
+from trainers import attention
+from trainers.attention import Sequences
+from trainers.batch import Example
+from trainers.packing import Pack, to_pack
 
 _CHUNK_LOGITS: Final = 1 << 25
-"""Most logits that exist at once: 128 MiB in float32."""
+"""Logits of one chunk: 128 MiB in float32."""
+_KEPT_BYTES: Final = 1 << 30
+"""Of the logits of one forward pass that are kept for its backward pass."""
 
 _GUARD_TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 """Mean difference in nats: rounding stays an order of magnitude below, a real difference does not."""
@@ -29,56 +42,116 @@ def load_model(path: str, dtype: torch.dtype) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    attention.register()
     directory = Path(path)
     if not (directory / "config.json").is_file():
         raise ModelError(f"model.path = {path!r} is not a model directory (no config.json); give a Hugging Face one")
     if not list(directory.glob("*.safetensors")):
         raise ModelError(f"model.path = {path!r} has no *.safetensors; convert the model with save_pretrained")
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention.PACKED)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"model.path = {path!r} cannot be loaded: {error}") from error
     return model.eval()  # no dropout: the behaviour policy has none
 
 
-class Policy(torch.nn.Module):
-    """The language model, asked for logprobs at the temperature of the run."""
+class _Chosen(torch.autograd.Function):
+    """Logprobs of chosen tokens, and entropies; keeps nothing but the logits as they came."""
 
-    def __init__(self, causal: Any, temperature: float) -> None:
+    @staticmethod
+    def forward(ctx: Any, logits_CV: torch.Tensor, target_C: torch.Tensor, temperature: float, entropy: bool) -> Any:
+        ctx.save_for_backward(logits_CV, target_C)
+        ctx.temperature = temperature
+        all_CV = _log_softmax(logits_CV, temperature)
+        logprobs_C = all_CV.gather(1, target_C[:, None])[:, 0]
+        return (logprobs_C, _entropy(all_CV)) if entropy else logprobs_C
+
+    @staticmethod
+    def backward(ctx: Any, *gradients_C: torch.Tensor) -> Any:
+        """D logprob / d logit = 1[target] - p, and d entropy / d logit = -p (log p + entropy)."""
+        logits_CV, target_C = ctx.saved_tensors
+        of_logprobs_C, *rest = gradients_C
+        all_CV = _log_softmax(logits_CV, ctx.temperature)
+        factor_CV: torch.Tensor = -of_logprobs_C[:, None]
+        if rest:
+            factor_CV = factor_CV - rest[0][:, None] * (all_CV + _entropy(all_CV)[:, None])
+        gradient_CV = all_CV.exp_().mul_(factor_CV)
+        gradient_CV.scatter_add_(1, target_C[:, None], of_logprobs_C[:, None])
+        return gradient_CV.div_(ctx.temperature).to(logits_CV.dtype), None, None, None
+
+
+def _log_softmax(logits_CV: torch.Tensor, temperature: float) -> torch.Tensor:
+    scaled_CV = logits_CV if temperature == 1.0 else logits_CV.float() / temperature
+    return torch.log_softmax(scaled_CV, 1, dtype=torch.float32)
+
+
+def _entropy(all_CV: torch.Tensor) -> torch.Tensor:
+    return -(all_CV.exp() * all_CV).sum(1)
+
+
+class Policy(torch.nn.Module):
+    """The language model, asked for logprobs at the temperature of the run.
+
+    Args:
+        causal: as :func:`load_model` gives it.
+        temperature: of the softmax.
+        kept_bytes: of the logits of one forward pass that are kept for its backward pass; 0 keeps least memory.
+    """
+
+    def __init__(self, causal: Any, temperature: float, kept_bytes: int = _KEPT_BYTES) -> None:
         super().__init__()
         self.causal = causal
         self.temperature = temperature
+        self.kept_bytes = kept_bytes
 
-    def forward(
-        self, token_ids_N: torch.Tensor, position_ids_N: torch.Tensor, index_R: torch.Tensor, target_R: torch.Tensor
-    ) -> torch.Tensor:
-        """float32 logprobs_R of the targets, under the distribution that sampling draws from."""
-        body = self.causal.base_model
-        output = body(input_ids=token_ids_N[None], position_ids=position_ids_N[None], use_cache=False)
-        hidden_RD = output.last_hidden_state[0][index_R]
-        size = max(1, _CHUNK_LOGITS // self.causal.config.get_text_config().vocab_size)
-        chunks = zip(torch.split(hidden_RD, size), torch.split(target_R, size), strict=True)
-        return torch.cat([self._chunk(hidden_CD, target_C) for hidden_CD, target_C in chunks])
+    def forward(self, pack: Pack, *, entropy: bool = False) -> Any:
+        """Logprobs of a pack's trained tokens, under the distribution that sampling draws from.
 
-    def _chunk(self, hidden_CD: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
-        if not torch.is_grad_enabled():
-            return self._logprobs(hidden_CD, target_C)
-        logprobs_C: torch.Tensor = checkpoint(self._logprobs, hidden_CD, target_C, use_reentrant=False)
-        return logprobs_C
+        Args:
+            pack: on the model's device.
+            entropy: whether the entropies of the distributions are wanted too.
 
-    def _logprobs(self, hidden_CD: torch.Tensor, target_C: torch.Tensor) -> torch.Tensor:
-        logits_CV = self.causal.get_output_embeddings()(hidden_CD).float() / self.temperature
-        chosen_C = logits_CV.gather(1, target_C[:, None])[:, 0]
-        logprobs_C: torch.Tensor = chosen_C - torch.logsumexp(logits_CV, dim=1)
-        return logprobs_C
+        Returns:
+            float32 logprobs_R, or with ``entropy`` the pair of them and float32 entropy_R, both in nats.
+        """
+        output = self.causal.base_model(
+            input_ids=pack.token_ids_N[None],
+            position_ids=pack.position_ids_N[None],
+            use_cache=False,
+            sequences=Sequences.of(pack.lengths, pack.token_ids_N.device),
+        )
+        chunks = self._chunks(output.last_hidden_state[0][pack.index_R], pack.target_R, entropy)
+        if entropy:
+            logprobs, entropies = zip(*chunks, strict=True)
+            return torch.cat(logprobs), torch.cat(entropies)
+        return torch.cat(list(chunks))
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """All weights under Hugging Face names, where they are; of tensors that are tied only the first."""
+    def _chunks(self, hidden_RD: torch.Tensor, target_R: torch.Tensor, entropy: bool) -> Iterator[Any]:
+        vocabulary = self.causal.config.get_text_config().vocab_size
+        size = max(1, _CHUNK_LOGITS // vocabulary)
+        room = self.kept_bytes
+        for hidden_CD, target_C in zip(torch.split(hidden_RD, size), torch.split(target_R, size), strict=True):
+            room -= len(target_C) * vocabulary * hidden_CD.element_size()
+            if room >= 0 or not torch.is_grad_enabled():
+                yield self._chunk(hidden_CD, target_C, entropy)
+            else:
+                yield checkpoint(self._chunk, hidden_CD, target_C, entropy, use_reentrant=False)
+
+    def _chunk(self, hidden_CD: torch.Tensor, target_C: torch.Tensor, entropy: bool) -> Any:
+        logits_CV = self.causal.get_output_embeddings()(hidden_CD)
+        return _Chosen.apply(logits_CV, target_C, self.temperature, entropy)  # type: ignore[no-untyped-call]
+
+    def weights(self, whole: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+        """All weights under Hugging Face names, where they are; of tensors that are tied only the first.
+
+        Args:
+            whole: by the model's names; given where the model itself holds only parts of them.
+        """
         from transformers.core_model_loading import revert_weight_conversion
 
         seen: set[tuple[int, tuple[int, ...]]] = set()
         tensors = {}
-        for name, tensor in self.causal.state_dict().items():
+        for name, tensor in (self.causal.state_dict() if whole is None else whole).items():
             place = (tensor.data_ptr(), tuple(tensor.shape))
             if place not in seen:
                 seen.add(place)
@@ -88,9 +161,10 @@ class Policy(torch.nn.Module):
 
     @torch.no_grad()
     def probe(self, token_ids: list[int]) -> list[float]:
-        """Logprob at temperature 1 of each token but the first, by the model's own forward pass."""
+        """Logprob at temperature 1 of each token but the first, by the model's own forward pass and attention."""
         tokens_N = torch.tensor(token_ids, device=self.causal.device)
-        logits_NV = self.causal(input_ids=tokens_N[None], use_cache=False).logits[0, :-1].float()
+        with _own_attention(self.causal):
+            logits_NV = self.causal(input_ids=tokens_N[None], use_cache=False).logits[0, :-1].float()
         logprobs: list[float] = logits_NV.log_softmax(1).gather(1, tokens_N[1:, None])[:, 0].tolist()
         return logprobs
 
@@ -101,12 +175,10 @@ class Policy(torch.nn.Module):
         Raises:
             ModelError: the model changes its logits after the head, or does not keep packed sequences apart.
         """
-        length = len(token_ids)
-        tokens_N = torch.tensor(token_ids * 2, device=self.causal.device)
-        positions_N = torch.arange(length, device=tokens_N.device).repeat(2)
-        index_R = torch.cat([torch.arange(length - 1), torch.arange(length, 2 * length - 1)]).to(tokens_N.device)
+        after = len(token_ids) - 1
+        example = Example(tuple(token_ids), 1, (0.0,) * after, (True,) * after, advantage=0.0)
         temperature, self.temperature = self.temperature, 1.0
-        found_R = self(tokens_N, positions_N, index_R, tokens_N[index_R + 1])
+        found_R = self(to_pack([example, example]).to(self.causal.device))
         self.temperature = temperature
         expected_R = torch.tensor(self.probe(token_ids) * 2, device=found_R.device)
         gap = float((found_R - expected_R).abs().mean())
@@ -116,3 +188,14 @@ class Policy(torch.nn.Module):
                 f"{type(self.causal).__name__}: logprobs of packed sequences are {gap:.3g} nats away from the model's "
                 f"own, expected at most {tolerance}; this architecture cannot be trained packed, choose another"
             )
+
+
+@contextmanager
+def _own_attention(causal: Any) -> Iterator[None]:
+    """Transformers' attention with its own masks, for a while."""
+    before = causal.config._attn_implementation
+    causal.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        causal.set_attn_implementation(before)

@@ -26,8 +26,8 @@ from schemas.ledger import Numerics, StepEntry, surviving_steps
 from schemas.weights import WeightVersion, version_path
 from trainers.accounts import Accounts, Versions
 from trainers.checkpoint import Checkpoint, newest_usable
-from trainers.engine import learning_rate
 from trainers.log import broker_errors, read_topic
+from trainers.optimizer import learning_rate
 from trainers.planner import Plan, Planner
 from trainers.publish import WeightStore
 from trainers.ranks import Ranks

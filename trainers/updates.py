@@ -43,6 +43,7 @@ class Updates:
             require_fit(checkpoint.state.fingerprint, self.fingerprint, checkpoint.directory)
         self._engine = Engine(config, self.dtype, ranks)
         self._probe = probe_tokens(config.model.path)
+        ranks.broadcast(("check", self._probe))
         self._engine.check(self._probe)
         if checkpoint:
             ranks.broadcast(("load", checkpoint.directory))
@@ -62,12 +63,15 @@ class Updates:
 
     def write(self, store: WeightStore, version: int, step: int, *, as_files: bool = False) -> str:
         """Publishes the weights as a version of a store; returns the sha256 of its manifest."""
-
-        def probe() -> dict[str, Any]:
-            return {"token_ids": self._probe, "logprobs": self._engine.probe(self._probe)}
-
         facts = Facts(version=version, step=step, dtype=self.dtype)
-        return store.write(self._engine.state_dict(), facts, probe, as_files=as_files)
+        if not self._engine.is_partitioned:
+            return store.write(self._engine.state_dict(), facts, self._ask_probe, as_files=as_files)
+        self._ranks.broadcast(("gather", self._probe))
+        weights, asked = self._engine.state_dict(), self._ask_probe()
+        return store.write(weights, facts, lambda: asked, as_files=as_files)
+
+    def _ask_probe(self) -> dict[str, Any]:
+        return {"token_ids": self._probe, "logprobs": self._engine.probe(self._probe)}
 
     def save(self, directory: Path) -> None:
         """Writes what a checkpoint needs, all ranks below the same directory."""

@@ -1,5 +1,6 @@
 """Numerics of the policy and of DeepSpeed at every stage, on a tiny model in float32."""
 
+import json
 import math
 import random
 
@@ -7,11 +8,11 @@ import pytest
 import torch
 
 from pipelines.local.tiny_model import build_tiny_model
-from schemas.config import LearnerConfig, RunConfig, validate
+from schemas.config import RunConfig, validate
 from schemas.errors import ConfigError, ModelError
 from tests.support.trajectories import shared_ranks
 from trainers.batch import Example, weigh
-from trainers.engine import Engine, Work, learning_rate
+from trainers.engine import Engine, Work
 from trainers.packing import share_out, to_pack
 from trainers.policy import Policy, load_model
 from trainers.precision import fastest_dtype
@@ -45,7 +46,7 @@ def work(examples, rate=1e-3, micro_batch_tokens=64):
 
 def logprobs_of(policy, examples):
     pack = to_pack(examples)
-    return policy(pack.token_ids_N, pack.position_ids_N, pack.index_R, pack.target_R)
+    return policy(pack)
 
 
 def test_packed_logprobs_are_those_of_one_by_one_and_of_the_model_itself(model_dir):
@@ -79,7 +80,7 @@ def test_gradient_does_not_depend_on_chunks_or_packs(model_dir, monkeypatch):
 def test_all_zero_stages_give_the_same_weights_and_those_of_plain_torch(model_dir):
     examples = draw_examples(23)
     results = []
-    for stage in (0, 1, 2):
+    for stage in (0, 1, 2, 3):
         engine = make_engine(model_dir, stage)
         outcomes = [engine.train(work(examples)) for _ in range(3)]
         assert all(outcome.applied for outcome in outcomes)
@@ -111,7 +112,10 @@ def plain_torch(model_dir, examples):
     return model.state_dict()
 
 
-@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (2, "float32"), (0, "bfloat16"), (1, "bfloat16")])
+@pytest.mark.parametrize(
+    ("stage", "dtype"),
+    [(0, "float32"), (2, "float32"), (3, "float32"), (0, "bfloat16"), (1, "bfloat16"), (3, "bfloat16")],
+)
 def test_step_with_a_gradient_that_is_not_finite_changes_nothing_and_the_next_one_works(model_dir, stage, dtype):
     engine = make_engine(model_dir, stage, dtype)
     engine.train(work(draw_examples(3)))
@@ -124,14 +128,63 @@ def test_step_with_a_gradient_that_is_not_finite_changes_nothing_and_the_next_on
     assert math.isfinite(outcome.grad_norm)
 
 
-def test_checkpoint_restores_model_and_optimizer_to_the_bit(model_dir, tmp_path):
-    engine = make_engine(model_dir, 1)
+@pytest.mark.parametrize(
+    "learner",
+    [
+        {"activation_checkpointing": True},
+        {"stage": 2, "deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
+        {"stage": 3, "deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}},
+    ],
+    ids=["activation checkpointing", "stage 2, offloaded", "stage 3, offloaded"],
+)
+def test_what_saves_memory_changes_no_weight(model_dir, tmp_path, learner):
+    examples = draw_examples(23)
+    plain = make_engine(model_dir)
+    if "deepspeed" in learner:
+        learner = {**learner, "deepspeed": str(write_json(tmp_path, learner["deepspeed"]))}
+    saving = make_engine(model_dir, **learner)
+    for _ in range(3):
+        norms = [engine.train(work(examples)).grad_norm for engine in (plain, saving)]
+        assert norms[0] == pytest.approx(norms[1], abs=1e-6)
+    weights = saving.state_dict()
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(weights[name], tensor, atol=1e-5, rtol=0)
+
+
+def write_json(directory, tree):
+    file = directory / "deepspeed.json"
+    file.write_text(json.dumps(tree))
+    return file
+
+
+def test_activation_checkpointing_keeps_less_and_turns_no_dropout_on(model_dir):
+    saved = []
+
+    def kept(**learner):
+        engine = make_engine(model_dir, **learner)
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: saved.append(tensor.numel()) or tensor, lambda x: x
+        ):
+            logprobs_of(engine._policy, draw_examples(5))
+        layers = {type(m).__name__ for m in engine._policy.modules() if m.training}
+        return sum(saved), layers
+
+    without, none = kept()
+    numbers, layers = kept(activation_checkpointing=True)
+    assert numbers < without / 2
+    assert (none, layers) == (set(), {"LlamaDecoderLayer"})
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_checkpoint_restores_model_and_optimizer_to_the_bit(model_dir, tmp_path, stage):
+    engine = make_engine(model_dir, stage)
     examples = draw_examples(5)
     engine.train(work(examples))
     engine.save(tmp_path)
     expected = engine.train(work(examples))
     weights = {name: tensor.clone() for name, tensor in engine.state_dict().items()}
-    other = make_engine(model_dir, 1)
+    other = make_engine(model_dir, stage)
     other.load(tmp_path)
     assert other.train(work(examples)) == expected
     assert all(torch.equal(tensor, weights[name]) for name, tensor in other.state_dict().items())
@@ -145,8 +198,9 @@ def test_published_names_are_those_of_the_model_with_a_tied_head_once(tmp_path, 
     assert "model.embed_tokens.weight" in names
 
 
-def test_probe_is_what_packed_training_computes(model_dir):
-    engine = make_engine(model_dir)
+@pytest.mark.parametrize("stage", [0, 3])
+def test_probe_is_what_packed_training_computes(model_dir, stage):
+    engine = make_engine(model_dir, stage)
     engine.check(list(range(6, 38)))
     assert len(engine.probe(list(range(6, 38)))) == 31
 
@@ -173,19 +227,6 @@ def test_missing_model_and_wrong_dtype_are_named(tmp_path, model_dir):
         load_model(str(tmp_path), torch.float32)
     with pytest.raises(ConfigError, match="float16"):
         Engine(RunConfig(), "float16", shared_ranks())
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
-        ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
-        ("cosine", [0.5, 1.0, 1.0, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 - math.cos(math.pi / 4)) / 2]),
-    ],
-)
-def test_learning_rate_rises_then_follows_its_schedule(schedule, expected):
-    config = LearnerConfig(learning_rate=1.0, warmup_steps=2, schedule=schedule)
-    assert [learning_rate(config, step, 6) for step in range(6)] == pytest.approx(expected)
 
 
 def test_fastest_dtype_is_one_of_the_two():

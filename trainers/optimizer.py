@@ -1,0 +1,57 @@
+"""AdamW with what a step over many ranks needs: one norm for all of them, and nothing done if it is not finite.
+
+Each stage of ZeRO shows its gradients to the optimizer in another shape, but all in full precision
+and after they were summed over ranks. So clipping, the norm and the check for finite numbers live
+here, once for all stages: DeepSpeed itself checks bfloat16 and not float32.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from schemas.config import LearnerConfig
+from trainers.ranks import Ranks
+
+
+def learning_rate(config: LearnerConfig, steps_done: int, total_steps: int) -> float:
+    """The rate of the next step: linear from 0 over the warm-up, then as the schedule says."""
+    if steps_done < config.warmup_steps:
+        return config.learning_rate * (steps_done + 1) / config.warmup_steps
+    rest = max(1, total_steps - config.warmup_steps)
+    progress = min(1.0, (steps_done - config.warmup_steps) / rest)
+    shape = {"constant": 1.0, "linear": 1.0 - progress, "cosine": (1.0 + math.cos(math.pi * progress)) / 2}
+    return config.learning_rate * shape[config.schedule]
+
+
+class ClippedAdamW(torch.optim.AdamW):
+    """AdamW that clips to a global norm, and that does nothing on any rank if the norm is not finite.
+
+    Attributes:
+        norm: the norm at the last step, before clipping.
+        applied: whether the last step changed the weights.
+        armed: False while DeepSpeed sets itself up, which steps once with gradients of zero.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], config: LearnerConfig, ranks: Ranks) -> None:
+        super().__init__(
+            parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True
+        )
+        self._ranks = ranks
+        self._max_norm = config.max_grad_norm
+        self._copies = 1 if config.zero_stage else ranks.size  # at stage 0 every rank holds the whole gradient
+        self.norm, self.applied, self.armed = math.nan, False, False
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update, or none."""
+        if not self.armed:
+            return
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        squares = sum(float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2 for gradient in gradients)
+        self.norm = math.sqrt(self._ranks.sum([squares])[0] / self._copies)
+        self.applied = math.isfinite(self.norm)
+        if self.applied:
+            torch._foreach_mul_(gradients, min(1.0, self._max_norm / (self.norm + 1e-6)))
+            super().step(closure)
