@@ -101,7 +101,7 @@ def packed_attention(  # noqa: PLR0913 - what transformers calls
     if groups > 1:  # only some kernels take fewer heads of keys, and none is slower with as many
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     parts = zip(*(torch.split(tensor, lengths, 2) for tensor in (query, key, value)), strict=True)
-    return torch.cat([_one_sequence(*part, rules) for part in parts], 2).transpose(1, 2), None
+    return torch.cat([_one_sequence(q, k, v, rules) for q, k, v in parts], 2).transpose(1, 2), None
 
 
 def _refuse_what_is_not_computed(module: torch.nn.Module, mask: torch.Tensor | None, options: dict[str, Any]) -> None:

@@ -1,20 +1,26 @@
 """From examples to packed forward passes without padding, for every rank equal work.
 
-    examples ──► shares of equal work, one a rank ──► packs of at most ``micro_batch_tokens`` ──► tensors
+    examples ──► packs of equal work, each of at most ``micro_batch_tokens`` ──► as many for each rank ──► tensors
 
-Sequences lie one after the other in a pack. Each starts again at position 0, which is how the
-model's attention finds the boundaries: no token sees another sequence.
+Sequences lie one after the other in a pack. Each starts again at position 0, and attention is told their
+lengths: no token sees another sequence.
 
 Shape suffixes: N tokens of a pack, R trained response tokens of a pack, S sequences of a pack.
 """
 # ruff: noqa: N815 - the suffixes are the shapes
 
+import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeAlias
 
 import torch
 
 from trainers.batch import Example
+
+_Part: TypeAlias = tuple[int, list[Example]]
+"""Tokens of some examples, and the examples."""
 
 _NOTHING = Example((0, 0), 1, (0.0,), (True,), 0.0)
 
@@ -51,44 +57,66 @@ class Pack:
 
 
 def share_out(examples: Sequence[Example], ranks: int, micro_batch_tokens: int) -> list[list[list[Example]]]:
-    """For each rank its packs, as many for each.
+    """For each rank its packs, as many for each, so few that they fit and all of nearly the same size.
 
-    ZeRO 2 reduces gradients after every pack, so a rank that lacks one gets an empty one.
+    ZeRO 2 and 3 wait for all ranks in every pack, so what counts is that the packs of one turn are equal: they
+    are neighbours by size. A rank that lacks a pack in the last turn gets an empty one.
+
+    Args:
+        examples: of one update.
+        ranks: how many share the work.
+        micro_batch_tokens: most tokens of a pack; a longer sequence gets a pack of its own.
+
+    Returns:
+        Indexed by rank, then by turn.
     """
-    shares = [pack(share, micro_batch_tokens) for share in _balance(examples, ranks)]
-    most = max(len(packs) for packs in shares)
-    return [packs + [[]] * (most - len(packs)) for packs in shares]
+    packs = sorted(_fit(examples, ranks, micro_batch_tokens), key=_tokens, reverse=True)
+    return [packs[rank::ranks] for rank in range(ranks)]
 
 
-def _balance(examples: Sequence[Example], ranks: int) -> list[list[Example]]:
-    """Longest first, each to the rank with the fewest tokens so far."""
-    shares: list[list[Example]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for example in _longest_first(examples):
-        rank = loads.index(min(loads))
-        shares[rank].append(example)
-        loads[rank] += len(example.token_ids)
-    return shares
+def _fit(examples: Sequence[Example], ranks: int, micro_batch_tokens: int) -> list[list[Example]]:
+    """As few packs as fit, a multiple of the number of ranks."""
+    alone = [example for example in examples if len(example.token_ids) >= micro_batch_tokens]
+    rest = _tokens(examples) - _tokens(alone)
+    turns = max(1, math.ceil((len(alone) + math.ceil(rest / micro_batch_tokens)) / ranks))
+    while True:
+        packs = balance(examples, turns * ranks)
+        if all(_tokens(pack) <= micro_batch_tokens or len(pack) == 1 for pack in packs):
+            return packs
+        turns += 1
 
 
-def pack(examples: Sequence[Example], micro_batch_tokens: int) -> list[list[Example]]:
-    """Longest first, each into the first pack with room (first-fit decreasing)."""
-    packs: list[list[Example]] = []
-    room: list[int] = []
-    for example in _longest_first(examples):
+def balance(examples: Sequence[Example], parts: int) -> list[list[Example]]:
+    """Divides examples into parts of nearly equal tokens, some empty if there are too few.
+
+    The largest differencing method of Karmarkar and Karp (1982): begin with a division of each example alone,
+    and join the two most uneven divisions, the largest part of one with the smallest of the other, until one
+    is left. Ties are broken by order, so that a replay divides alike.
+    """
+    heap = []
+    for number, example in enumerate(examples):
         tokens = len(example.token_ids)
-        place = next((index for index, free in enumerate(room) if tokens <= free), None)
-        if place is None:
-            packs.append([example])
-            room.append(micro_batch_tokens - tokens)
-        else:
-            packs[place].append(example)
-            room[place] -= tokens
-    return packs
+        heap.append((-tokens, number, [(tokens, [example])]))
+    heapq.heapify(heap)
+    for number in range(len(heap), 2 * len(heap) - 1):
+        division = _join(heapq.heappop(heap)[2], heapq.heappop(heap)[2], parts)
+        smallest = division[-1][0] if len(division) == parts else 0
+        heapq.heappush(heap, (smallest - division[0][0], number, division))
+    packs = [part for _, part in heap[0][2]] if heap else []
+    return packs + [[] for _ in range(parts - len(packs))]
 
 
-def _longest_first(examples: Sequence[Example]) -> list[Example]:
-    return sorted(examples, key=lambda example: -len(example.token_ids))
+def _join(one: list[_Part], other: list[_Part], parts: int) -> list[_Part]:
+    """The largest of the one with the smallest of the other; those that are empty are not in the lists."""
+    beyond = max(0, len(one) + len(other) - parts)
+    alone_of_one, alone_of_other = len(one) - beyond, len(other) - beyond
+    pairs = zip(one[alone_of_one:], reversed(other[alone_of_other:]), strict=True)
+    joined = [(tokens + more, part + added) for (tokens, part), (more, added) in pairs]
+    return sorted(one[:alone_of_one] + other[:alone_of_other] + joined, key=lambda part: -part[0])
+
+
+def _tokens(examples: Sequence[Example]) -> int:
+    return sum(len(example.token_ids) for example in examples)
 
 
 def to_pack(examples: Sequence[Example]) -> Pack:

@@ -370,7 +370,7 @@ def test_weights_that_change_on_the_disk_are_published_again(make_config, model_
 
 
 def test_two_ranks_train_the_same_run(make_config, model_dir, tmp_path):
-    config = make_config(steps=2, zero_stage=2)
+    config = make_config(steps=2, zero_stage=3)
     write_prompts(config, 60)
     with Rollouts(config, model_dir), LearnerProcess(config, tmp_path, ranks=2) as learner:
         assert learner.wait() == 0, learner.tail()

@@ -1,9 +1,11 @@
 """Literal samples to vary in tests."""
 
+import random
 from dataclasses import replace
 from datetime import UTC, datetime
 
 from schemas.trajectories import Sample, Span
+from trainers.batch import Example
 
 SAMPLE = Sample(
     run="demo",
@@ -36,3 +38,16 @@ def group(partition=0, offset=38, size=2, **changes):
     """The samples of one group."""
     changes = {"prompt_partition": partition, "prompt_offset": offset, **changes}
     return [replace(SAMPLE, sample_index=index, **changes) for index in range(size)]
+
+
+def draw_examples(number, seed=0):
+    """So many examples for the tiny model, of all lengths, some tokens masked."""
+    draw = random.Random(seed)
+    examples = []
+    for _ in range(number):
+        prompt, answer = draw.randint(1, 9), draw.randint(1, 12)
+        tokens = tuple(draw.choices(range(6, 80), k=prompt + answer))
+        mask = (True, *(draw.random() < 0.8 for _ in range(answer - 1)))
+        behaviour = tuple(-4.4 + draw.random() * 0.2 for _ in range(answer))
+        examples.append(Example(tokens, prompt, behaviour, mask, draw.gauss(0, 1)))
+    return examples
