@@ -16,6 +16,7 @@
     │   └── EngineLost         the engine broke off, or says that it is broken; it may have died of the request
     ├── EngineRefusal          an engine understood the request and refused it; no attempt will succeed
     ├── StateError             a checkpoint, manifest or weight file that does not verify
+    ├── DivergedError          gradients are not finite any more: the next start goes back
     ├── FencedError            a newer process took over this one's transactional id
     └── ProcessDied            a process of the local stack, or of a reward, ended although it should run
 
@@ -100,6 +101,10 @@ class EnvironmentFault(ReasonedError):
 
 class StateError(AsyncFlowError):
     """A checkpoint, a manifest or a weight file that does not verify."""
+
+
+class DivergedError(AsyncFlowError):
+    """Gradients were not finite for several steps in a row; the learner ends, and its next start goes back."""
 
 
 class FencedError(AsyncFlowError):

@@ -13,7 +13,10 @@ from schemas.errors import RecordError
 from schemas.identity import GroupId
 from schemas.records import Instant, Record, first_fault, now
 
-DropReason = Literal["stale", "zero_variance", "duplicate", "unknown_version", "bad_weights", "nonfinite"]
+DropReason = Literal[
+    "stale", "zero_variance", "duplicate", "unknown_version", "bad_weights", "nonfinite", "quarantined"
+]
+"""``quarantined``: of a step that was given up, because gradients stopped being finite after it."""
 
 
 class _Part(BaseModel):
@@ -89,6 +92,9 @@ class StartEntry(Record):
     generation: int = Field(ge=1)
     continues: Position | None = None
     """Null for the first start of a run."""
+    gives_up: tuple[int, ...] = ()
+    """Steps of the dead line that are not done again, ascending: the weights that they led to gave gradients that
+    were not finite. The first step of this start drops their groups."""
     settings: Settings | None = None
     """Null where another program wrote the entry."""
     numerics: Numerics | None = None

@@ -57,7 +57,7 @@ class State:
     drops: list[dict[str, Any]] = field(default_factory=list)
     """Dropped groups that no ledger entry names yet."""
     baselines: dict[str, float] = field(default_factory=dict)
-    """Empty: the baseline of GRPO is the group's own mean."""
+    """See :attr:`trainers.advantages.Advantages.baselines`."""
 
     @property
     def at(self) -> Position:
@@ -136,8 +136,12 @@ class CheckpointStore:
                 _log.warning("unfinished checkpoint removed", directory=str(directory))
                 _remove(directory)
 
-    def newest_verified(self, history: History) -> Checkpoint | None:
+    def newest_verified(self, history: History, before: int | None = None) -> Checkpoint | None:
         """The newest checkpoint of the surviving line whose hashes are right.
+
+        Args:
+            history: the ledger.
+            before: only those of earlier steps count.
 
         Returns:
             None if the run never had a checkpoint.
@@ -145,13 +149,14 @@ class CheckpointStore:
         Raises:
             StateError: there are or were checkpoints, but none can be used.
         """
-        found, faults = newest_usable(self._root, history)
+        found, faults = newest_usable(self._root, history, before)
         recorded = history.checkpoints()
         if found or (not faults and not recorded):
             return found
         named = f"the ledger names one at step {recorded[-1].step}" if recorded else "the ledger names none"
+        sought = "" if before is None else f" of a step before {before}"
         raise StateError(
-            f"no usable checkpoint below {self._root}, although the run has had some ({named}): "
+            f"no usable checkpoint{sought} below {self._root}, although the run has had some ({named}): "
             f"{'; '.join(faults) or 'the directory is empty'}. Restore one, correct learner.checkpoint_root, "
             "or start a run of another name"
         )

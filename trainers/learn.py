@@ -21,6 +21,7 @@ from typing import Final
 import structlog
 
 from schemas.config import RunConfig
+from schemas.errors import DivergedError
 from schemas.ledger import StepEntry
 from schemas.manifests import sha256
 from schemas.weights import WeightVersion
@@ -31,6 +32,7 @@ from trainers.log import broker_errors
 from trainers.optimizer import learning_rate
 from trainers.planner import Plan
 from trainers.ranks import Ranks
+from trainers.restart import is_skip
 from trainers.start import Standing, start
 
 _log = structlog.get_logger(__name__)
@@ -109,7 +111,7 @@ class Learner:
 
     def redo(self) -> None:
         """Does the steps of the dead line again, up to the last one that the ledger knows."""
-        for entry in self._at.history.steps_after(self._at.steps_done):
+        for entry in self._at.to_redo:
             if self._stop.is_set() or self._at.steps_done >= self._config.learner.steps:
                 return
             _log.info("redo", step=entry.step, of_generation=entry.generation)
@@ -220,6 +222,17 @@ class Learner:
         if not weights:
             self._planner.versions.skipped.append(self._at.steps_done)
         self._show(entry)
+        self._require_finite(entry)
+
+    def _require_finite(self, entry: StepEntry) -> None:
+        if entry.trained:
+            self._at.skips = 0
+        self._at.skips += is_skip(entry)
+        if self._at.skips >= self._config.learner.max_skips:
+            raise DivergedError(
+                f"the gradients of {self._at.skips} steps in a row were not finite (learner.max_skips); the next start "
+                "goes back to an older checkpoint and leaves out what was trained since"
+            )
 
     def _show(self, entry: StepEntry) -> None:
         totals = {"step": entry.step, "version": entry.version, "generation": entry.generation}
@@ -235,8 +248,8 @@ class Learner:
 
     def _save_checkpoint(self) -> None:
         at, before = self._at, self._at.checkpoint
-        if at.steps_done == (before.state.step if before else 0):
-            return
+        if at.skips or at.steps_done == (before.state.step if before else 0):
+            return  # weights after which no gradient was finite are nothing to go back to
         with at.checkpoints.new_directory(at.generation, at.steps_done) as directory:
             at.updates.save(directory)
             parent = before.manifest_sha256 if before else None
@@ -262,4 +275,5 @@ class Learner:
             frontier={str(partition): offset for partition, offset in self._admission.frontier.items()},
             admitted=self._admission.admitted,
             drops=[drop.model_dump(mode="json") for drop in self._planner.drops],
+            baselines=at.updates.advantages.baselines,
         )

@@ -14,7 +14,7 @@ from schemas.identity import GroupId
 from schemas.ledger import DroppedGroup, DropReason, StepEntry, TrainedGroup
 from schemas.trajectories import Sample
 from trainers.accounts import Accounts, Place, Versions
-from trainers.advantages import has_variance
+from trainers.advantages import has_variance, is_known
 from trainers.masks import trained_mask
 
 FRUITLESS_FACTOR: Final = 4
@@ -91,10 +91,14 @@ class Planner:
     accounts: Accounts
     versions: Versions
     max_token_staleness: int | None = None
+    needs_variance: bool = True
+    """Whether a group teaches by its differences only; with running baselines one known reward does."""
     drops: list[DroppedGroup] = field(default_factory=list)
     """Since the last plan; the next step's entry names them."""
     waiting: dict[GroupId, Arrival] = field(default_factory=dict)
     """Accepted and not yet used, in the order of arrival."""
+    _given_up: list[DroppedGroup] = field(default_factory=list)
+    """What a step of the dead line had taken; the next plan names it."""
     _fruitless: int = 0
     _rewards: list[float] = field(default_factory=list)
 
@@ -114,7 +118,8 @@ class Planner:
             return "duplicate"
         if not self.versions.know_all(arrival.versions()):
             return "unknown_version"
-        return None if has_variance(arrival.rewards) else "zero_variance"
+        teaches = has_variance if self.needs_variance else is_known
+        return None if teaches(arrival.rewards) else "zero_variance"
 
     def _drop(self, arrival: Arrival, reason: DropReason) -> None:
         self.drops.append(arrival.dropped(reason))
@@ -161,8 +166,8 @@ class Planner:
             self.accounts.finish(arrival.group)
             self.accounts.settle(arrival.group, arrival.at)
         rewards = (*self._rewards, *known_rewards(chosen))
-        plan = Plan(chosen, tuple(self.drops), rewards, too_old=self.too_old(chosen, steps_done))
-        self.drops, self._rewards, self._fruitless = [], [], 0
+        plan = Plan(chosen, (*self._given_up, *self.drops), rewards, too_old=self.too_old(chosen, steps_done))
+        self._given_up, self.drops, self._rewards, self._fruitless = [], [], [], 0
         return plan
 
     def again(self, entry: StepEntry, arrivals: Sequence[Arrival]) -> Plan:
@@ -170,6 +175,13 @@ class Planner:
         self.accounts.redo(entry)
         self.drops = [drop for drop in self.drops if (drop.group, drop.at) not in self.accounts.settled]
         return Plan(tuple(arrivals), entry.dropped, known_rewards(arrivals), entry, entry.too_old)
+
+    def give_up(self, entry: StepEntry) -> None:
+        """Drops the groups of a step of the dead line that is not done again; the next plan names them."""
+        self.accounts.redo(entry)
+        self.drops = [drop for drop in self.drops if (drop.group, drop.at) not in self.accounts.settled]
+        trained = [DroppedGroup(group=each.group, at=each.at, reason="quarantined") for each in entry.trained]
+        self._given_up += [*entry.dropped, *trained]
 
     def positions(self, next_offsets: dict[int, int]) -> dict[int, int]:
         """From where a successor has to read each trajectories partition to find what is waiting here."""

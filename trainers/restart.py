@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from schemas.config import RunConfig
@@ -47,22 +48,35 @@ class History:
         """The steps to do again by a learner that continues from ``step``.
 
         These are the later steps of the line, and beyond them those that an earlier learner was
-        about to redo when it ended.
+        about to redo when it ended; not those that one gave up and whose groups a step of it dropped.
         """
         line, ahead = self._replay()
         return [entry for entry in (*line, *ahead) if entry.step > step]
 
+    def skips(self) -> list[StepEntry]:
+        """The last steps of all, if their gradients were not finite; one that had nothing to train is passed over."""
+        line, ahead = self._replay()
+        tried = [entry for entry in (*line, *ahead) if entry.trained or is_skip(entry)]
+        return list(takewhile(is_skip, reversed(tried)))[::-1]
+
+    def last_trained(self) -> int:
+        """The last step that changed weights; 0 if there is none."""
+        line, ahead = self._replay()
+        return max((entry.step for entry in (*line, *ahead) if entry.trained), default=0)
+
     def _replay(self) -> tuple[list[StepEntry], list[StepEntry]]:
         line: list[StepEntry] = []
         ahead: list[StepEntry] = []
+        given_up: tuple[int, ...] = ()
         for entry in self.entries:
             if isinstance(entry, StartEntry):
                 kept = _continued(entry)
                 ahead = [step for step in line if step.step > kept] + ahead
                 line = [step for step in line if step.step <= kept]
+                given_up = entry.gives_up
             elif isinstance(entry, StepEntry):
                 line.append(entry)
-                ahead = [step for step in ahead if step.step > entry.step]
+                ahead = [step for step in ahead if step.step > entry.step and step.step not in given_up]
         return line, ahead
 
 
@@ -80,6 +94,11 @@ def _entry(record: Any) -> LedgerEntry:
         return decode_entry(record.value)
     except RecordError as error:
         raise StateError(f"{record.topic} offset {record.offset} is not a ledger entry: {error}") from error
+
+
+def is_skip(entry: StepEntry) -> bool:
+    """Whether the step changed nothing because its gradient was not finite."""
+    return not entry.trained and any(drop.reason == "nonfinite" for drop in entry.dropped)
 
 
 def _continued(entry: StartEntry) -> int:

@@ -16,7 +16,7 @@ import structlog
 from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
 from schemas.errors import StateError
-from schemas.ledger import DroppedGroup, Position, Settings, StartEntry
+from schemas.ledger import DroppedGroup, Position, Settings, StartEntry, StepEntry
 from schemas.weights import WeightVersion
 from trainers.accounts import Accounts, Versions
 from trainers.admission import Admission
@@ -57,10 +57,14 @@ class Standing:
     intake: Intake
     checkpoint: Checkpoint | None
     """The newest one."""
+    to_redo: list[StepEntry]
+    """Steps of the dead line that are done again, in their order."""
     steps_done: int
     """Along the surviving line."""
     version: int
     """The highest weight version that was used."""
+    skips: int = 0
+    """How many of the last steps in a row had a gradient that was not finite; no checkpoint lies among them."""
     announced: WeightVersion = field(init=False)
     """The newest announcement."""
 
@@ -115,13 +119,17 @@ def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
     history = read_history(config)
     checkpoints = CheckpointStore(Path(config.learner.checkpoint_root), config.learner.keep_checkpoints)
     weights = opened.enter_context(closing(WeightStore(config.weights)))
-    checkpoint = checkpoints.newest_verified(history)
+    diverged = len(history.skips()) >= config.learner.max_skips
+    checkpoint = checkpoints.newest_verified(history, before=_last_good(history) if diverged else None)
     checkpoints.sweep()
     dtype = fastest_dtype() if config.model.dtype == "auto" else config.model.dtype
     updates = Updates(config, dtype, ranks, checkpoint)
     state = checkpoint.state if checkpoint else None
     _require_same_topics(config, state, topics)
     planner = _restore_planner(config, state, history)
+    later = history.steps_after(state.step if state else 0)
+    for entry in later if diverged else ():
+        planner.give_up(entry)
     stream = opened.enter_context(closing(_open_stream(config, state)))
     admission = opened.enter_context(closing(_open_admission(config, state, planner.accounts)))
     intake = Intake(config, planner, admission, updates.vocabulary)
@@ -141,11 +149,28 @@ def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
         admission=admission,
         intake=intake,
         checkpoint=checkpoint,
+        to_redo=[] if diverged else later,
         steps_done=state.step if state else 0,
         version=max(planner.versions.newest, weights.newest(), state.version if state else 0),
     )
-    _announce(standing, ranks)
+    _announce(standing, ranks, gives_up=tuple(entry.step for entry in later) if diverged else ())
     return standing
+
+
+def _last_good(history: History) -> int:
+    """The last step that changed weights: what it led to gave no finite gradient, so only older ones are good.
+
+    Raises:
+        StateError: there is no such step.
+    """
+    step = history.last_trained()
+    if not step:
+        raise StateError(
+            f"the gradients of the first {len(history.skips())} steps were not finite, so the model cannot be trained "
+            "as it is: look at model.dtype, the objective and the rewards, and start a run of another name"
+        )
+    _log.error("gradients were not finite any more, going back", to_before_step=step)
+    return step
 
 
 def _find_topics(config: RunConfig) -> dict[str, str]:
@@ -176,7 +201,12 @@ def _restore_planner(config: RunConfig, state: State | None, history: History) -
         versions.steps[announced.version] = announced.step
     limits = config.learner
     planner = Planner(
-        limits.groups_per_step, limits.max_staleness, accounts, versions, max_token_staleness=limits.max_token_staleness
+        limits.groups_per_step,
+        limits.max_staleness,
+        accounts,
+        versions,
+        max_token_staleness=limits.max_token_staleness,
+        needs_variance=limits.objective.recipe.advantage != "running_baseline",
     )
     planner.drops = [DroppedGroup.model_validate(drop) for drop in (state.drops if state else [])]
     return planner
@@ -199,7 +229,7 @@ def _open_admission(config: RunConfig, state: State | None, accounts: Accounts) 
     return admission
 
 
-def _announce(standing: Standing, ranks: Ranks) -> None:
+def _announce(standing: Standing, ranks: Ranks, gives_up: tuple[int, ...]) -> None:
     checkpoint, limits = standing.checkpoint, standing.config.learner
     position = checkpoint.state.at if checkpoint else None
     if position is None and standing.generation > 1:
@@ -207,6 +237,7 @@ def _announce(standing: Standing, ranks: Ranks) -> None:
     entry = StartEntry(
         generation=standing.generation,
         continues=position,
+        gives_up=gives_up,
         settings=Settings(
             max_staleness=limits.max_staleness,
             groups_per_step=limits.groups_per_step,

@@ -1,6 +1,7 @@
 """The learner on a real broker: the instrument of tests/support/trajectories.py plays everything else."""
 
 import logging
+import math
 import signal
 import subprocess
 import threading
@@ -15,7 +16,7 @@ import pytest
 from schemas.admission import AdmissionFrontier
 from schemas.crash_points import VARIABLE, arm, hits
 from schemas.dead_letters import DeadLetter
-from schemas.errors import BrokerError, ConfigError, FencedError, StateError
+from schemas.errors import BrokerError, ConfigError, DivergedError, FencedError, StateError
 from schemas.identity import GroupId
 from schemas.ledger import CheckpointEntry, Position, StartEntry
 from schemas.trajectories import encode
@@ -35,6 +36,7 @@ from tests.support.trajectories import (
 )
 from trainers.accounts import Accounts
 from trainers.admission import Admission
+from trainers.engine import Engine
 from trainers.log import open_consumer, partitions_of
 
 logging.getLogger("kafka").setLevel(logging.ERROR)
@@ -367,6 +369,44 @@ def test_weights_that_change_on_the_disk_are_published_again(make_config, model_
     assert weight_hash(config, 2) == weight_hash(config, 3)
     frontiers = [AdmissionFrontier.decode(record.value) for record in read_all(config, config.topics.admission)]
     assert [frontier.version for frontier in frontiers] == [1, 2, 3, 4, 5]
+
+
+def diverge_after(monkeypatch, steps):
+    """Gradients stop being finite after so many steps of this process."""
+    train, done = Engine.train, []
+
+    def train_for_a_while(self, work):
+        done.append(train(self, work))
+        return done[-1] if len(done) <= steps else replace(done[-1], applied=False, grad_norm=math.nan)
+
+    monkeypatch.setattr(Engine, "train", train_for_a_while)
+
+
+def test_gradients_that_stay_infinite_lead_back_and_what_led_there_is_left_out(make_config, model_dir, monkeypatch):
+    config = make_config(steps=6, max_skips=2)
+    write_prompts(config, 90)
+    with Rollouts(config, model_dir):
+        with monkeypatch.context() as patched, pytest.raises(DivergedError, match="2 steps in a row"):
+            diverge_after(patched, 4)
+            learn(config)
+        learn(config)
+    entries, line = assert_consistent(config)
+    first, second = (entry for entry in entries if isinstance(entry, StartEntry))
+    assert first.gives_up == ()
+    assert (second.continues.step, second.gives_up) == (3, (4, 5, 6))
+    assert Counter(drop.reason for drop in line[3].dropped) == {"quarantined": 3, "nonfinite": 6}
+    assert [len(entry.trained) for entry in line] == [3] * 6
+
+
+def test_model_that_never_had_a_finite_gradient_is_not_tried_for_ever(make_config, model_dir, monkeypatch):
+    config = make_config(steps=6, max_skips=2)
+    write_prompts(config, 60)
+    with Rollouts(config, model_dir):
+        diverge_after(monkeypatch, 0)
+        with pytest.raises(DivergedError):
+            learn(config)
+        with pytest.raises(StateError, match="first 2 steps were not finite"):
+            learn(config)
 
 
 def test_two_ranks_train_the_same_run(make_config, model_dir, tmp_path):
