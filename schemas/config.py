@@ -10,22 +10,20 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from schemas.errors import ConfigError
+from schemas.evaluation import EvaluationConfig
 from schemas.limits import MAX_GROUP_SIZE, MAX_RESPONSE_TOKENS, MAX_TRAJECTORY_BYTES
+from schemas.objectives import ObjectiveConfig
+from schemas.sections import Positive, Section
 from schemas.topics import Topics
 
 Seconds = Annotated[float, Field(gt=0)]
-Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class KafkaConfig(_Section):
+class KafkaConfig(Section):
     """How to reach Kafka, and the shape of the topics."""
 
     bootstrap: str = "127.0.0.1:9092"
@@ -88,7 +86,7 @@ class KafkaConfig(_Section):
         }
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The model that is trained."""
 
     path: str = ""
@@ -97,7 +95,7 @@ class ModelConfig(_Section):
     """Of engine and learner. ``auto`` takes what this machine multiplies fastest."""
 
 
-class WeightsConfig(_Section):
+class WeightsConfig(Section):
     """The weight store."""
 
     root: str = "weights"
@@ -129,7 +127,7 @@ class WeightsConfig(_Section):
         return self
 
 
-class WorkerConfig(_Section):
+class WorkerConfig(Section):
     """A vLLM worker."""
 
     host: str = "127.0.0.1"
@@ -158,7 +156,7 @@ class WorkerConfig(_Section):
     """Further arguments of ``vllm serve``, such as ``tensor_parallel_size``."""
 
 
-class SamplingConfig(_Section):
+class SamplingConfig(Section):
     """How answers are drawn where a prompt does not say."""
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -171,7 +169,7 @@ class SamplingConfig(_Section):
     """Longest answer."""
 
 
-class EnvironmentsConfig(_Section):
+class EnvironmentsConfig(Section):
     """What conversations of prompts with an environment may take, and where environments run."""
 
     max_turns: Positive = 8
@@ -192,7 +190,7 @@ class EnvironmentsConfig(_Section):
     """Importable modules that register further environments."""
 
 
-class RolloutConfig(_Section):
+class RolloutConfig(Section):
     """The rollout pipeline."""
 
     workers: tuple[str, ...] = ("http://127.0.0.1:8000",)
@@ -225,7 +223,7 @@ class RolloutConfig(_Section):
     """Conversations of several turns."""
 
 
-class RewardsConfig(_Section):
+class RewardsConfig(Section):
     """The processes that compute rewards."""
 
     processes: Positive = 1
@@ -238,7 +236,7 @@ class RewardsConfig(_Section):
     """Importable modules that register further rewards."""
 
 
-class LearnerConfig(_Section):
+class LearnerConfig(Section):
     """The learner."""
 
     steps: Positive = 24
@@ -262,10 +260,8 @@ class LearnerConfig(_Section):
     """Of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Of AdamW."""
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """The ratio is clipped below 1 - clip_low."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
-    """The ratio is clipped above 1 + clip_high."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """What it maximises."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this norm."""
     temperature: Annotated[float, Field(gt=0)] | None = None
@@ -302,7 +298,7 @@ class LearnerConfig(_Section):
         return self
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that the processes of one run read."""
 
     name: str = "demo"
@@ -316,6 +312,7 @@ class RunConfig(_Section):
     rollout: RolloutConfig = RolloutConfig()
     rewards: RewardsConfig = RewardsConfig()
     learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @field_validator("name")
     @classmethod
@@ -342,13 +339,42 @@ class RunConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _evaluates_apart(self) -> Self:
+        if self.evaluation.worker_run == self.name:
+            raise ValueError(
+                f"evaluation.worker_run = {self.name!r} is the run itself, whose workers follow its learner; give the "
+                "name under which workers for evaluations alone are started, or leave it empty"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _group_fits_engine(self) -> Self:
         if self.rollout.group_size > self.worker.max_num_seqs:
             raise ValueError(
                 f"rollout.group_size = {self.rollout.group_size} exceeds worker.max_num_seqs = "
                 f"{self.worker.max_num_seqs}: vLLM refuses a request for more samples than it computes at once"
             )
+        if self.evaluation.samples > self.worker.max_num_seqs:
+            raise ValueError(
+                f"evaluation.samples = {self.evaluation.samples} exceeds worker.max_num_seqs = "
+                f"{self.worker.max_num_seqs}: vLLM refuses a request for more samples than it computes at once"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _buffer_within_length(self) -> Self:
+        buffer_tokens = self.learner.objective.overlong_buffer_tokens
+        if buffer_tokens >= self.length_tokens:
+            raise ValueError(
+                f"learner.objective.overlong_buffer_tokens = {buffer_tokens} is not below the longest answer of "
+                f"{self.length_tokens} tokens (learner.objective.length_tokens, or else rollout.sampling.max_tokens)"
+            )
+        return self
+
+    @property
+    def length_tokens(self) -> int:
+        """The longest answer that the objective reckons with."""
+        return self.learner.objective.length_tokens or self.rollout.sampling.max_tokens
 
     @property
     def topics(self) -> Topics:

@@ -1,6 +1,6 @@
 """Records of ``{run}.weights``: written by the learner, read by workers and the audit."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field
 
@@ -41,3 +41,28 @@ class WeightVersion(Record):
 def version_path(root: str, version: int) -> str:
     """The directory of a version below a store's root (an fsspec URL or a local path)."""
     return f"{root.rstrip('/')}/{version:08d}"
+
+
+def hold_path(root: str, version: int, holder: str) -> str:
+    """The empty file below a store's root by which a reader asks that a version stays: see :func:`held_versions`."""
+    return f"{root.rstrip('/')}/held/{version:08d}.{holder}"
+
+
+def held_versions(filesystem: Any, root: str) -> dict[str, set[int]]:
+    """The versions that readers want to stay in a store, by the reader's name.
+
+    Args:
+        filesystem: of fsspec.
+        root: of the store, as that file system takes it.
+    """
+    filesystem.invalidate_cache()
+    try:
+        paths = filesystem.ls(f"{root.rstrip('/')}/held", detail=False)
+    except FileNotFoundError:
+        return {}
+    held: dict[str, set[int]] = {}
+    for name in (path.rsplit("/", 1)[-1] for path in paths):
+        version, _, holder = name.partition(".")
+        if version.isdigit() and holder:
+            held.setdefault(holder, set()).add(int(version))
+    return held

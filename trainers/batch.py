@@ -1,15 +1,14 @@
 """From groups to what is trained of them.
 
-    groups ──► examples: advantage, mask, and how much each of their tokens weighs in the step's loss
+    groups, their advantages ──► examples: the samples of which a token is trained
 
-Packing is next: :mod:`trainers.packing`.
+Next are weights of tokens, :mod:`trainers.aggregation`, and packing, :mod:`trainers.packing`.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from schemas.trajectories import Sample
-from trainers.advantages import normalise
 from trainers.masks import trained_mask
 
 
@@ -27,7 +26,7 @@ class Example:
     """Length T: whether the token is trained."""
     advantage: float
     weight: float = 0.0
-    """What each trained token counts in the loss of the step, see :func:`weigh`."""
+    """What each trained token counts in the loss, see :func:`trainers.aggregation.weigh`."""
 
     @property
     def trained_tokens(self) -> int:
@@ -35,20 +34,22 @@ class Example:
         return sum(self.mask)
 
 
-def to_examples(groups: Sequence[Sequence[Sample]], too_old: Collection[int] = ()) -> list[Example]:
-    """The samples that can be trained, with their advantages.
+def to_examples(
+    groups: Sequence[Sequence[Sample]], advantages: Sequence[Sequence[float | None]], too_old: Collection[int] = ()
+) -> list[Example]:
+    """The samples that can be trained.
 
     Left out are those without a reward, and those of which no token is trained. A sample that is left
-    out, or trained in part, still counts in full for the advantages of its group.
+    out, or trained in part, still counted in full for the advantages of its group.
 
     Args:
         groups: each the samples of one prompt.
+        advantages: theirs, as :class:`trainers.advantages.Advantages` gives them.
         too_old: weight versions whose tokens are not trained.
     """
     examples = []
-    for samples in groups:
-        advantages = normalise([sample.reward for sample in samples])
-        for sample, advantage in zip(samples, advantages, strict=True):
+    for samples, theirs in zip(groups, advantages, strict=True):
+        for sample, advantage in zip(samples, theirs, strict=True):
             mask = trained_mask(sample, too_old)
             if advantage is not None and any(mask):
                 examples.append(_to_example(sample, mask, advantage))
@@ -63,9 +64,3 @@ def _to_example(sample: Sample, mask: Sequence[bool], advantage: float) -> Examp
         mask=tuple(mask),
         advantage=advantage,
     )
-
-
-def weigh(examples: Sequence[Example]) -> list[Example]:
-    """The examples with weights that make the loss of a step the mean over its trained tokens (token mean)."""
-    tokens = sum(example.trained_tokens for example in examples)
-    return [replace(example, weight=1.0 / tokens) for example in examples]

@@ -1,6 +1,6 @@
 """Checkpoints: one directory each, under a name that is never used again.
 
-    {root}/g0002-s00000010-1f3c…/shards/…      DeepSpeed: model, optimizer, random states
+    {root}/g0002-s00000010-1f3c…/state/…       model and optimizer (trainers/full_state.py)
                                 /state.json    what the learner knows besides (State)
                                 /MANIFEST.json sha256 of every file and of the parent's manifest, created
                                                last and atomically: without it there is no checkpoint

@@ -20,13 +20,15 @@ from trainers import activations
 from trainers.batch import Example
 from trainers.deepspeed_config import deepspeed_settings
 from trainers.disk import disk_errors
-from trainers.losses.grpo import grpo
+from trainers.full_state import FullState, load_weights
+from trainers.objective import Objective
 from trainers.optimizer import ClippedAdamW
 from trainers.packing import to_pack
 from trainers.policy import Policy, load_model
 from trainers.ranks import Ranks
 
-_SHARDS: Final = "shards"
+STATE_DIRECTORY: Final = "state"
+"""Of a checkpoint: what :class:`trainers.full_state.FullState` writes."""
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -47,27 +49,44 @@ class Outcome:
     loss: float
     grad_norm: float
     """Before clipping."""
-    logprob_gap_mean: float
-    """Mean of |learner - behaviour| over the trained tokens, in nats."""
-    clip_fraction: float
-    """Share of trained tokens whose ratio was clipped."""
+    figures: dict[str, float]
+    """Means over the trained tokens, with their weights: ``logprob_gap_mean`` is that of |learner - behaviour| in
+    nats, the others are those of :attr:`trainers.objective.Objective.figures`."""
 
 
 class Engine:
-    """The policy, its optimizer and their state, on one rank."""
+    """The policy, its optimizer and their state, on one rank.
 
-    def __init__(self, config: RunConfig, dtype: str, ranks: Ranks) -> None:
+    Args:
+        config: of the run.
+        dtype: ``float32`` or ``bfloat16``.
+        ranks: all that train.
+        saved: a directory that :meth:`save` wrote to, by any ranks and at any stage; null for the model as it is.
+
+    Raises:
+        ConfigError: a setting contradicts another, or cannot be trained with.
+        ModelError: the model cannot be loaded.
+        StateError: what was saved is of another model.
+    """
+
+    def __init__(self, config: RunConfig, dtype: str, ranks: Ranks, saved: Path | None = None) -> None:
         if dtype not in _DTYPES:
             raise ConfigError(f"model.dtype = {dtype!r}: the learner trains in float32 or bfloat16")
         self._config, self._ranks, self.dtype = config.learner, ranks, dtype
         settings = deepspeed_settings(config, dtype, ranks.size)
         causal = load_model(config.model.path, _DTYPES[dtype]).to(ranks.device)
+        if saved:
+            load_weights(causal, saved / STATE_DIRECTORY)
         self._policy = Policy(causal, config.temperature)
         self.vocabulary = int(causal.config.get_text_config().vocab_size)
+        self._objective = Objective(config.learner.objective)
         self._optimizer = ClippedAdamW(self._policy.parameters(), config.learner, ranks)
         self._engine = _initialize(self._policy, self._optimizer, settings)
         self._calm()
         self._optimizer.armed = True
+        self._state = FullState(causal, self._engine, self._optimizer)
+        if saved:
+            self._state.load(saved / STATE_DIRECTORY)
 
     @property
     def is_partitioned(self) -> bool:
@@ -82,7 +101,7 @@ class Engine:
     def train(self, work: Work) -> Outcome:
         """One optimizer step; a collective call."""
         crash_point("before_forward")
-        totals = torch.zeros(3, dtype=torch.float64)
+        totals = torch.zeros(3 + len(self._objective.figures), dtype=torch.float64)
         for pack in work.packs:
             totals += self._accumulate(pack)
         crash_point("after_backward")
@@ -91,19 +110,20 @@ class Engine:
         self._optimizer.norm, self._optimizer.applied = math.nan, False
         self._engine.step()
         crash_point("after_step")
-        loss, gap, clipped = self._ranks.sum(totals.tolist())
-        return Outcome(self._optimizer.applied, loss, self._optimizer.norm, gap, clipped)
+        loss, weight, *sums = self._ranks.sum(totals.tolist())
+        names = ("logprob_gap_mean", *self._objective.figures)
+        figures = {name: each / (weight or 1.0) for name, each in zip(names, sums, strict=True)}
+        return Outcome(self._optimizer.applied, loss, self._optimizer.norm, figures)
 
     def _accumulate(self, examples: Sequence[Example]) -> torch.Tensor:
         pack = to_pack(examples).to(self._ranks.device)
         logprobs_R = self._engine(pack)
-        clips = {"clip_low": self._config.clip_low, "clip_high": self._config.clip_high}
-        terms_R, clipped_R = grpo(logprobs_R, pack.behaviour_R, pack.advantages_R, **clips)
-        # DeepSpeed averages gradients over ranks; the weights add up to 1 over all of them.
+        terms_R, figures = self._objective(logprobs_R, pack)
+        # DeepSpeed averages gradients over ranks; the weights are of all of them.
         self._engine.backward((terms_R * pack.weights_R).sum() * self._ranks.size)
         gap_R = (logprobs_R.detach() - pack.behaviour_R).abs()
-        figures_3R = torch.stack([terms_R.detach(), gap_R, clipped_R.float()])
-        return (figures_3R * pack.weights_R).sum(1).double().cpu()
+        told_FR = torch.stack([terms_R.detach(), torch.ones_like(gap_R), gap_R, *figures.values()])
+        return (told_FR * pack.weights_R).sum(1).double().cpu()
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """See :meth:`trainers.policy.Policy.weights`; a collective call if :attr:`is_partitioned`.
@@ -135,25 +155,15 @@ class Engine:
         self._policy.check(token_ids)
 
     def save(self, directory: Path) -> None:
-        """Writes model, optimizer and random states below ``directory``; a collective call.
+        """Writes what training goes on from below ``directory``; a collective call.
 
         Raises:
             DiskError: there is no room or no permission.
         """
-        state = {"rng": torch.get_rng_state()}
-        if self._ranks.device.type == "cuda":
-            state["cuda_rng"] = torch.cuda.get_rng_state()
+        state = directory / STATE_DIRECTORY
         with disk_errors("checkpoint", directory):
-            self._engine.save_checkpoint(str(directory), tag=_SHARDS, client_state=state, save_latest=False)
-
-    def load(self, directory: Path) -> None:
-        """Reads what :meth:`save` wrote. The files are pickles, so code: their hashes were checked before."""
-        path, state = self._engine.load_checkpoint(str(directory), tag=_SHARDS)
-        assert path is not None
-        torch.set_rng_state(state["rng"])
-        if "cuda_rng" in state:
-            torch.cuda.set_rng_state(state["cuda_rng"])
-        self._calm()
+            state.mkdir(exist_ok=True)
+            self._state.save(state, self._ranks.rank, self._ranks.size)
 
 
 def _initialize(policy: Policy, optimizer: ClippedAdamW, settings: dict[str, Any]) -> Any:

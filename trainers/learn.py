@@ -81,12 +81,11 @@ def lead(config: RunConfig, ranks: Ranks, stop: threading.Event) -> None:
 
 def follow(config: RunConfig, ranks: Ranks) -> None:
     """The life of every other rank: the same collective calls in the same order."""
-    engine = Engine(config, ranks.broadcast(), ranks)
+    dtype, saved = ranks.broadcast()
+    engine = Engine(config, dtype, ranks, saved)
     while True:
         order, argument = ranks.broadcast()
-        if order == "load":
-            engine.load(argument)
-        elif order == "train":
+        if order == "train":
             engine.train(ranks.scatter())
         elif order == "save":
             engine.save(argument)

@@ -51,12 +51,7 @@ def _count_too_old(sample: Sample, too_old: Sequence[int]) -> int:
 
 def of_outcome(outcome: Outcome) -> dict[str, float]:
     """What training says; what is not finite cannot stand in JSON and is left out."""
-    figures = {
-        "loss": outcome.loss,
-        "grad_norm": outcome.grad_norm,
-        "logprob_gap_mean": outcome.logprob_gap_mean,
-        "clip_fraction": outcome.clip_fraction,
-    }
+    figures = {"loss": outcome.loss, "grad_norm": outcome.grad_norm, **outcome.figures}
     return {name: value for name, value in figures.items() if math.isfinite(value)}
 
 

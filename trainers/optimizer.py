@@ -7,7 +7,7 @@ here, once for all stages: DeepSpeed itself checks bfloat16 and not float32.
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -23,6 +23,10 @@ def learning_rate(config: LearnerConfig, steps_done: int, total_steps: int) -> f
     progress = min(1.0, (steps_done - config.warmup_steps) / rest)
     shape = {"constant": 1.0, "linear": 1.0 - progress, "cosine": (1.0 + math.cos(math.pi * progress)) / 2}
     return config.learning_rate * shape[config.schedule]
+
+
+MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps for each weight."""
 
 
 class ClippedAdamW(torch.optim.AdamW):
@@ -42,6 +46,22 @@ class ClippedAdamW(torch.optim.AdamW):
         self._max_norm = config.max_grad_norm
         self._copies = 1 if config.zero_stage else ranks.size  # at stage 0 every rank holds the whole gradient
         self.norm, self.applied, self.armed = math.nan, False, False
+
+    @property
+    def updates(self) -> int:
+        """How often the weights were changed."""
+        return max((int(state["step"]) for state in self.state.values()), default=0)
+
+    def prepare(self, parameters: Iterable[torch.Tensor], updates: int | None = None) -> None:
+        """Has moments for these, zero where there were none; with ``updates`` as if it had done so many."""
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                for moment in MOMENTS:
+                    state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            if updates is not None:
+                state["step"].fill_(updates)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from schemas.crash_points import crash_point
 from schemas.errors import DiskError, ModelError, RecordError, StateError
 from schemas.manifests import MANIFEST_NAME, FileEntry, Manifest, sha256, verify
 from schemas.snapshots import LAYOUT_NAME, SOURCE_NAME, Delta, decode_source
-from schemas.weights import WeightVersion, version_path
+from schemas.weights import WeightVersion, held_versions, version_path
 from trainers import shards
 from trainers.broadcast import Broadcaster
 from trainers.deltas import Deltas
@@ -214,9 +215,13 @@ class WeightStore:
     # ------------------------------------------------------------------ prune
 
     def prune(self, announced: int) -> None:
-        """Removes all but the newest versions and what their deltas are based on; never the one announced last."""
+        """Removes all but the newest versions, those that readers hold, and what their deltas are based on.
+
+        Never the one announced last. Evaluations hold the best version, and the one that they are about to ask.
+        """
         versions = self._versions()
         kept = {version for version in versions if version >= announced} | set(versions[-self._config.keep :])
+        kept |= set(versions) & set(chain.from_iterable(held_versions(self._files, self._root).values()))
         for version in sorted(kept, reverse=True):
             kept |= self._bases_of(version)
         for version in versions:

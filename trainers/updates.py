@@ -14,7 +14,9 @@ import torch
 from schemas.config import RunConfig
 from schemas.ledger import Numerics
 from schemas.manifests import sha256
-from trainers.batch import to_examples, weigh
+from trainers.advantages import Advantages
+from trainers.aggregation import weigh
+from trainers.batch import to_examples
 from trainers.checkpoint import Checkpoint, require_fit
 from trainers.engine import Engine, Outcome, Work
 from trainers.packing import share_out
@@ -29,25 +31,27 @@ class Updates:
     Attributes:
         dtype: ``float32`` or ``bfloat16``.
         fingerprint: what must be the same for a checkpoint's shards to fit.
+        advantages: with the running baselines of tasks.
 
     Raises:
-        ConfigError: the checkpoint was made with another model, number format or number of ranks.
+        ConfigError: the checkpoint was made with another model or number format.
         ModelError: the model cannot be loaded or not be trained packed.
     """
 
     def __init__(self, config: RunConfig, dtype: str, ranks: Ranks, checkpoint: Checkpoint | None) -> None:
         self._config, self._ranks = config, ranks
-        self.dtype: str = ranks.broadcast(dtype)
-        self.fingerprint = _fingerprint(config, self.dtype, ranks)
+        self.dtype = dtype
+        self.fingerprint = _fingerprint(config, dtype)
         if checkpoint:
             require_fit(checkpoint.state.fingerprint, self.fingerprint, checkpoint.directory)
-        self._engine = Engine(config, self.dtype, ranks)
+        baselines = checkpoint.state.baselines if checkpoint else {}
+        self.advantages = Advantages(config.learner.objective, config.length_tokens, baselines)
+        saved = checkpoint.directory if checkpoint else None
+        ranks.broadcast((dtype, saved))
+        self._engine = Engine(config, dtype, ranks, saved)
         self._probe = probe_tokens(config.model.path)
         ranks.broadcast(("check", self._probe))
         self._engine.check(self._probe)
-        if checkpoint:
-            ranks.broadcast(("load", checkpoint.directory))
-            self._engine.load(checkpoint.directory)
 
     @property
     def vocabulary(self) -> int:
@@ -56,10 +60,15 @@ class Updates:
 
     def train(self, plan: Plan, rate: float) -> Outcome:
         """One optimizer step over the groups of a plan."""
-        examples = to_examples([arrival.samples for arrival in plan.arrivals], plan.too_old)
-        shares = share_out(weigh(examples), self._ranks.size, self._config.learner.micro_batch_tokens)
+        groups = [arrival.samples for arrival in plan.arrivals]
+        examples = to_examples(groups, self.advantages.of_step(groups), plan.too_old)
+        weighed = weigh(examples, self._config.learner.objective.recipe.aggregation, self._config.length_tokens)
+        shares = share_out(weighed, self._ranks.size, self._config.learner.micro_batch_tokens)
         self._ranks.broadcast(("train", None))
-        return self._engine.train(self._ranks.scatter([Work(packs, rate) for packs in shares]))
+        outcome = self._engine.train(self._ranks.scatter([Work(packs, rate) for packs in shares]))
+        if outcome.applied:
+            self.advantages.learn(groups)
+        return outcome
 
     def write(self, store: WeightStore, version: int, step: int, *, as_files: bool = False) -> str:
         """Publishes the weights as a version of a store; returns the sha256 of its manifest."""
@@ -87,7 +96,7 @@ def numerics(ranks: Ranks) -> Numerics:
     return Numerics(torch=torch.__version__, device=device, threads=torch.get_num_threads(), ranks=ranks.size)
 
 
-def _fingerprint(config: RunConfig, dtype: str, ranks: Ranks) -> dict[str, str | int]:
+def _fingerprint(config: RunConfig, dtype: str) -> dict[str, str | int]:
     model = Path(config.model.path)
     description = model / "config.json"
     return {
@@ -95,6 +104,4 @@ def _fingerprint(config: RunConfig, dtype: str, ranks: Ranks) -> dict[str, str |
         "model": model.name,
         "model_config_sha256": sha256(description.read_bytes()) if description.is_file() else "missing",
         "dtype": dtype,
-        "zero_stage": config.learner.zero_stage,
-        "ranks": ranks.size,
     }

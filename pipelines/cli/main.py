@@ -24,6 +24,8 @@ VERBS: Final = {
     "worker": "serve a model with vLLM and follow the announced weights",
     "rollout": "run the rollout pipeline on a Beam runner",
     "learn": "run the learner",
+    "evaluate": "ask held-out prompts of a run's weights while it trains",
+    "export": "write the weights of a run as a Hugging Face directory",
     "submit": "write prompts from a JSON-lines file to a run",
     "topics": "create the topics of a run, or check those that exist",
     "kafka": "serve the log of a finished run again",

@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.live import Live
 
 from pipelines.audit import audit
+from pipelines.evaluation.measure import Measure, write_results
+from pipelines.evaluation.prompts import HeldOut
 from pipelines.local.broker import kafka_jars
 from pipelines.local.demo_model import demo_model
 from pipelines.local.demo_options import DemoOptions
 from pipelines.local.demo_prompts import DemoPrompts, from_file, sums
-from pipelines.local.held_out import evaluate
 from pipelines.local.monitor import Monitor, Snapshot
 from pipelines.local.paths import DEFAULT_RUNS
 from pipelines.local.prism import find_prism
@@ -89,11 +90,12 @@ def _run_stack(console: Console, stack: Stack, prompts: DemoPrompts) -> Summary:
     monitor = Monitor(stack.config, stack.directory)
     try:
         _submit(stack.config, prompts)
-        before = evaluate(stack.config, prompts.held_out, version=1)
+        held_out = Measure(stack.config, HeldOut(prompts.held_out))
+        before = held_out.of(version=1)[0].marked(None)
         console.print(f"held-out accuracy before: {before.value:.2f} of {before.samples} ({clock.elapsed_s():.0f} s)")
         stack.start_rollout()
         _train(console, stack, monitor, clock)
-        after = evaluate(stack.config, prompts.held_out, version=monitor.log.weights[-1].version)
+        after = held_out.of(monitor.log.weights[-1].version)[0].marked(before)
         console.print(f"held-out accuracy after:  {after.value:.2f} of {after.samples} ({clock.elapsed_s():.0f} s)")
         return _conclude(stack, monitor, clock, before, after)
     finally:
@@ -157,7 +159,7 @@ def _plain_printer(console: Console, steps: int) -> Callable[[Snapshot], None]:
 def _conclude(stack: Stack, monitor: Monitor, clock: _Clock, before: EvalResult, after: EvalResult) -> Summary:
     seconds_total = clock.elapsed_s()
     monitor.advance()
-    _announce(stack.config, before, after)
+    write_results(stack.config, [before, after])
     summary = summarise(
         monitor.log,
         monitor.line,
@@ -170,16 +172,6 @@ def _conclude(stack: Stack, monitor: Monitor, clock: _Clock, before: EvalResult,
     )
     _write(stack, monitor, summary, [before, after])
     return summary
-
-
-def _announce(config: RunConfig, *results: EvalResult) -> None:
-    """Writes evaluations to their topic."""
-    from kafka import KafkaProducer
-
-    producer = KafkaProducer(**config.kafka.producer_options())
-    for result in results:
-        producer.send(config.topics.evals, result.encode(), key=config.name.encode())
-    producer.close()
 
 
 def _write(stack: Stack, monitor: Monitor, summary: Summary, evals: list[EvalResult]) -> None:

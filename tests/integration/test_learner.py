@@ -114,7 +114,7 @@ def test_corrupt_checkpoint_falls_back_to_the_older_one_and_redoes_the_rest(make
     with Rollouts(config, model_dir):
         learn(config)
         newest = sorted((tmp_path / "checkpoints").glob("g0001-s00000004-*"))[0]
-        shard = max(newest.rglob("*.pt"), key=lambda path: path.stat().st_size)
+        shard = max(newest.rglob("*.safetensors"), key=lambda path: path.stat().st_size)
         shard.write_bytes(shard.read_bytes()[:-1] + b"X")
         learn(make_config(steps=5, checkpoint_every=2))
     entries, line = assert_consistent(config)
@@ -122,7 +122,7 @@ def test_corrupt_checkpoint_falls_back_to_the_older_one_and_redoes_the_rest(make
     assert [entry.generation for entry in line] == [1, 1, 2, 2, 2]
     dead = [entry for entry in steps_of(config) if entry.generation == 1][2:]
     assert [entry.trained for entry in line[2:4]] == [entry.trained for entry in dead]
-    for path in (tmp_path / "checkpoints").rglob("*.pt"):
+    for path in (tmp_path / "checkpoints").rglob("*.safetensors"):
         path.write_bytes(b"X")
     with pytest.raises(StateError, match="no usable checkpoint"):
         learn(make_config(steps=6))
@@ -152,13 +152,15 @@ def test_checkpoint_without_ledger_entry_counts_and_is_recorded(make_config, mod
     assert [entry.step for entry in entries if isinstance(entry, CheckpointEntry)] == [2, 3]
 
 
-def test_checkpoint_of_another_configuration_is_refused_naming_both(make_config, model_dir):
+def test_a_checkpoint_serves_another_stage_and_not_another_number_format(make_config, model_dir):
     config = make_config(steps=1)
     write_prompts(config, 30)
     with Rollouts(config, model_dir):
         learn(config)
-    with pytest.raises(ConfigError, match="zero_stage is 0 in the checkpoint and 1 now"):
-        learn(make_config(steps=2, zero_stage=1))
+        learn(make_config(steps=2, zero_stage=2))
+    changed = config.model_copy(update={"model": config.model.model_copy(update={"dtype": "bfloat16"})})
+    with pytest.raises(ConfigError, match="dtype is 'float32' in the checkpoint and 'bfloat16' now"):
+        learn(changed)
 
 
 def test_full_queues_lose_no_partition(run_config):
@@ -386,9 +388,10 @@ def test_gradients_that_stay_infinite_lead_back_and_what_led_there_is_left_out(m
     config = make_config(steps=6, max_skips=2)
     write_prompts(config, 90)
     with Rollouts(config, model_dir):
-        with monkeypatch.context() as patched, pytest.raises(DivergedError, match="2 steps in a row"):
+        with monkeypatch.context() as patched:
             diverge_after(patched, 4)
-            learn(config)
+            with pytest.raises(DivergedError, match="2 steps in a row"):
+                learn(config)
         learn(config)
     entries, line = assert_consistent(config)
     first, second = (entry for entry in entries if isinstance(entry, StartEntry))

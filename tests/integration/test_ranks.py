@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.local.tiny_model import build_tiny_model
-from tests.support.five_steps import CASES, five_steps
+from tests.support.five_steps import CASES, STEPS, five_steps, make_engine, take_step
 from tests.support.trajectories import shared_ranks
 
 _START_S = 120
@@ -21,7 +21,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_one_rank(model):
-    return {name: tensor.clone() for name, tensor in five_steps(model, shared_ranks()).items()}
+    return {name: tensor.clone() for name, tensor in five_steps(model, shared_ranks()).state_dict().items()}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_two_ranks_and_one_lead_to_the_same_weights(by_one_rank, by_two_ranks, c
 
 @pytest.mark.parametrize("case", ["stage-3", "a pass for each sample", "activations computed again"])
 def test_one_rank_leads_to_the_same_weights_whatever_saves_memory(model, by_one_rank, case):
-    for name, tensor in five_steps(model, shared_ranks(), **CASES[case]).items():
+    for name, tensor in five_steps(model, shared_ranks(), **CASES[case]).state_dict().items():
         torch.testing.assert_close(tensor.cpu(), by_one_rank[name].cpu(), atol=1e-5, rtol=0)
 
 
@@ -55,3 +55,15 @@ def test_five_steps_move_the_weights_far_beyond_the_tolerance(model, by_one_rank
 
     before = Policy(load_model(model, torch.float32), 1.0).weights()
     assert max(float((by_one_rank[name].cpu() - before[name]).abs().max()) for name in before) > 1e-3
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_one_rank_goes_on_from_what_two_have_saved(model, by_two_ranks, stage):
+    never_saved = five_steps(model, shared_ranks())
+    resumed = make_engine(model, shared_ranks(), saved=by_two_ranks, zero_stage=stage)
+    for step in (STEPS, STEPS + 1):
+        losses = [take_step(engine, shared_ranks(), step).loss for engine in (never_saved, resumed)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    weights = resumed.state_dict()
+    for name, tensor in never_saved.state_dict().items():
+        torch.testing.assert_close(weights[name].cpu(), tensor.cpu(), atol=1e-5, rtol=0)

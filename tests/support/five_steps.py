@@ -1,6 +1,6 @@
 """Five optimizer steps under many settings, on as many ranks as a launcher starts; rank 0 saves what they lead to.
 
-torchrun --nproc-per-node=2 -m tests.support.five_steps MODEL DIRECTORY ──► DIRECTORY/{ranks}-{case}.pt
+torchrun --nproc-per-node=2 -m tests.support.five_steps MODEL DIRECTORY ──► DIRECTORY/{case}.pt, DIRECTORY/state/
 """
 
 import sys
@@ -10,13 +10,15 @@ import torch
 
 from schemas.config import validate
 from tests.support.samples import draw_examples
-from trainers.batch import weigh
+from trainers.aggregation import weigh
 from trainers.engine import Engine, Work
 from trainers.packing import share_out
 from trainers.ranks import Ranks
 
 STEPS = 5
 ALL_IN_ONE_PACK = 4096
+SAVED = "stage-3"
+"""The case whose state is saved too."""
 CASES = {
     **{f"stage-{stage}": {"zero_stage": stage, "micro_batch_tokens": 64} for stage in range(4)},
     "one pack a rank": {"micro_batch_tokens": ALL_IN_ONE_PACK},
@@ -28,20 +30,35 @@ CASES = {
 
 
 def five_steps(model, ranks, **learner):
-    """The weights after five steps over the same examples, on rank 0."""
-    config = validate({"model": {"path": model, "dtype": "float32"}, "learner": learner}, "test")
-    engine = Engine(config, "float32", ranks)
+    """The engine after five steps over the same examples."""
+    engine = make_engine(model, ranks, **learner)
     for step in range(STEPS):
-        examples = weigh(draw_examples(23, seed=step))
-        shares = share_out(examples, ranks.size, config.learner.micro_batch_tokens)
-        assert engine.train(Work(shares[ranks.rank], 1e-3)).applied
-    return engine.state_dict()
+        take_step(engine, ranks, step)
+    return engine
+
+
+def make_engine(model, ranks, saved=None, **learner):
+    """On this rank."""
+    config = validate({"model": {"path": model, "dtype": "float32"}, "learner": learner}, "test")
+    return Engine(config, "float32", ranks, saved)
+
+
+def take_step(engine, ranks, step):
+    """One step over examples of its own; every rank takes its share."""
+    examples = weigh(draw_examples(23, seed=step), "token_mean", 1)
+    shares = share_out(examples, ranks.size, engine._config.micro_batch_tokens)
+    outcome = engine.train(Work(shares[ranks.rank], 1e-3))
+    assert outcome.applied
+    return outcome
 
 
 def main(model, directory):
     ranks = Ranks()
     for case, learner in CASES.items():
-        weights = five_steps(model, ranks, **learner)
+        engine = five_steps(model, ranks, **learner)
+        weights = engine.state_dict()
+        if case == SAVED:
+            engine.save(Path(directory))
         if ranks.leads:
             torch.save({name: tensor.cpu() for name, tensor in weights.items()}, Path(directory, f"{case}.pt"))
         ranks.barrier()

@@ -1,37 +1,35 @@
-"""The clipped policy gradient of GRPO.
+"""The clipped policy gradient of PPO, which GRPO, DAPO, Dr. GRPO and REINFORCE++ share.
 
 Shape suffix: R trained response tokens of one packed forward pass.
 """
-# ruff: noqa: N803, N806, N815 - the suffixes are the shapes
-
-from typing import NamedTuple
+# ruff: noqa: N803, N806 - the suffixes are the shapes
 
 import torch
 
-
-class Loss(NamedTuple):
-    """What each trained token contributes."""
-
-    terms_R: torch.Tensor
-    """To be summed and divided by the number of trained tokens of the whole step (token mean)."""
-    clipped_R: torch.Tensor
-    """True where the ratio was cut off, so that the token gave no gradient."""
+from trainers.losses.surrogate import Surrogate, ratio
 
 
 def grpo(
     logprobs_R: torch.Tensor,
-    behaviour_R: torch.Tensor,
+    anchor_R: torch.Tensor,
     advantages_R: torch.Tensor,
     *,
     clip_low: float,
     clip_high: float,
-) -> Loss:
-    """The surrogate of GRPO (Shao et al. 2024, arXiv:2402.03300), without its KL term.
+) -> Surrogate:
+    """The surrogate of PPO (Schulman et al. 2017, arXiv:1707.06347), as GRPO has it (arXiv:2402.03300).
 
-    The two bounds and the token mean are those of DAPO (Yu et al. 2025, arXiv:2503.14476).
-    The ratio is taken to the behaviour policy, token by token: samples come with its logprobs.
+    Two bounds are from DAPO (arXiv:2503.14476). Dr. GRPO (arXiv:2503.20783) and REINFORCE++
+    (arXiv:2501.03262) differ in advantage and aggregation only.
+
+    Args:
+        logprobs_R: of the policy that is trained, with a gradient.
+        anchor_R: of the policy that the ratio is taken to.
+        advantages_R: how much better than expected.
+        clip_low: no gain below a ratio of 1 - clip_low.
+        clip_high: no gain above a ratio of 1 + clip_high.
     """
-    ratio_R = torch.exp(logprobs_R - behaviour_R)
+    ratio_R = ratio(logprobs_R - anchor_R)
     inside_R = torch.clamp(ratio_R, 1 - clip_low, 1 + clip_high)
     terms_R = -torch.minimum(ratio_R * advantages_R, inside_R * advantages_R)
-    return Loss(terms_R, ((ratio_R - inside_R) * advantages_R > 0).detach())
+    return Surrogate(terms_R, ((ratio_R - inside_R) * advantages_R > 0).detach())

@@ -2,16 +2,18 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import RunConfig, validate
-from schemas.errors import ConfigError, ModelError
+from schemas.errors import ConfigError, ModelError, StateError
 from tests.support.samples import draw_examples
 from tests.support.trajectories import shared_ranks
-from trainers.batch import Example, weigh
+from trainers.aggregation import weigh
+from trainers.batch import Example
 from trainers.engine import Engine, Work
 from trainers.packing import share_out, to_pack
 from trainers.policy import Policy, load_model
@@ -23,13 +25,13 @@ def model_dir(tmp_path_factory):
     return build_tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def make_engine(model_dir, stage=0, dtype="float32", **learner):
+def make_engine(model_dir, stage=0, dtype="float32", saved=None, **learner):
     tree = {"model": {"path": str(model_dir)}, "learner": {"zero_stage": stage, **learner}}
-    return Engine(validate(tree, "test"), dtype, shared_ranks())
+    return Engine(validate(tree, "test"), dtype, shared_ranks(), saved)
 
 
 def work(examples, rate=1e-3, micro_batch_tokens=64):
-    return Work(share_out(weigh(examples), 1, micro_batch_tokens)[0], rate)
+    return Work(share_out(weigh(examples, "token_mean", 1), 1, micro_batch_tokens)[0], rate)
 
 
 def logprobs_of(policy, examples):
@@ -50,6 +52,19 @@ def test_packed_logprobs_are_those_of_one_by_one_and_of_the_model_itself(model_d
         expected += [chosen[example.prompt_tokens + place - 1, example.token_ids[example.prompt_tokens + place]]
                      for place, own in enumerate(example.mask) if own]  # fmt: skip
     torch.testing.assert_close(packed, torch.stack(expected), atol=1e-5, rtol=0)
+
+
+def test_figures_are_means_over_tokens_also_where_weights_do_not_add_up_to_one(model_dir):
+    examples = draw_examples(9)
+    objective = {"correction": "truncated_token", "correction_high": 1.02}
+    whole = make_engine(model_dir, objective=objective).train(work(examples))
+    tenth = [[replace(one, weight=one.weight / 10) for one in pack] for pack in work(examples).packs]
+    found = make_engine(model_dir, objective=objective).train(Work(tenth, 1e-3))
+    assert found.figures == pytest.approx(whole.figures)
+    assert found.loss == pytest.approx(whole.loss / 10)
+    assert 0 < whole.figures["correction_cut"] < 1
+    assert 0.5 < whole.figures["correction_weight"] < 1.02
+    assert make_engine(model_dir).train(Work([], 1e-3)).figures == {"logprob_gap_mean": 0.0, "clip_fraction": 0.0}
 
 
 def test_gradient_does_not_depend_on_chunks_or_packs(model_dir, monkeypatch):
@@ -165,18 +180,42 @@ def test_activation_checkpointing_keeps_less_and_turns_no_dropout_on(model_dir):
     assert (none, layers) == (set(), {"LlamaDecoderLayer"})
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_checkpoint_restores_model_and_optimizer_to_the_bit(model_dir, tmp_path, stage):
-    engine = make_engine(model_dir, stage)
+STAGES = [("float32", stage) for stage in range(4)] + [("bfloat16", stage) for stage in (0, 1, 3)]
+
+
+@pytest.mark.parametrize(("dtype", "stage"), STAGES)
+def test_checkpoint_restores_model_and_optimizer_to_the_bit(model_dir, tmp_path, dtype, stage):
+    engine = make_engine(model_dir, stage, dtype)
     examples = draw_examples(5)
     engine.train(work(examples))
     engine.save(tmp_path)
     expected = engine.train(work(examples))
     weights = {name: tensor.clone() for name, tensor in engine.state_dict().items()}
-    other = make_engine(model_dir, stage)
-    other.load(tmp_path)
+    other = make_engine(model_dir, stage, dtype, saved=tmp_path)
     assert other.train(work(examples)) == expected
     assert all(torch.equal(tensor, weights[name]) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize("saved_at", range(4))
+@pytest.mark.parametrize("loaded_at", [0, 2, 3])
+def test_training_goes_on_at_another_stage(model_dir, tmp_path, saved_at, loaded_at):
+    engine = make_engine(model_dir, saved_at)
+    engine.train(work(draw_examples(5)))
+    engine.save(tmp_path)
+    other = make_engine(model_dir, loaded_at, saved=tmp_path)
+    for seed in (1, 2):
+        outcomes = [each.train(work(draw_examples(5, seed))) for each in (engine, other)]
+        assert outcomes[0].loss == pytest.approx(outcomes[1].loss, abs=1e-6)
+    weights = other.state_dict()
+    for name, tensor in engine.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=0)
+
+
+def test_state_of_another_model_is_refused(model_dir, tmp_path):
+    make_engine(model_dir).save(tmp_path)
+    other = build_tiny_model(tmp_path / "other", tied=False)
+    with pytest.raises(StateError, match=r"lacks weights/lm_head\.weight"):
+        make_engine(other, saved=tmp_path)
 
 
 @pytest.mark.parametrize("tied", [True, False])

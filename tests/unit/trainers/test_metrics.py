@@ -58,7 +58,7 @@ def test_redone_step_keeps_the_reward_of_all_its_groups():
 
 
 def test_what_is_not_finite_is_left_out_of_the_json():
-    outcome = Outcome(False, math.nan, math.inf, 0.1, 0.0)
+    outcome = Outcome(False, math.nan, math.inf, {"logprob_gap_mean": 0.1, "clip_fraction": 0.0})
     assert metrics.of_outcome(outcome) == {"logprob_gap_mean": 0.1, "clip_fraction": 0.0}
 
 

@@ -1,16 +1,26 @@
 """Packing and sharing out."""
 
+import random
+from itertools import chain
+
+import pytest
+
 from trainers.batch import Example
-from trainers.packing import pack, share_out, to_pack
+from trainers.packing import balance, share_out, to_pack
 
 
-def example(tokens, prompt=2, advantage=1.0):
+def example(tokens, prompt=1, advantage=1.0):
     answer = tokens - prompt
     return Example(tuple(range(tokens)), prompt, (-1.0,) * answer, (True,) * answer, advantage)
 
 
 def lengths(packs):
     return [[len(one.token_ids) for one in one_pack] for one_pack in packs]
+
+
+def draw(number, seed=0, longest=1024):
+    generator = random.Random(seed)
+    return [example(max(2, min(longest, round(generator.lognormvariate(4.8, 1))))) for _ in range(number)]
 
 
 def test_sequences_lie_one_after_the_other_and_start_again_at_position_0():
@@ -28,16 +38,53 @@ def test_sequences_lie_one_after_the_other_and_start_again_at_position_0():
     assert packed.lengths == (4, 3)
 
 
-def test_packs_hold_at_most_the_tokens_and_longer_ones_stand_alone():
-    packs = pack([example(length) for length in (3, 30, 6, 4, 7, 5)], 10)
-    assert lengths(packs) == [[30], [7, 3], [6, 4], [5]]
+def test_differencing_divides_as_in_the_textbook():
+    """8, 7, 6, 5, 4 into two: 8-7, then 6-5, then 4 against 1 and 1: 16 and 14 (longest first gives 17 and 13)."""
+    parts = balance([example(tokens) for tokens in (4, 8, 6, 5, 7)], 2)
+    assert [sorted(part, reverse=True) for part in lengths(parts)] == [[7, 5, 4], [8, 6]]
+    assert [sorted(part) for part in lengths(balance([example(tokens) for tokens in (2, 3, 4)], 5))] == [
+        [4], [3], [2], [], [],
+    ]  # fmt: skip
+    assert balance([], 2) == [[], []]
 
 
-def test_ranks_get_equal_work_and_the_same_number_of_packs():
-    shares = share_out([example(length) for length in (9, 8, 3, 3, 3, 3)], 2, 10)
-    assert [lengths(share) for share in shares] == [[[9], [3, 3]], [[8], [3, 3]]]
+@pytest.mark.parametrize(("number", "parts"), [(64, 2), (64, 8), (512, 8), (200, 7)])
+def test_parts_hold_every_example_once_and_nearly_equal_tokens(number, parts):
+    examples = draw(number)
+    found = balance(examples, parts)
+    assert sorted(map(id, chain.from_iterable(found))) == sorted(map(id, examples))
+    tokens = [sum(part) for part in lengths(found)]
+    assert max(tokens) - min(tokens) <= 0.01 * sum(tokens) / parts
+
+
+@pytest.mark.parametrize(("number", "ranks", "budget"), [(40, 1, 1024), (300, 3, 2048), (64, 8, 700), (5, 4, 100)])
+def test_packs_fit_and_those_of_one_turn_are_alike_on_all_ranks(number, ranks, budget):
+    examples = draw(number)
+    shares = share_out(examples, ranks, budget)
+    packs = [pack for share in shares for pack in share]
+    assert sorted(map(id, chain.from_iterable(packs))) == sorted(map(id, examples))
+    assert all(sum(pack) <= budget or len(pack) == 1 for pack in lengths(packs))
+    assert len({len(share) for share in shares}) == 1
+    if number == 300:
+        turns = list(zip(*map(lengths, shares), strict=True))
+        unequal = [max(map(sum, turn)) - min(map(sum, turn)) for turn in turns]
+        assert max(unequal) <= 0.01 * budget
+        fewest = -(-sum(map(sum, lengths(packs))) // (budget * ranks))
+        assert len(turns) <= fewest + 1
+
+
+def test_longer_ones_stand_alone_and_the_others_are_as_few_packs_as_fit():
+    (share,) = share_out([example(length) for length in (3, 30, 6, 4, 7, 5)], 1, 10)
+    assert lengths(share) == [[30], [5, 4], [6, 3], [7]]
+
+
+def test_rank_without_work_gets_an_empty_pack():
     lonely = share_out([example(9)], 2, 10)
     assert [lengths(share) for share in lonely] == [[[9]], [[]]]
+
+
+def test_same_examples_are_divided_alike_every_time():
+    assert lengths(share_out(draw(100), 1, 900)[0]) == lengths(share_out(draw(100), 1, 900)[0])
 
 
 def test_empty_pack_weighs_nothing():

@@ -236,3 +236,11 @@ def test_redo_leaves_out_what_the_ledger_says_whatever_is_configured(planner):
     old = over(0, 1, 2, 4)
     entry = StepEntry(generation=1, step=4, version=5, trained=(old.trained(),), dropped=(), too_old=(1,))
     assert planner.again(entry, [old]).too_old == (1,)
+
+
+def test_with_running_baselines_one_known_reward_teaches():
+    planner = Planner(2, 1, Accounts(), Versions({1: 0}), needs_variance=False)
+    assert planner.offer(arrival(0, rewards=(1.0,))) is None
+    assert planner.offer(arrival(1, rewards=(0.5, 0.5, None))) is None
+    assert planner.offer(arrival(2, rewards=(None, None))) == "zero_variance"
+    assert names(planner.take(0)) == [0, 1]

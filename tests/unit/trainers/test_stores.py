@@ -266,14 +266,14 @@ def state(step=10, generation=1):
 
 def save(store, step, parent=None, generation=1):
     with store.new_directory(generation, step) as directory:
-        (directory / "shards").mkdir()
-        (directory / "shards" / "model.pt").write_bytes(b"weights of step %d" % step)
+        (directory / "state").mkdir()
+        (directory / "state" / "rank00-000.safetensors").write_bytes(b"weights of step %d" % step)
         return store.finish(directory, state(step, generation), parent)
 
 
 def leave_unfinished(store, step):
     with store.new_directory(1, step) as directory:
-        (directory / "shards").mkdir()
+        (directory / "state").mkdir()
     return directory
 
 
@@ -294,7 +294,7 @@ def test_flipped_bit_falls_back_to_the_older_one(tmp_path):
     store = CheckpointStore(tmp_path, keep=5)
     first = save(store, 10)
     second = save(store, 20, first.manifest_sha256)
-    (second.directory / "shards" / "model.pt").write_bytes(b"weights of step 2X")
+    (second.directory / "state" / "rank00-000.safetensors").write_bytes(b"weights of step 2X")
     assert store.newest_verified(history(first, second)) == first
 
 
@@ -351,7 +351,7 @@ def test_sweep_clears_the_unfinished_and_nothing_else(tmp_path):
 def test_checkpoint_without_room_leaves_nothing(tmp_path):
     def save_half():
         with CheckpointStore(tmp_path, keep=1).new_directory(1, 10) as directory:
-            (directory / "shards").write_bytes(b"half")
+            (directory / "state").write_bytes(b"half")
             raise DiskError("no room")
 
     with pytest.raises(DiskError):
@@ -365,7 +365,7 @@ def test_checkpoint_before_a_step_is_found_and_what_is_wrong_with_newer_ones(tmp
     assert newest_usable(tmp_path, history(*made), before=30) == (made[1], [])
     assert newest_usable(tmp_path, history(*made), before=31) == (made[2], [])
     assert newest_usable(tmp_path, history(*made), before=10) == (None, [])
-    (made[1].directory / "shards" / "model.pt").write_bytes(b"weights of step 2X")
+    (made[1].directory / "state" / "rank00-000.safetensors").write_bytes(b"weights of step 2X")
     found, faults = newest_usable(tmp_path, history(*made), before=30)
     assert found == made[0]
     assert len(faults) == 1

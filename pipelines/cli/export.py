@@ -1,0 +1,77 @@
+"""``asyncflow export``."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pipelines.cli.options import parse
+from schemas.config import RunConfig, load
+from schemas.errors import ConfigError
+
+_DESCRIPTION = """Writes the weights of a run as a Hugging Face directory that transformers and vLLM load.
+
+The version is verified against its announcement, copied, and read back. Prints one JSON object. Name the run by its
+directory or name, or by a configuration file; the log of a finished run is served for the time. Examples:
+
+  asyncflow export --run demo --to models/demo
+  asyncflow export --run demo --version best --to models/demo-best
+"""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Arguments of the verb."""
+
+    to: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Where the model goes: a directory that does not exist, or is empty. Required."""
+    version: str = "newest"
+    """newest, best (by evaluation), or the number of a weight version."""
+    run: str | None = None
+    """Directory or name of the run."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """TOML file with the run's configuration, instead of --run."""
+    evaluation: str | None = None
+    """Name of the evaluation that says which version is the best; by default that of the configuration."""
+    bootstrap: str | None = None
+    """Brokers as host:port; by default those of the run's configuration."""
+    debug: bool = False
+    """Show the traceback of an error that the user can mend."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb and returns the exit code."""
+    options = parse(ExportOptions, "export", arguments, _DESCRIPTION)
+    if options.to is None:
+        raise ConfigError("--to DIR is missing: give a directory that does not exist yet")
+    from pipelines.export import export, parse_version
+
+    wanted = parse_version(options.version)
+    with _served(options) as config:
+        exported = export(_with_evaluation(config, options.evaluation), wanted, options.to)
+    sys.stdout.write(f"{exported.model_dump_json(indent=2)}\n")
+    return 0
+
+
+@contextmanager
+def _served(options: ExportOptions) -> Iterator[RunConfig]:
+    from pipelines.runs import served, with_bootstrap
+
+    if (options.run is None) == (options.config is None):
+        raise ConfigError("name the run by exactly one of --run and --config")
+    if options.config is not None:
+        yield with_bootstrap(load(options.config), options.bootstrap)
+        return
+    assert options.run is not None
+    with served(options.run, options.bootstrap) as config:
+        yield config
+
+
+def _with_evaluation(config: RunConfig, name: str | None) -> RunConfig:
+    if name is None:
+        return config
+    return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"name": name})})
