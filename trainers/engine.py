@@ -23,7 +23,7 @@ from trainers.disk import disk_errors
 from trainers.full_state import FullState, load_weights
 from trainers.objective import Objective
 from trainers.optimizer import ClippedAdamW
-from trainers.packing import to_pack
+from trainers.packing import Pack, to_pack
 from trainers.policy import Policy, load_model
 from trainers.ranks import Ranks
 
@@ -80,6 +80,7 @@ class Engine:
         self._policy = Policy(causal, config.temperature)
         self.vocabulary = int(causal.config.get_text_config().vocab_size)
         self._objective = Objective(config.learner.objective)
+        self._reference = self._load_reference(config) if self._objective.needs_reference else None
         self._optimizer = ClippedAdamW(self._policy.parameters(), config.learner, ranks)
         self._engine = _initialize(self._policy, self._optimizer, settings)
         self._calm()
@@ -87,6 +88,11 @@ class Engine:
         self._state = FullState(causal, self._engine, self._optimizer)
         if saved:
             self._state.load(saved / STATE_DIRECTORY)
+
+    def _load_reference(self, config: RunConfig) -> Policy:
+        """The model that the run began with, whole on every rank; it is not trained."""
+        causal = load_model(config.model.path, _DTYPES[self.dtype]).to(self._ranks.device)
+        return Policy(causal.requires_grad_(requires_grad=False), config.temperature)
 
     @property
     def is_partitioned(self) -> bool:
@@ -117,13 +123,24 @@ class Engine:
 
     def _accumulate(self, examples: Sequence[Example]) -> torch.Tensor:
         pack = to_pack(examples).to(self._ranks.device)
-        logprobs_R = self._engine(pack)
-        terms_R, figures = self._objective(logprobs_R, pack)
+        logprobs_R, entropy_R = self._forward(pack)
+        terms_R, figures = self._objective(logprobs_R, pack, reference_R=self._refer(pack), entropy_R=entropy_R)
         # DeepSpeed averages gradients over ranks; the weights are of all of them.
         self._engine.backward((terms_R * pack.weights_R).sum() * self._ranks.size)
         gap_R = (logprobs_R.detach() - pack.behaviour_R).abs()
         told_FR = torch.stack([terms_R.detach(), torch.ones_like(gap_R), gap_R, *figures.values()])
         return (told_FR * pack.weights_R).sum(1).double().cpu()
+
+    def _forward(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self._objective.needs_entropy:
+            logprobs_R, entropy_R = self._engine(pack, entropy=True)
+            return logprobs_R, entropy_R
+        return self._engine(pack), None
+
+    @torch.no_grad()
+    def _refer(self, pack: Pack) -> torch.Tensor | None:
+        """Logprobs under the reference policy, if there is one."""
+        return self._reference(pack) if self._reference else None
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """See :meth:`trainers.policy.Policy.weights`; a collective call if :attr:`is_partitioned`.

@@ -180,6 +180,21 @@ def test_activation_checkpointing_keeps_less_and_turns_no_dropout_on(model_dir):
     assert (none, layers) == (set(), {"LlamaDecoderLayer"})
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_the_reference_is_the_model_of_the_beginning_and_stays(model_dir, tmp_path, stage):
+    objective = {"kl_coefficient": 0.1, "entropy_coefficient": 0.01}
+    engine = make_engine(model_dir, stage, objective=objective)
+    first, second = (engine.train(work(draw_examples(5))) for _ in range(2))
+    assert first.figures["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert second.figures["kl"] > 1e-5
+    assert first.figures["entropy"] == pytest.approx(math.log(engine.vocabulary), rel=0.05), (
+        "a random model knows nothing"
+    )
+    engine.save(tmp_path)
+    resumed = make_engine(model_dir, stage, saved=tmp_path, objective=objective)
+    assert resumed.train(work(draw_examples(5))).figures["kl"] > second.figures["kl"]
+
+
 STAGES = [("float32", stage) for stage in range(4)] + [("bfloat16", stage) for stage in (0, 1, 3)]
 
 
