@@ -13,6 +13,7 @@ from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
 from pipelines.audit import audit
+from pipelines.local.tiny_model import build_tiny_model
 from pipelines.log import RunReader
 from schemas.errors import ConfigError, RunError
 from schemas.trajectories import Span
@@ -124,12 +125,12 @@ def test_a_checkpoint_that_does_not_verify_is_passed_over(trained, tmp_path):
     assert found.from_checkpoint is None
 
 
-def test_what_cannot_be_replayed_is_told_in_one_sentence(trained, make_config):
+def test_what_cannot_be_replayed_is_told_in_one_sentence(trained, tmp_path):
     with pytest.raises(RunError, match=r"step 99 is not on the surviving line .* steps 1 to 7"):
         again(trained, 99)
-    other = trained.model_copy(update={"learner": trained.learner.model_copy(update={"zero_stage": 1})})
-    with pytest.raises(ConfigError, match="zero_stage is 0 in the checkpoint and 1 now"):
-        again(other)
+    other = build_tiny_model(tmp_path / "other")
+    with pytest.raises(ConfigError, match="model is 'model0' in the checkpoint and 'other' now"):
+        again(trained.model_copy(update={"model": trained.model.model_copy(update={"path": str(other)})}))
     client = KafkaAdminClient(**trained.kafka.client_options())
     for partition in range(trained.kafka.partitions):
         client.delete_records({TopicPartition(trained.topics.trajectories, partition): -1})
