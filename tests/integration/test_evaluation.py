@@ -13,6 +13,7 @@ from pipelines.cli.main import main
 from pipelines.evaluation.announcements import read_results
 from pipelines.evaluation.follow import Evaluator
 from pipelines.evaluation.prompts import HeldOut
+from pipelines.evaluation.relay import Relay
 from pipelines.log import TopicReader
 from schemas.config import validate
 from schemas.errors import ConfigError, EngineError
@@ -153,7 +154,7 @@ def test_the_version_that_is_asked_stays_while_it_is(configure, start, engine):
     config = configure(steps=9)
     learner, evaluator = start(config)
     engine.slow_s[7] = 0.5
-    asking = threading.Thread(target=evaluator.advance)
+    asking = threading.Thread(target=evaluator.advance, daemon=True)
     asking.start()
     while not engine.requests:
         time.sleep(0.01)
@@ -171,7 +172,7 @@ def test_answers_of_two_versions_are_told_and_never_the_best(configure, start, e
     learner.step()
     engine.slow_s[7] = 0.5
     engine.mean_tokens = 50
-    asking = threading.Thread(target=evaluator.advance)
+    asking = threading.Thread(target=evaluator.advance, daemon=True)
     asking.start()
     while len(engine.requests) < 6:
         time.sleep(0.01)
@@ -179,6 +180,14 @@ def test_answers_of_two_versions_are_told_and_never_the_best(configure, start, e
     asking.join()
     second = read_results(config)[1]
     assert (second.version, second.version_max, second.value, second.best) == (2, 3, pytest.approx(0.9), False)
+
+
+def test_a_version_that_is_in_no_store_is_never_the_best(configure, start, engine):
+    config = configure(steps=9)
+    _, evaluator = start(config, held_out(rewards=REWARDS | {7: 1.0}))
+    engine.version = 7
+    evaluator.advance()
+    assert in_short(config) == [(7, 1.0, False)]
 
 
 def test_pass_at_k_is_written_beside_the_greedy_answers(configure, start, engine):
@@ -249,11 +258,23 @@ def test_workers_of_evaluations_alone_get_each_version_when_its_turn_comes(confi
             learner.step()
         evaluator.advance()
         assert evaluator.advance()
-        Evaluator(config, held_out(), opened).advance()  # a later one announces nothing again
     announced = [WeightVersion.decode(record.value) for record in read_topic(apart, apart.topics.weights)]
     assert [each.version for each in announced] == [1, 3]
     assert announced[1] == WeightVersion.decode(read_topic(config, config.topics.weights)[-1].value)
     assert in_short(config) == [(1, 0.2, True), (3, 0.5, True)]
+
+
+def test_workers_are_told_of_a_version_once_and_never_of_another_runs(configure, run_config):
+    config = configure(worker_run=f"{run_config.name}-eval")
+    with closing(Learner(config)) as learner:
+        first, second = (WeightVersion.decode(read_topic(config, config.topics.weights)[0].value), learner.step())
+    for announced in (first, first, second):
+        with Relay(config) as relay:
+            relay.announce(announced)
+    with Relay(config) as relay, pytest.raises(ConfigError, match="were given version 2 of generation 1 before"):
+        relay.announce(first)
+    topic = config.model_copy(update={"name": config.evaluation.worker_run}).topics.weights
+    assert [record.value for record in read_topic(config, topic)] == [first.encode(), second.encode()]
 
 
 def test_the_workers_of_a_run_that_trains_are_never_given_other_weights(configure, start, run_config):

@@ -151,6 +151,19 @@ def test_torn_bytes_are_never_exported(configure, models, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
+def test_a_copy_that_went_wrong_is_found_and_removed(configure, models, tmp_path, monkeypatch):
+    config = configure()
+    publish(config, models, (1,))
+
+    def copy_badly(source, target):
+        target.write_bytes(source.read_bytes()[:-1] + b"x")
+
+    monkeypatch.setattr("pipelines.export.shutil.copyfile", copy_badly)
+    with pytest.raises(StateError, match=r"model\.safetensors has .* bytes with sha256"):
+        export(config, 1, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
 def test_weights_that_were_never_written_are_told(configure, models, tmp_path):
     config = configure(transport="nccl")
     root, model = config.weights.root, models[1]
