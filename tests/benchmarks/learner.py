@@ -70,11 +70,12 @@ def parse():
     from trainers.precision import fastest_dtype
 
     cuda = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")  # else DeepSpeed warns on the standard output
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="135m")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=fastest_dtype())
     parser.add_argument("--samples", type=int, default=512 if cuda else 24, help="of one step")
-    parser.add_argument("--micro-batch-tokens", type=int, default=32_768 if cuda else 4096)
+    parser.add_argument("--micro-batch-tokens", type=int, default=16_384 if cuda else 4096)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak-tflops", type=float, help="of the device in this dtype: also gives the share reached")
     parser.add_argument("--memory", choices=("chunked", "full"), help=argparse.SUPPRESS)

@@ -78,6 +78,16 @@ def test_longer_ones_stand_alone_and_the_others_are_as_few_packs_as_fit():
     assert lengths(share) == [[30], [5, 4], [6, 3], [7]]
 
 
+def test_one_more_pack_is_made_where_the_fewest_do_not_fit():
+    (share,) = share_out([example(6), example(6), example(6)], 1, 10)
+    assert lengths(share) == [[6], [6], [6]]
+
+
+def test_long_ones_go_to_different_ranks_in_the_same_turn():
+    shares = share_out([example(length) for length in (30, 5, 30, 5)], 2, 10)
+    assert [lengths(share) for share in shares] == [[[30], [5]], [[30], [5]]]
+
+
 def test_rank_without_work_gets_an_empty_pack():
     lonely = share_out([example(9)], 2, 10)
     assert [lengths(share) for share in lonely] == [[[9]], [[]]]
