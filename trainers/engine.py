@@ -107,7 +107,7 @@ class Engine:
     def train(self, work: Work) -> Outcome:
         """One optimizer step; a collective call."""
         crash_point("before_forward")
-        totals = torch.zeros(3 + len(self._objective.figures), dtype=torch.float64)
+        totals = torch.zeros(3 + len(self._objective.figures), dtype=torch.float64, device=self._ranks.device)
         for pack in work.packs:
             totals += self._accumulate(pack)
         crash_point("after_backward")
@@ -129,7 +129,7 @@ class Engine:
         self._engine.backward((terms_R * pack.weights_R).sum() * self._ranks.size)
         gap_R = (logprobs_R.detach() - pack.behaviour_R).abs()
         told_FR = torch.stack([terms_R.detach(), torch.ones_like(gap_R), gap_R, *figures.values()])
-        return (told_FR * pack.weights_R).sum(1).double().cpu()
+        return (told_FR * pack.weights_R).sum(1).double()
 
     def _forward(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor | None]:
         if self._objective.needs_entropy:

@@ -29,8 +29,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.drill.rewards import SHARE
+from pipelines.evaluation.measure import Measure
+from pipelines.evaluation.prompts import HeldOut
 from pipelines.local.demo_model import demo_model
-from pipelines.local.held_out import evaluate
 from pipelines.local.monitor import Monitor
 from pipelines.local.stack import ROLLOUT, WORKER, Stack
 from pipelines.submit import submit
@@ -196,10 +197,11 @@ def one_loop(options, bound):
     with serving(options, config) as stack:
         wait_for_turn(options.after)
         monitor = Monitor(stack.config, stack.directory)
-        before = evaluate(stack.config, held_out, version=1)
+        asked = Measure(stack.config, HeldOut(held_out))
+        before = reward_of(asked)
         started = time.monotonic()
         submit(stack.config, lines)
-        evals = Evaluations(stack, held_out, started)
+        evals = Evaluations(asked, started)
         evals.start()
         while not evals.done.is_set() and time.monotonic() - started < options.limit:
             ticked(stack)
@@ -208,22 +210,27 @@ def one_loop(options, bound):
         evals.stop()
         monitor.advance()
         monitor.close()
-        return summary(monitor, evals, before.value, stack.directory)
+        return summary(monitor, evals, before, stack.directory)
+
+
+def reward_of(held_out):
+    """The mean reward of greedy answers by the weights that are served now."""
+    return held_out.of(1)[0].value
 
 
 class Evaluations(threading.Thread):
     """Asks for greedy answers to the held-out prompts again and again, until their reward reaches the target."""
 
-    def __init__(self, stack, held_out, started):
+    def __init__(self, held_out, started):
         super().__init__(daemon=True)
-        self._stack, self._held_out, self._begun = stack, held_out, started
+        self._held_out, self._begun = held_out, started
         self._stopping, self.done = threading.Event(), threading.Event()
         self.results = []
 
     def run(self):
         while not self._stopping.wait(0.5):
             begun_s = time.monotonic() - self._begun
-            reward = evaluate(self._stack.config, self._held_out, version=1).value
+            reward = reward_of(self._held_out)
             self.results.append({"begun_s": begun_s, "ended_s": time.monotonic() - self._begun, "reward": reward})
             if reward >= LEVELS[-1]:
                 self.done.set()
