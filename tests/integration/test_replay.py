@@ -129,7 +129,7 @@ def test_what_cannot_be_replayed_is_told_in_one_sentence(trained, tmp_path):
     with pytest.raises(RunError, match=r"step 99 is not on the surviving line .* steps 1 to 7"):
         again(trained, 99)
     other = build_tiny_model(tmp_path / "other")
-    with pytest.raises(ConfigError, match="model is 'model0' in the checkpoint and 'other' now"):
+    with pytest.raises(ConfigError, match=r"model is 'model\d+' in the checkpoint and 'other' now"):
         again(trained.model_copy(update={"model": trained.model.model_copy(update={"path": str(other)})}))
     client = KafkaAdminClient(**trained.kafka.client_options())
     for partition in range(trained.kafka.partitions):

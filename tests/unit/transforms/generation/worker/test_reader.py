@@ -43,10 +43,10 @@ def publish(root, version, value):
     return write_version(str(root), version, {"w": torch.full((2,), value)}, probe=PROBE)
 
 
-def process():
-    """Of the reader: the only child that is no helper of Python's."""
-    (child,) = [each for each in psutil.Process().children() if "resource_tracker" not in " ".join(each.cmdline())]
-    return child
+def process(reader):
+    """The one that reads."""
+    (pid,) = reader._pool._processes
+    return psutil.Process(pid)
 
 
 async def test_what_verifies_comes_back_with_its_files_and_what_does_not_is_refused(reader, root):
@@ -63,9 +63,9 @@ async def test_signals_for_the_whole_group_leave_it_to_the_server_but_its_death_
     good = publish(root, 1, 1.0)
     await reader.read(good)
     for number in (signal.SIGINT, signal.SIGTERM):
-        process().send_signal(number)
+        process(reader).send_signal(number)
     assert (await reader.read(good)).announced == good
-    process().kill()
+    process(reader).kill()
     with pytest.raises(StateError, match="the process that verifies weights died"):
         await reader.read(good)
 
@@ -75,7 +75,7 @@ async def test_nothing_of_it_stays(root, expectation, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     with ReaderProcess(f"simplecache::file://{root}", expectation) as reader:
         await reader.read(publish(root, 1, 1.0))
-        child = process()
+        child = process(reader)
         assert list(tmp_path.glob("asyncflow-weights-*")), "what is not local is downloaded"
     assert not child.is_running()
     assert not list(tmp_path.glob("asyncflow-weights-*"))
