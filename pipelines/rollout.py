@@ -22,7 +22,7 @@ from apache_beam.runners.runner import PipelineState
 from prometheus_client import start_http_server
 
 from pipelines.local.prism import find_prism
-from pipelines.local.sampling import sample_often
+from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
 from schemas.errors import PortError

@@ -4,6 +4,7 @@ from typing import Any, Self
 
 from pydantic import Field
 
+from schemas.manifests import MANIFEST_NAME
 from schemas.records import Instant, Record, now
 
 
@@ -46,6 +47,18 @@ def version_path(root: str, version: int) -> str:
 def hold_path(root: str, version: int, holder: str) -> str:
     """The empty file below a store's root by which a reader asks that a version stays: see :func:`held_versions`."""
     return f"{root.rstrip('/')}/held/{version:08d}.{holder}"
+
+
+def is_stored(filesystem: Any, root: str, version: int) -> bool:
+    """Whether a store has the version; a removal that has begun took its manifest first.
+
+    Args:
+        filesystem: of fsspec.
+        root: of the store, as that file system takes it.
+        version: its number.
+    """
+    filesystem.invalidate_cache()
+    return bool(filesystem.exists(f"{version_path(root, version)}/{MANIFEST_NAME}"))
 
 
 def held_versions(filesystem: Any, root: str) -> dict[str, set[int]]:

@@ -9,7 +9,7 @@ Source: DeepSpeed 0.19, ``deepspeed/utils/tensor_fragment.py``.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self
@@ -44,16 +44,9 @@ class FullState:
     def save(self, directory: Path, rank: int, ranks: int) -> None:
         """Writes below a directory; a collective call."""
         self._link()
-        kept: dict[str, torch.Tensor] = {}
-        files = 0
-        for number, (name, tensor) in enumerate(self._gather()):
-            if number % ranks == rank:
-                kept[name] = tensor.to("cpu", copy=True).contiguous()
-            if sum(each.nbytes for each in kept.values()) >= _FILE_BYTES:
-                save_file(kept, directory / f"rank{rank:02d}-{files:03d}.safetensors")
-                kept, files = {}, files + 1
-        if kept:
-            save_file(kept, directory / f"rank{rank:02d}-{files:03d}.safetensors")
+        own = (pair for number, pair in enumerate(self._gather()) if number % ranks == rank)
+        for number, tensors in enumerate(_by_file(own)):
+            save_file(tensors, directory / f"rank{rank:02d}-{number:03d}.safetensors")
         if rank == 0:
             (directory / _STEPS_NAME).write_text(json.dumps({"updates": self._optimizer.updates}))
 
@@ -115,6 +108,18 @@ class FullState:
         link = getattr(self._divided, "_lazy_init_hp_params_optimizer_state", None)
         if link is not None:
             link()
+
+
+def _by_file(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, torch.Tensor]]:
+    """Copies of the tensors in the CPU's memory, as many as make a file."""
+    held: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors:
+        held[name] = tensor.to("cpu", copy=True).contiguous()
+        if sum(each.nbytes for each in held.values()) >= _FILE_BYTES:
+            yield held
+            held = {}
+    if held:
+        yield held
 
 
 def load_weights(causal: Any, directory: Path) -> None:

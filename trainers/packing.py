@@ -42,7 +42,7 @@ class Pack:
     advantages_R: torch.Tensor
     """float32."""
     weights_R: torch.Tensor
-    """float32: what each token counts in the loss of the step; over all packs of all ranks they add up to 1."""
+    """float32: what each token counts in the loss of the step, see :func:`trainers.aggregation.weigh`."""
     sequence_R: torch.Tensor
     """int64, ascending: which sequence of the pack the token belongs to."""
     lengths: tuple[int, ...]

@@ -128,7 +128,8 @@ def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
     _require_same_topics(config, state, topics)
     planner = _restore_planner(config, state, history)
     later = history.steps_after(state.step if state else 0)
-    for entry in later if diverged else ():
+    gives_up, to_redo = (later, []) if diverged else ([], later)
+    for entry in gives_up:
         planner.give_up(entry)
     stream = opened.enter_context(closing(_open_stream(config, state)))
     admission = opened.enter_context(closing(_open_admission(config, state, planner.accounts)))
@@ -149,11 +150,11 @@ def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
         admission=admission,
         intake=intake,
         checkpoint=checkpoint,
-        to_redo=[] if diverged else later,
+        to_redo=to_redo,
         steps_done=state.step if state else 0,
         version=max(planner.versions.newest, weights.newest(), state.version if state else 0),
     )
-    _announce(standing, ranks, gives_up=tuple(entry.step for entry in later) if diverged else ())
+    _announce(standing, ranks, gives_up=tuple(entry.step for entry in gives_up))
     return standing
 
 

@@ -12,8 +12,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-import aiohttp
-
 from schemas.config import RunConfig
 from schemas.errors import EngineError
 from schemas.identity import GroupId
@@ -22,13 +20,13 @@ from schemas.records import now
 from schemas.trajectories import Group
 from transforms.generation.answer import Answerer
 from transforms.generation.discovery import Discovery
+from transforms.generation.engine import open_session
 from transforms.generation.outcome import Outcome
 from transforms.generation.request import PromptRecord
 from transforms.generation.tokenizer import Tokenizer
 from transforms.generation.workers import Workers
 from transforms.score import scorer_of
 
-_CONNECT_TIMEOUT_S: Final = 5.0
 _GREEDY: Final = 0.0
 
 
@@ -131,9 +129,7 @@ def _as_asked(prompt: Prompt, samples: int, max_tokens: int | None) -> Prompt:
 @asynccontextmanager
 async def _open_answerer(config: RunConfig, tokenizer: Tokenizer) -> AsyncIterator[Answerer]:
     """The pipeline's client of the workers, for as long as the context lasts."""
-    timeout = aiohttp.ClientTimeout(total=config.rollout.request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as session:
+    async with open_session(config.rollout.request_timeout_s) as session:
         workers = Workers(config.rollout.workers, session, 0, config.rollout.frozen_after_s)
         answerer = Answerer(config, tokenizer, session, workers)
         discovery = await asyncio.to_thread(Discovery, config, workers, asyncio.get_running_loop())

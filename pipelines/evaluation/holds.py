@@ -8,8 +8,7 @@ ever written over; there are two of an evaluation at most, and its next start cl
 
 from fsspec.core import url_to_fs
 
-from schemas.manifests import MANIFEST_NAME
-from schemas.weights import held_versions, hold_path, version_path
+from schemas.weights import held_versions, hold_path, is_stored
 from trainers.disk import disk_errors
 
 
@@ -41,6 +40,5 @@ class Holds:
                 self._files.rm(hold_path(self._root, version, self._evaluation))
 
     def has(self, version: int) -> bool:
-        """Whether the store has the version; a removal that has begun took its manifest first."""
-        self._files.invalidate_cache()
-        return bool(self._files.exists(f"{version_path(self._root, version)}/{MANIFEST_NAME}"))
+        """Whether the store still has the version."""
+        return is_stored(self._files, self._root, version)

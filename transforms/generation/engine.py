@@ -23,6 +23,7 @@ from transforms.generation.request import Request
 
 ROUTE: Final = "/inference/v1/generate"
 MIN_VERSION_HEADER: Final = "X-AsyncFlow-Min-Version"
+_CONNECT_TIMEOUT_S: Final = 5.0
 _REFUSALS: Final = frozenset(
     {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
 )
@@ -52,8 +53,18 @@ class Completion:
     finish_reason: str
 
 
-def request_traces() -> list[aiohttp.TraceConfig]:
-    """For the session: knows when a request's body is on its way, where a crash point asks for it."""
+def open_session(request_timeout_s: float) -> aiohttp.ClientSession:
+    """Connections to engines, as many as there are requests; to be opened on the event loop that uses it."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S),
+        trust_env=False,
+        trace_configs=_request_traces(),
+    )
+
+
+def _request_traces() -> list[aiohttp.TraceConfig]:
+    """Knows when a request's body is on its way, where a crash point asks for it."""
     if not crash_points.are_on():
         return []
     trace = aiohttp.TraceConfig()

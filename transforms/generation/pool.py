@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-import aiohttp
 import structlog
 import uvloop
 from kafka import KafkaConsumer, TopicPartition
@@ -60,7 +59,6 @@ _UNCOMMITTED_FACTOR: Final = 4
 _FETCH_BYTES: Final = 1 << 17
 """Of a prompts partition at a time (a longer prompt comes all the same). What has no room in :class:`Intake` is
 fetched again, and a backlog in large pieces kept its thread for a third of a second."""
-_CONNECT_TIMEOUT_S: Final = 5.0
 _COLLECT_AFTER_OBJECTS: Final = 50_000
 """Containers that are made before the youngest generation is collected; Python's 700 are one group's."""
 
@@ -115,13 +113,7 @@ class Pool:
 
     async def _open_engines(self, tokenizer: Tokenizer) -> None:
         rollout = self._config.rollout
-        timeout = aiohttp.ClientTimeout(total=rollout.request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=timeout,
-            trust_env=False,
-            trace_configs=engine.request_traces(),
-        )
+        self._session = engine.open_session(rollout.request_timeout_s)
         self._workers = Workers(rollout.workers, self._session, self._share, rollout.frozen_after_s)
         self._answerer = Answerer(self._config, tokenizer, self._session, self._workers)
 

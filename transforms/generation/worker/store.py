@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from schemas.errors import RecordError
 from schemas.manifests import MANIFEST_NAME, Manifest
 from schemas.snapshots import SOURCE_NAME, Delta, decode_source
-from schemas.weights import version_path
+from schemas.weights import is_stored, version_path
 from transforms.generation.worker.rebuild import rebuild
 
 if TYPE_CHECKING:
@@ -81,9 +81,8 @@ class WeightStore:
         return directory, manifest
 
     def has(self, version: int) -> bool:
-        """Whether the version is still in the store; a removal that has begun took its manifest first."""
-        self._filesystem.invalidate_cache()
-        return bool(self._filesystem.exists(f"{version_path(self._root, version)}/{MANIFEST_NAME}"))
+        """Whether the version is still in the store."""
+        return is_stored(self._filesystem, self._root, version)
 
     # ------------------------------------------------------------------ delta
 

@@ -5,7 +5,7 @@ import time
 from apache_beam.runners.worker.statesampler import StateSampler
 from apache_beam.utils.counters import CounterFactory
 
-from pipelines.local.sampling import sample_often
+from pipelines.local.state_sampler import sample_often
 
 
 def seconds_to_stop():
@@ -23,5 +23,5 @@ def test_the_end_of_a_bundle_does_not_wait_for_its_sampler(monkeypatch):
     as_it_is = min(seconds_to_stop() for _ in range(3))
     sample_often()
     often = min(seconds_to_stop() for _ in range(3))
-    assert as_it_is > 0.006, "Beam no longer keeps a bundle waiting: remove pipelines/local/sampling.py"
+    assert as_it_is > 0.006, "Beam no longer keeps a bundle waiting: remove pipelines/local/state_sampler.py"
     assert often < 0.006
