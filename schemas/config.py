@@ -266,6 +266,9 @@ class LearnerConfig(Section):
     """Gradients are scaled down to this norm."""
     temperature: Annotated[float, Field(gt=0)] | None = None
     """Of the policy that is trained; null for that of ``rollout.sampling``."""
+    minibatches: Positive = 1
+    """Into how many parts the groups of a step are divided; each part is one update of the weights, the step is
+    still published once. Ratios, values and corrections are those of the policy before the first update."""
     micro_batch_tokens: Positive = 8192
     """Most tokens of one packed forward pass; a longer sequence gets a pass of its own."""
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -287,6 +290,15 @@ class LearnerConfig(Section):
     """Newest checkpoints that stay."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the Prometheus endpoint; 0 for none."""
+
+    @model_validator(mode="after")
+    def _minibatches_have_groups(self) -> Self:
+        if self.minibatches > self.groups_per_step:
+            raise ValueError(
+                f"minibatches = {self.minibatches} exceeds groups_per_step = {self.groups_per_step}: "
+                "an update needs a group of its own; lower the one or raise the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tokens_within_samples(self) -> Self:

@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 
 from schemas.sections import Positive, Section
 
-ObjectiveName = Literal["grpo", "dr_grpo", "rloo", "reinforce++", "cispo", "gspo"]
+ObjectiveName = Literal["grpo", "dr_grpo", "rloo", "reinforce++", "cispo", "gspo", "ppo"]
 Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
-Advantage = Literal["group_normalised", "mean_only", "rloo", "batch_normalised", "running_baseline"]
+Advantage = Literal["group_normalised", "mean_only", "rloo", "batch_normalised", "running_baseline", "gae"]
 CorrectionName = Literal[
     "none", "decoupled", "truncated_token", "truncated_sequence", "masked_token", "masked_sequence", "icepop",
     "geometric_mask",
@@ -33,6 +33,11 @@ class Recipe(NamedTuple):
     aggregation: Aggregation
     advantage: Advantage
 
+    @property
+    def needs_variance(self) -> bool:
+        """Whether a group teaches by the differences of its rewards only; otherwise one known reward does."""
+        return self.advantage not in ("running_baseline", "gae")
+
 
 _RECIPES: Final[dict[ObjectiveName, Recipe]] = {
     "grpo": Recipe(0.2, 0.2, "token_mean", "group_normalised"),
@@ -41,7 +46,14 @@ _RECIPES: Final[dict[ObjectiveName, Recipe]] = {
     "reinforce++": Recipe(0.2, 0.2, "token_mean", "batch_normalised"),
     "cispo": Recipe(1.0, 5.0, "token_mean", "group_normalised"),
     "gspo": Recipe(3e-4, 4e-4, "sequence_mean", "group_normalised"),
+    "ppo": Recipe(0.2, 0.2, "token_mean", "gae"),
 }
+
+
+_OF_VALUES: Final = (
+    "gamma", "gae_lambda", "normalise_advantages", "value_coefficient", "value_clip", "fresh_value_head",
+)  # fmt: skip
+"""What only an objective with a value head has."""
 
 
 class Bounds(NamedTuple):
@@ -70,7 +82,8 @@ class ObjectiveConfig(Section):
 
     name: ObjectiveName = "grpo"
     """``grpo``, ``dr_grpo`` and ``reinforce++`` clip the ratio of each token (PPO), ``gspo`` that of the sequence,
-    ``cispo`` clips the ratio as a weight, ``rloo`` has no ratio. It also chooses what is null below."""
+    ``cispo`` clips the ratio as a weight, ``rloo`` has no ratio; ``ppo`` clips as ``grpo`` does and trains a value
+    head beside the policy. It also chooses what is null below."""
     clip_low: Annotated[float, Field(gt=0, le=1)] | None = None
     """The ratio is clipped below 1 - clip_low. Null: 0.2; 3e-4 with ``gspo``, 1 (never) with ``cispo``."""
     clip_high: Annotated[float, Field(gt=0)] | None = None
@@ -82,8 +95,9 @@ class ObjectiveConfig(Section):
     advantage: Advantage | None = None
     """The reward less its group's mean, by the group's deviation (``group_normalised``), as it is (``mean_only``),
     or by the deviation of the whole step (``batch_normalised``); less the mean of the others of the group
-    (``rloo``); less a running mean of its task (``running_baseline``, for groups of one). Null: the first;
-    ``mean_only`` with ``dr_grpo``, ``rloo`` with ``rloo``, ``batch_normalised`` with ``reinforce++``."""
+    (``rloo``); less a running mean of its task (``running_baseline``, for groups of one). ``ppo`` always has
+    ``gae``, token by token from the value head, and only ``ppo`` has it. Null: the first; ``mean_only`` with
+    ``dr_grpo``, ``rloo`` with ``rloo``, ``batch_normalised`` with ``reinforce++``."""
     baseline_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """What the running mean of a task keeps of itself in a step."""
     length_tokens: Positive | None = None
@@ -114,6 +128,18 @@ class ObjectiveConfig(Section):
     """Whether it is added to the loss, or taken off each token's reward."""
     entropy_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """Of the policy's entropy, which is added to the objective; 0 for none."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """With ``ppo``: what a reward is worth one token earlier."""
+    gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """With ``ppo``: how far advantages trust rewards (1) rather than the value head (0)."""
+    normalise_advantages: bool = True
+    """With ``ppo``: whether a step's advantages are made to have mean 0 and deviation 1 over its tokens."""
+    value_coefficient: Annotated[float, Field(gt=0)] = 0.1
+    """With ``ppo``: of the loss of the value head."""
+    value_clip: Annotated[float, Field(ge=0)] = 0.2
+    """With ``ppo``: a value gains nothing further than this from where it was before the update; 0 for no bound."""
+    fresh_value_head: bool = False
+    """With ``ppo``: a checkpoint without a value head, made with another objective, is gone on from with a new one."""
 
     @property
     def recipe(self) -> Recipe:
@@ -134,6 +160,19 @@ class ObjectiveConfig(Section):
             raise ValueError(
                 f'clip_low or clip_high = {given} with name = "rloo", which has no ratio to clip: unset it'
             )
+        return self
+
+    @model_validator(mode="after")
+    def _values_belong(self) -> Self:
+        if (self.recipe.advantage == "gae") != (self.name == "ppo"):
+            raise ValueError(
+                f'advantage = {self.recipe.advantage!r} with name = {self.name!r}: "ppo" has "gae" and nothing else '
+                "has it; unset it, or change name"
+            )
+        for name in _OF_VALUES if self.name != "ppo" else ():
+            given, default = getattr(self, name), type(self).model_fields[name].default
+            if given != default:
+                raise ValueError(f"{name} = {given} with name = {self.name!r}, which has no value head: unset it")
         return self
 
     @model_validator(mode="after")

@@ -92,8 +92,13 @@ class Advantages:
         self.baselines = dict(baselines or {})
 
     def of_step(self, groups: Sequence[Sequence[Sample]]) -> list[list[float | None]]:
-        """For each group the advantages of its samples; baselines are those before the step."""
+        """For each group the advantages of its samples; baselines are those before the step.
+
+        With ``gae`` what is given are the shaped rewards: :mod:`trainers.returns` makes advantages of them.
+        """
         rewards = self._shaped(groups)
+        if self._kind == "gae":
+            return rewards
         if self._kind == "running_baseline":
             expected = self._means(groups, rewards) | self.baselines
             return [

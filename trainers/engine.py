@@ -1,15 +1,18 @@
-"""DeepSpeed around the policy: one call is one optimizer step.
+"""DeepSpeed around what is trained: one call is one step of the learner, of one update or several.
 
-packs ──► forward ──► loss ──► backward (every pack) ──► all ranks agree on the norm ──► AdamW
+packs of all updates ──► what is known before the first (trainers/trained.py)
+packs of an update ──► forward ──► loss ──► backward (every pack) ──► all ranks agree on the norm ──► AdamW
 """
 # ruff: noqa: N806 - the suffixes are the shapes
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -20,48 +23,61 @@ from trainers import activations
 from trainers.batch import Example
 from trainers.deepspeed_config import deepspeed_settings
 from trainers.disk import disk_errors
-from trainers.full_state import FullState, load_weights
-from trainers.objective import Objective
+from trainers.full_state import FullState, has_weights, load_weights
 from trainers.optimizer import ClippedAdamW
-from trainers.packing import Pack, to_pack
-from trainers.policy import Policy, load_model
+from trainers.packing import to_pack
+from trainers.policy_gradient import PolicyGradient
 from trainers.ranks import Ranks
+from trainers.trained import Trained
 
 STATE_DIRECTORY: Final = "state"
 """Of a checkpoint: what :class:`trainers.full_state.FullState` writes."""
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+Packs: TypeAlias = list[list[Example]]
+"""What a rank computes for one update, in turns; as many turns on all ranks."""
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A rank's part of one optimizer step."""
+    """A rank's part of one step."""
 
-    packs: list[list[Example]]
+    minibatches: list[Packs]
+    """One for each update of the weights; as many on all ranks."""
     learning_rate: float
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one optimizer step did; equal on all ranks."""
+    """What one step did; equal on all ranks.
+
+    An update whose gradient is not finite changes nothing, and the ones after it are made all the same: they are of
+    other samples. So a step counts as applied once one of its updates was, and all its groups count as trained:
+    doing it again makes the same updates and leaves out the same one. What cannot recover gives no finite gradient
+    from there on, so that its next step is not applied at all.
+    """
 
     applied: bool
-    """False if the gradient was not finite: then no weight changed."""
+    """False if no gradient was finite: then no weight changed."""
     loss: float
+    """The mean over updates."""
     grad_norm: float
-    """Before clipping."""
+    """Before clipping; of several updates the largest of those that were applied."""
     figures: dict[str, float]
-    """Means over the trained tokens, with their weights: ``logprob_gap_mean`` is that of |learner - behaviour| in
-    nats, the others are those of :attr:`trainers.objective.Objective.figures`."""
+    """Means over the terms of the loss, with their weights, of :attr:`trainers.trained.Trained.figures`; with several
+    updates ``updates``, how many were applied."""
 
 
 class Engine:
-    """The policy, its optimizer and their state, on one rank.
+    """What is trained, its optimizer and their state, on one rank.
 
     Args:
         config: of the run.
         dtype: ``float32`` or ``bfloat16``.
         ranks: all that train.
         saved: a directory that :meth:`save` wrote to, by any ranks and at any stage; null for the model as it is.
+        make: gives what is trained; the policy if nothing else is said.
 
     Raises:
         ConfigError: a setting contradicts another, or cannot be trained with.
@@ -69,30 +85,35 @@ class Engine:
         StateError: what was saved is of another model.
     """
 
-    def __init__(self, config: RunConfig, dtype: str, ranks: Ranks, saved: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        dtype: str,
+        ranks: Ranks,
+        saved: Path | None = None,
+        make: Callable[[RunConfig, torch.dtype, Ranks], Trained] = PolicyGradient,
+    ) -> None:
         if dtype not in _DTYPES:
             raise ConfigError(f"model.dtype = {dtype!r}: the learner trains in float32 or bfloat16")
         self._config, self._ranks, self.dtype = config.learner, ranks, dtype
         settings = deepspeed_settings(config, dtype, ranks.size)
-        causal = load_model(config.model.path, _DTYPES[dtype]).to(ranks.device)
-        if saved:
-            load_weights(causal, saved / STATE_DIRECTORY)
-        self._policy = Policy(causal, config.temperature)
-        self.vocabulary = int(causal.config.get_text_config().vocab_size)
-        self._objective = Objective(config.learner.objective)
-        self._reference = self._load_reference(config) if self._objective.needs_reference else None
-        self._optimizer = ClippedAdamW(self._policy.parameters(), config.learner, ranks)
-        self._engine = _initialize(self._policy, self._optimizer, settings)
+        self._trained = make(config, _DTYPES[dtype], ranks)
+        parameters = self._trained.by_name()
+        fresh = self._load(parameters, saved / STATE_DIRECTORY) if saved else set()
+        self.vocabulary = int(self._trained.language_model.config.get_text_config().vocab_size)
+        self._optimizer = ClippedAdamW(parameters.values(), config.learner, ranks)
+        self._engine = _initialize(self._trained.module, self._optimizer, settings)
         self._calm()
         self._optimizer.armed = True
-        self._state = FullState(causal, self._engine, self._optimizer)
+        self._state = FullState(parameters, self._engine, self._optimizer)
         if saved:
-            self._state.load(saved / STATE_DIRECTORY)
+            self._state.load(saved / STATE_DIRECTORY, fresh)
 
-    def _load_reference(self, config: RunConfig) -> Policy:
-        """The model that the run began with, whole on every rank; it is not trained."""
-        causal = load_model(config.model.path, _DTYPES[self.dtype]).to(self._ranks.device)
-        return Policy(causal.requires_grad_(requires_grad=False), config.temperature)
+    def _load(self, parameters: dict[str, torch.nn.Parameter], saved: Path) -> set[str]:
+        """Overwrites weights with saved ones; gives the names of those that begin anew."""
+        fresh = self._trained.fresh(partial(has_weights, saved))
+        load_weights({name: parameter for name, parameter in parameters.items() if name not in fresh}, saved)
+        return fresh
 
     @property
     def is_partitioned(self) -> bool:
@@ -101,75 +122,81 @@ class Engine:
 
     def _calm(self) -> None:
         """DeepSpeed switches to training mode, and with it dropout on."""
-        self._policy.eval()
-        activations.prepare(self._policy.causal, checkpointing=self._config.activation_checkpointing)
+        self._trained.module.eval()
+        activations.prepare(self._trained.language_model, checkpointing=self._config.activation_checkpointing)
 
     def train(self, work: Work) -> Outcome:
-        """One optimizer step; a collective call."""
+        """One step; a collective call."""
         crash_point("before_forward")
-        totals = torch.zeros(3 + len(self._objective.figures), dtype=torch.float64, device=self._ranks.device)
-        for pack in work.packs:
-            totals += self._accumulate(pack)
+        before = iter(self._look(work.minibatches))
+        totals = torch.zeros(2 + len(self._trained.figures), dtype=torch.float64, device=self._ranks.device)
+        norms: list[tuple[bool, float]] = []
+        for packs in work.minibatches:
+            for pack in packs:
+                totals += self._accumulate(pack, next(before, None))
+            norms.append(self._update(work.learning_rate))
+        return self._conclude(norms, self._ranks.sum(totals.tolist()))
+
+    def _look(self, minibatches: list[Packs]) -> Sequence[Any]:
+        packs = (to_pack(examples).to(self._ranks.device) for examples in chain(*minibatches))
+        return self._trained.look(packs, len(minibatches))
+
+    def _accumulate(self, examples: Sequence[Example], before: Any) -> torch.Tensor:
+        pack = to_pack(examples).to(self._ranks.device)
+        loss = self._trained.loss(self._engine, pack, before)
+        # DeepSpeed averages gradients over ranks; the weights are of all of them.
+        self._engine.backward((loss.terms_K * loss.weights_K).sum() * self._ranks.size)
+        terms_K = loss.terms_K.detach()
+        told_FK = torch.stack([terms_K, torch.ones_like(terms_K), *loss.figures.values()])
+        return (told_FK * loss.weights_K).sum(1).double()
+
+    def _update(self, learning_rate: float) -> tuple[bool, float]:
+        """Steps with the gradient so far; gives whether it was finite, and its norm."""
         crash_point("after_backward")
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = work.learning_rate
+            group["lr"] = learning_rate
         self._optimizer.norm, self._optimizer.applied = math.nan, False
         self._engine.step()
         crash_point("after_step")
-        loss, weight, *sums = self._ranks.sum(totals.tolist())
-        names = ("logprob_gap_mean", *self._objective.figures)
-        figures = {name: each / (weight or 1.0) for name, each in zip(names, sums, strict=True)}
-        return Outcome(self._optimizer.applied, loss, self._optimizer.norm, figures)
+        return self._optimizer.applied, self._optimizer.norm
 
-    def _accumulate(self, examples: Sequence[Example]) -> torch.Tensor:
-        pack = to_pack(examples).to(self._ranks.device)
-        logprobs_R, entropy_R = self._forward(pack)
-        terms_R, figures = self._objective(logprobs_R, pack, reference_R=self._refer(pack), entropy_R=entropy_R)
-        # DeepSpeed averages gradients over ranks; the weights are of all of them.
-        self._engine.backward((terms_R * pack.weights_R).sum() * self._ranks.size)
-        gap_R = (logprobs_R.detach() - pack.behaviour_R).abs()
-        told_FR = torch.stack([terms_R.detach(), torch.ones_like(gap_R), gap_R, *figures.values()])
-        return (told_FR * pack.weights_R).sum(1).double()
-
-    def _forward(self, pack: Pack) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if self._objective.needs_entropy:
-            logprobs_R, entropy_R = self._engine(pack, entropy=True)
-            return logprobs_R, entropy_R
-        return self._engine(pack), None
-
-    @torch.no_grad()
-    def _refer(self, pack: Pack) -> torch.Tensor | None:
-        """Logprobs under the reference policy, if there is one."""
-        return self._reference(pack) if self._reference else None
+    def _conclude(self, norms: list[tuple[bool, float]], totals: list[float]) -> Outcome:
+        loss, weight, *sums = totals
+        means = {name: each / (weight or 1.0) for name, each in zip(self._trained.figures, sums, strict=True)}
+        figures = self._trained.conclude(means)
+        finite = [norm for applied, norm in norms if applied]
+        if len(norms) > 1:
+            figures["updates"] = float(len(finite))
+        return Outcome(bool(finite), loss / len(norms), max(finite, default=norms[-1][1]), figures)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """See :meth:`trainers.policy.Policy.weights`; a collective call if :attr:`is_partitioned`.
+        """See :meth:`trainers.trained.Trained.weights`; a collective call if :attr:`is_partitioned`.
 
         Partitioned weights are put together one by one, in the memory of the CPU, on rank 0 alone: the others
         get an empty mapping.
         """
         if not self.is_partitioned:
-            return self._policy.weights()
+            return self._trained.weights()
         whole = self._gather()
-        return self._policy.weights(whole) if self._ranks.leads else {}
+        return self._trained.weights(whole) if self._ranks.leads else {}
 
     def _gather(self) -> dict[str, torch.Tensor]:
         from deepspeed.runtime.zero import GatheredParameters
 
         whole = {}
-        for name, parameter in self._policy.causal.named_parameters():
+        for name, parameter in self._trained.by_name().items():
             with GatheredParameters([parameter]):
                 if self._ranks.leads:
                     whole[name] = parameter.detach().to("cpu", copy=True)
         return whole
 
     def probe(self, token_ids: list[int]) -> list[float]:
-        """See :meth:`trainers.policy.Policy.probe`."""
-        return self._policy.probe(token_ids)
+        """See :meth:`trainers.trained.Trained.probe`."""
+        return self._trained.probe(token_ids)
 
     def check(self, token_ids: list[int]) -> None:
-        """See :meth:`trainers.policy.Policy.check`."""
-        self._policy.check(token_ids)
+        """See :meth:`trainers.trained.Trained.check`."""
+        self._trained.check(token_ids)
 
     def save(self, directory: Path) -> None:
         """Writes what training goes on from below ``directory``; a collective call.
@@ -183,11 +210,11 @@ class Engine:
             self._state.save(state, self._ranks.rank, self._ranks.size)
 
 
-def _initialize(policy: Policy, optimizer: ClippedAdamW, settings: dict[str, Any]) -> Any:
+def _initialize(module: torch.nn.Module, optimizer: ClippedAdamW, settings: dict[str, Any]) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     import deepspeed
 
     # An all-reduce for inference that DeepSpeed compiles for 20 s at first use and that is never called here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     return engine

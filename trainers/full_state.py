@@ -9,7 +9,7 @@ Source: DeepSpeed 0.19, ``deepspeed/utils/tensor_fragment.py``.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self
@@ -31,13 +31,13 @@ class FullState:
     """Model and optimizer of one rank, as DeepSpeed has divided them.
 
     Args:
-        causal: the model, whose names are used.
+        parameters: of the model, under the names that they are saved by.
         engine: DeepSpeed's.
         optimizer: inside of it.
     """
 
-    def __init__(self, causal: Any, engine: Any, optimizer: ClippedAdamW) -> None:
-        self._parameters: dict[str, torch.nn.Parameter] = dict(causal.named_parameters())
+    def __init__(self, parameters: dict[str, torch.nn.Parameter], engine: Any, optimizer: ClippedAdamW) -> None:
+        self._parameters = parameters
         self._divided, self._optimizer = engine.optimizer, optimizer
         self._masters = self._find_masters()
 
@@ -63,8 +63,12 @@ class FullState:
                 for moment in MOMENTS:
                     yield f"{moment}/{name}", safe_get_full_optimizer_state(parameter, moment)
 
-    def load(self, directory: Path) -> None:
+    def load(self, directory: Path, fresh: Collection[str] = ()) -> None:
         """Takes this rank's part of what :meth:`save` wrote; the model's weights were loaded before.
+
+        Args:
+            directory: that it wrote to.
+            fresh: names that stay as they are, with moments of 0.
 
         Raises:
             StateError: the tensors are not those of this model.
@@ -72,6 +76,8 @@ class FullState:
         self._link(json.loads((directory / _STEPS_NAME).read_bytes())["updates"])
         with torch.no_grad(), _Files(directory) as files:
             for name, parameter in self._parameters.items():
+                if name in fresh:
+                    continue
                 kinds = (_WEIGHTS, *MOMENTS)
                 self._set(parameter, *(files.read(f"{kind}/{name}").to(parameter.device) for kind in kinds))
 
@@ -122,18 +128,24 @@ def _by_file(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[dict[str, 
         yield held
 
 
-def load_weights(causal: Any, directory: Path) -> None:
+def load_weights(parameters: Mapping[str, torch.nn.Parameter], directory: Path) -> None:
     """Overwrites a model's weights with the saved ones, before DeepSpeed divides them.
 
     Raises:
         StateError: the tensors are not those of this model.
     """
     with torch.no_grad(), _Files(directory) as files:
-        for name, parameter in causal.named_parameters():
+        for name, parameter in parameters.items():
             tensor = files.read(f"{_WEIGHTS}/{name}")
             if tensor.shape != parameter.shape:
                 raise StateError(f"{directory}: {name} is {tuple(tensor.shape)}, the model's {tuple(parameter.shape)}")
             parameter.copy_(tensor)
+
+
+def has_weights(directory: Path, name: str) -> bool:
+    """Whether something was saved under a name."""
+    with _Files(directory) as files:
+        return files.has(f"{_WEIGHTS}/{name}")
 
 
 class _Files:
@@ -150,13 +162,17 @@ class _Files:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._file_of
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor.
 
         Raises:
             StateError: there is none of this name.
         """
-        if name not in self._file_of:
+        if not self.has(name):
             raise StateError(f"{self._directory} lacks {name}; it was made with another model")
         tensor: torch.Tensor = self._file_of[name].get_tensor(name)
         return tensor

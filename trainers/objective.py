@@ -1,13 +1,15 @@
 """The loss of a pack, as ``learner.objective`` says.
 
     proximal - behaviour ──► correction ──► weights ─┐
-    logprobs, advantages ──► form of the objective ──┴──► + KL - entropy ──► terms
+    logprobs, advantages ──► form of the objective ──┴──► + KL - entropy + loss of values ──► terms
+    rewards, values before the update ──► GAE ──► advantages, returns        (with a value head: trainers/returns.py)
 
 Shape suffix: R trained response tokens of one packed forward pass.
 """
 # ruff: noqa: N803, N806, N815 - the suffixes are the shapes
 
-from typing import NamedTuple
+import math
+from typing import Final, NamedTuple, TypeVar
 
 import torch
 
@@ -20,16 +22,34 @@ from trainers.losses.kl import kl
 from trainers.losses.reinforce import reinforce
 from trainers.losses.sequences import Sequences
 from trainers.losses.surrogate import Surrogate
+from trainers.losses.value import value_loss
 from trainers.packing import Pack
+from trainers.returns import Returns, find_returns
+
+_OF_VALUES: Final = ("value_loss", "return_mean", "return_square", "value_error", "value_error_square")
+"""The last three become ``value_explained_variance``."""
+_LEAST_VARIANCE: Final = 1e-9
+"""Below it returns differ by rounding alone."""
 
 
-class Loss(NamedTuple):
+class Terms(NamedTuple):
     """What each trained token contributes, and what is to be said of it."""
 
     terms_R: torch.Tensor
     """Times the pack's weights, and summed over all packs of all ranks, they are the loss of the step."""
     figures: dict[str, torch.Tensor]
-    """For each of :attr:`Objective.figures` float32 values without a gradient, to be averaged over tokens."""
+    """For each of the objective's figures float32 values without a gradient, to be averaged over tokens."""
+
+
+class Before(NamedTuple):
+    """What is known of a pack before the first update of its batch; nothing has a gradient."""
+
+    proximal_R: torch.Tensor
+    """Logprobs of the policy."""
+    reference_R: torch.Tensor | None = None
+    """Logprobs of the reference policy, where the objective uses them."""
+    returns: Returns | None = None
+    """Of the value head, where there is one."""
 
 
 class _Extra(NamedTuple):
@@ -41,68 +61,95 @@ class Objective:
     """Computes the loss of packs.
 
     Attributes:
-        needs_proximal: whether the logprobs of the policy before the update are used. In the first update of
-            a batch they are those that are given anyway, so without them these are taken.
+        needs_proximal: whether the logprobs of the policy before the first update of a batch are used, so that
+            with several updates they have to be recorded.
         needs_reference: whether the logprobs of the reference policy are used.
         needs_entropy: whether the entropy of the policy is used.
-        figures: the names of what is said of each token.
+        needs_values: whether the values of a value head are used.
+        figures: the names of what is averaged over tokens.
     """
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self._config, self._recipe = config, config.recipe
-        self.needs_proximal = config.correction not in WITHOUT_WEIGHTS
         self.needs_reference = config.kl_coefficient > 0
+        self._kl_in_reward = self.needs_reference and config.kl_place == "reward"
+        self.needs_values = config.name == "ppo"
+        self.needs_proximal = config.correction != "none" or self._kl_in_reward
         self.needs_entropy = config.entropy_coefficient > 0
         corrected = ("correction_cut", "correction_weight") if config.correction != "none" else ()
         extras = (("kl",) if self.needs_reference else ()) + (("entropy",) if self.needs_entropy else ())
-        self.figures = ("clip_fraction", *corrected, *extras)
+        self.figures = ("clip_fraction", *corrected, *extras, *(_OF_VALUES if self.needs_values else ()))
+
+    def find_returns(self, pack: Pack, values_R: torch.Tensor, before: Before) -> Returns:
+        """What the values before the first update of a batch say of a pack; see :class:`trainers.returns.Returns`."""
+        penalties_R = self._penalties(before)
+        return find_returns(
+            pack, values_R.detach(), penalties_R, gamma=self._config.gamma, gae_lambda=self._config.gae_lambda
+        )
 
     def __call__(
         self,
         logprobs_R: torch.Tensor,
         pack: Pack,
+        before: Before | None = None,
         *,
-        proximal_R: torch.Tensor | None = None,
-        reference_R: torch.Tensor | None = None,
         entropy_R: torch.Tensor | None = None,
-    ) -> Loss:
+        values_R: torch.Tensor | None = None,
+    ) -> Terms:
         """The loss of a pack.
 
         Args:
             logprobs_R: of the trained tokens, with a gradient.
             pack: has their behaviour logprobs, advantages and sequences.
-            proximal_R: their logprobs before the first update of the batch.
-            reference_R: their logprobs under the reference policy.
+            before: the first update of the batch; null where this is the first and nothing else is needed.
             entropy_R: of the policy where it chose them, in nats, with a gradient.
+            values_R: of the value head, with a gradient.
         """
+        before = before or Before(logprobs_R.detach())
         sequences = Sequences.count(pack.sequence_R, len(pack.lengths))
-        before_R = (logprobs_R if proximal_R is None else proximal_R).detach()
-        correction = correct(self._config.correction, before_R - pack.behaviour_R, sequences, self._config.bounds)
-        extras = self._extras(logprobs_R, reference_R, entropy_R)
-        advantages_R = self._less_kl(pack.advantages_R, extras, sequences)
-        anchor_R = before_R if self.needs_proximal else pack.behaviour_R
-        surrogate = self._form(logprobs_R, anchor_R, advantages_R, sequences)
+        gap_R = before.proximal_R - pack.behaviour_R
+        correction = correct(self._config.correction, gap_R, sequences, self._config.bounds)
+        extras = self._extras(logprobs_R, before, entropy_R, values_R)
+        anchor_R = pack.behaviour_R if self._config.correction in WITHOUT_WEIGHTS else before.proximal_R
+        surrogate = self._form(logprobs_R, anchor_R, self._advantages(pack, before, sequences), sequences)
         terms_R = surrogate.terms_R * correction.weights_R
         for extra in extras.values():
             terms_R = terms_R + extra.coefficient * extra.values_R
-        return Loss(terms_R, self._figures(surrogate, correction, extras))
+        figures = self._figures(surrogate, correction, extras)
+        return Terms(terms_R, figures | (_moments(before.returns) if before.returns else {}))
 
     def _extras(
-        self, logprobs_R: torch.Tensor, reference_R: torch.Tensor | None, entropy_R: torch.Tensor | None
+        self,
+        logprobs_R: torch.Tensor,
+        before: Before,
+        entropy_R: torch.Tensor | None,
+        values_R: torch.Tensor | None,
     ) -> dict[str, _Extra]:
         config, extras = self._config, {}
         if self.needs_reference:
-            kl_R = kl(logprobs_R, _require(reference_R, "reference_R"), config.kl_estimator)
-            extras["kl"] = _Extra(config.kl_coefficient if config.kl_place == "loss" else 0.0, kl_R)
+            kl_R = kl(logprobs_R, _require(before.reference_R, "reference_R"), config.kl_estimator)
+            extras["kl"] = _Extra(0.0 if self._kl_in_reward else config.kl_coefficient, kl_R)
         if self.needs_entropy:
             extras["entropy"] = _Extra(-config.entropy_coefficient, _require(entropy_R, "entropy_R"))
+        if self.needs_values:
+            known, returns = _require(values_R, "values_R"), _require(before.returns, "values_R")
+            loss_R = value_loss(known, returns.values_R, returns.returns_R, clip=config.value_clip)
+            extras["value_loss"] = _Extra(config.value_coefficient, loss_R)
         return extras
 
-    def _less_kl(self, advantages_R: torch.Tensor, extras: dict[str, _Extra], sequences: Sequences) -> torch.Tensor:
+    def _advantages(self, pack: Pack, before: Before, sequences: Sequences) -> torch.Tensor:
         """As a reward the divergence of a token lowers the return of that token and of those before it."""
-        if not self.needs_reference or self._config.kl_place == "loss":
-            return advantages_R
-        return advantages_R - self._config.kl_coefficient * sequences.to_go(extras["kl"].values_R)
+        if before.returns:
+            return before.returns.advantages_R
+        penalties_R = self._penalties(before)
+        return pack.advantages_R if penalties_R is None else pack.advantages_R - sequences.to_go(penalties_R)
+
+    def _penalties(self, before: Before) -> torch.Tensor | None:
+        """What the divergence before the update takes off each token's reward."""
+        if not self._kl_in_reward:
+            return None
+        reference_R = _require(before.reference_R, "reference_R")
+        return self._config.kl_coefficient * kl(before.proximal_R, reference_R, self._config.kl_estimator)
 
     def _form(
         self, logprobs_R: torch.Tensor, anchor_R: torch.Tensor, advantages_R: torch.Tensor, sequences: Sequences
@@ -123,7 +170,39 @@ class Objective:
         return figures | {name: extra.values_R.detach() for name, extra in extras.items()}
 
 
-def _require(values_R: torch.Tensor | None, name: str) -> torch.Tensor:
-    if values_R is None:
+def _moments(returns: Returns) -> dict[str, torch.Tensor]:
+    errors_R = returns.returns_R - returns.values_R
+    return {
+        "return_mean": returns.returns_R,
+        "return_square": returns.returns_R.square(),
+        "value_error": errors_R,
+        "value_error_square": errors_R.square(),
+    }
+
+
+def explain_variance(means: dict[str, float]) -> dict[str, float]:
+    """Figures, with what the values before the update explain of the returns' variance in place of moments.
+
+    Args:
+        means: over tokens, of :attr:`Objective.figures`.
+
+    Returns:
+        1 for values that are all right, 0 for what their mean alone would explain, less for worse ones;
+        not a number where all returns are equal.
+    """
+    if "value_error" not in means:
+        return means
+    error = means["value_error_square"] - means["value_error"] ** 2
+    variance = means["return_square"] - means["return_mean"] ** 2
+    told = {name: mean for name, mean in means.items() if name not in _OF_VALUES[2:]}
+    explained = 1 - error / variance if variance > _LEAST_VARIANCE else math.nan
+    return {**told, "value_explained_variance": explained}
+
+
+_Given = TypeVar("_Given")
+
+
+def _require(given: _Given | None, name: str) -> _Given:
+    if given is None:
         raise ValueError(f"{name} is None, but learner.objective uses it: see Objective.needs_{name[:-2]}")
-    return values_R
+    return given

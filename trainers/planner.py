@@ -92,7 +92,7 @@ class Planner:
     versions: Versions
     max_token_staleness: int | None = None
     needs_variance: bool = True
-    """Whether a group teaches by its differences only; with running baselines one known reward does."""
+    """Whether a group teaches by its differences only; with running baselines or values one known reward does."""
     drops: list[DroppedGroup] = field(default_factory=list)
     """Since the last plan; the next step's entry names them."""
     waiting: dict[GroupId, Arrival] = field(default_factory=dict)

@@ -1,6 +1,7 @@
 """The model that is trained: a Hugging Face causal language model, asked for logprobs only.
 
-    pack ──► layers, packed attention ──► hidden states of the trained tokens ──chunks──► logits ──► logprobs
+    pack ──► layers, packed attention ──► hidden states of the trained tokens ─┬─chunks──► logits ──► logprobs
+                                                                               └─► value head ──► values
 
 Logits exist for the trained tokens only, and of one chunk at a time in full precision. Those of the first
 chunks are kept for the backward pass, as the head gave them, up to a number of bytes; the others are
@@ -23,8 +24,12 @@ from schemas.errors import ModelError
 from trainers import attention
 from trainers.attention import Sequences
 from trainers.batch import Example
+from trainers.heads import ScalarHead
 from trainers.packing import Pack, to_pack
 
+_HEAD: Final = "value_head"
+VALUE_HEAD: Final = f"{_HEAD}.weight"
+"""Name of the value head in a checkpoint."""
 _CHUNK_LOGITS: Final = 1 << 25
 """Logits of one chunk: 128 MiB in float32."""
 _KEPT_BYTES: Final = 1 << 30
@@ -53,6 +58,18 @@ def load_model(path: str, dtype: torch.dtype) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"model.path = {path!r} cannot be loaded: {error}") from error
     return model.eval()  # no dropout: the behaviour policy has none
+
+
+def hidden_states(language_model: Any, pack: Pack) -> torch.Tensor:
+    """The last hidden_ND of a pack, by a model without its head."""
+    output = language_model(
+        input_ids=pack.token_ids_N[None],
+        position_ids=pack.position_ids_N[None],
+        use_cache=False,
+        sequences=Sequences.of(pack.lengths, pack.token_ids_N.device),
+    )
+    hidden_ND: torch.Tensor = output.last_hidden_state[0]
+    return hidden_ND
 
 
 class _Chosen(torch.autograd.Function):
@@ -96,35 +113,35 @@ class Policy(torch.nn.Module):
         causal: as :func:`load_model` gives it.
         temperature: of the softmax.
         kept_bytes: of the logits of one forward pass that are kept for its backward pass; 0 keeps least memory.
+        values: whether it has a value head, which is trained with it and never published.
     """
 
-    def __init__(self, causal: Any, temperature: float, kept_bytes: int = _KEPT_BYTES) -> None:
+    def __init__(self, causal: Any, temperature: float, kept_bytes: int = _KEPT_BYTES, *, values: bool = False) -> None:
         super().__init__()
         self.causal = causal
+        self.value_head = ScalarHead(causal) if values else None
         self.temperature = temperature
         self.kept_bytes = kept_bytes
 
-    def forward(self, pack: Pack, *, entropy: bool = False) -> Any:
+    def forward(self, pack: Pack, *, entropy: bool = False, values: bool = False) -> Any:
         """Logprobs of a pack's trained tokens, under the distribution that sampling draws from.
 
         Args:
             pack: on the model's device.
             entropy: whether the entropies of the distributions are wanted too.
+            values: whether those of the value head are.
 
         Returns:
-            float32 logprobs_R, or with ``entropy`` the pair of them and float32 entropy_R, both in nats.
+            float32 logprobs_R in nats, or a tuple of them and what else is wanted, in this order: float32 entropy_R
+            in nats, float32 values_R.
         """
-        output = self.causal.base_model(
-            input_ids=pack.token_ids_N[None],
-            position_ids=pack.position_ids_N[None],
-            use_cache=False,
-            sequences=Sequences.of(pack.lengths, pack.token_ids_N.device),
-        )
-        chunks = self._chunks(output.last_hidden_state[0][pack.index_R], pack.target_R, entropy)
-        if entropy:
-            logprobs, entropies = zip(*chunks, strict=True)
-            return torch.cat(logprobs), torch.cat(entropies)
-        return torch.cat(list(chunks))
+        hidden_RD = hidden_states(self.causal.base_model, pack)[pack.index_R]
+        chunks = self._chunks(hidden_RD, pack.target_R, entropy)
+        told = [torch.cat(each) for each in zip(*chunks, strict=True)] if entropy else [torch.cat(list(chunks))]
+        if values:
+            assert self.value_head is not None
+            told.append(self.value_head(hidden_RD))
+        return tuple(told) if len(told) > 1 else told[0]
 
     def _chunks(self, hidden_RD: torch.Tensor, target_R: torch.Tensor, entropy: bool) -> Iterator[Any]:
         vocabulary = self.causal.config.get_text_config().vocab_size
@@ -141,17 +158,25 @@ class Policy(torch.nn.Module):
         logits_CV = self.causal.get_output_embeddings()(hidden_CD)
         return _Chosen.apply(logits_CV, target_C, self.temperature, entropy)  # type: ignore[no-untyped-call]
 
+    def by_name(self) -> dict[str, torch.nn.Parameter]:
+        """All that is trained: the model's under its own names, and ``value_head.weight``."""
+        own = {name: parameter for name, parameter in self.causal.named_parameters() if parameter.requires_grad}
+        head = {} if self.value_head is None else dict(self.value_head.named_parameters(prefix=_HEAD))
+        return {**own, **head}
+
     def weights(self, whole: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
         """All weights under Hugging Face names, where they are; of tensors that are tied only the first.
 
         Args:
-            whole: by the model's names; given where the model itself holds only parts of them.
+            whole: as :meth:`by_name`; given where the model itself holds only parts of them.
         """
         from transformers.core_model_loading import revert_weight_conversion
 
         seen: set[tuple[int, tuple[int, ...]]] = set()
         tensors = {}
         for name, tensor in (self.causal.state_dict() if whole is None else whole).items():
+            if name == VALUE_HEAD:
+                continue
             place = (tensor.data_ptr(), tuple(tensor.shape))
             if place not in seen:
                 seen.add(place)

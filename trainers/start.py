@@ -207,7 +207,7 @@ def _restore_planner(config: RunConfig, state: State | None, history: History) -
         accounts,
         versions,
         max_token_staleness=limits.max_token_staleness,
-        needs_variance=limits.objective.recipe.advantage != "running_baseline",
+        needs_variance=limits.objective.recipe.needs_variance,
     )
     planner.drops = [DroppedGroup.model_validate(drop) for drop in (state.drops if state else [])]
     return planner

@@ -1,6 +1,6 @@
 """Optimizer steps as rank 0 orders them: the learner's and, bit for bit, those of a replay.
 
-plan ──► examples ──► shares of equal work ──► Engine.train on every rank ──► Outcome
+plan ──► minibatches ──► examples ──► shares of equal work ──► Engine.train on every rank ──► Outcome
 weights and the probe's logprobs by them ──► WeightStore ──► sha256 of the manifest
 
 What enters here is all that a step's bits depend on, besides :func:`numerics`.
@@ -16,9 +16,9 @@ from schemas.ledger import Numerics
 from schemas.manifests import sha256
 from trainers.advantages import Advantages
 from trainers.aggregation import weigh
-from trainers.batch import to_examples
+from trainers.batch import Example, to_examples
 from trainers.checkpoint import Checkpoint, require_fit
-from trainers.engine import Engine, Outcome, Work
+from trainers.engine import Engine, Outcome, Packs, Work
 from trainers.packing import share_out
 from trainers.planner import Plan
 from trainers.publish import Facts, WeightStore, probe_tokens
@@ -59,16 +59,26 @@ class Updates:
         return self._engine.vocabulary
 
     def train(self, plan: Plan, rate: float) -> Outcome:
-        """One optimizer step over the groups of a plan."""
+        """One step over the groups of a plan: ``learner.minibatches`` updates, or fewer if there are fewer groups."""
         groups = [arrival.samples for arrival in plan.arrivals]
-        examples = to_examples(groups, self.advantages.of_step(groups), plan.too_old)
-        weighed = weigh(examples, self._config.learner.objective.recipe.aggregation, self._config.length_tokens)
-        shares = share_out(weighed, self._ranks.size, self._config.learner.micro_batch_tokens)
+        advantages = self.advantages.of_step(groups)
+        number = min(self._config.learner.minibatches, len(groups))
+        minibatches = [
+            self._share_out(to_examples(groups[first::number], advantages[first::number], plan.too_old))
+            for first in range(number)
+        ]
         self._ranks.broadcast(("train", None))
-        outcome = self._engine.train(self._ranks.scatter([Work(packs, rate) for packs in shares]))
+        works = [Work([shares[rank] for shares in minibatches], rate) for rank in range(self._ranks.size)]
+        outcome = self._engine.train(self._ranks.scatter(works))
         if outcome.applied:
             self.advantages.learn(groups)
         return outcome
+
+    def _share_out(self, examples: list[Example]) -> list[Packs]:
+        """What each rank computes of an update."""
+        learner = self._config.learner
+        weighed = weigh(examples, learner.objective.recipe.aggregation, self._config.length_tokens)
+        return share_out(weighed, self._ranks.size, learner.micro_batch_tokens)
 
     def write(self, store: WeightStore, version: int, step: int, *, as_files: bool = False) -> str:
         """Publishes the weights as a version of a store; returns the sha256 of its manifest."""

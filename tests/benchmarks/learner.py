@@ -173,7 +173,7 @@ class Bench:
     def work(self, packs):
         from trainers.engine import Work
 
-        return Work(packs, RATE)
+        return Work([packs], RATE)
 
     def packs(self):
         from trainers.packing import share_out

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.local.tiny_model import build_tiny_model
-from tests.support.five_steps import CASES, STEPS, five_steps, make_engine, take_step
+from tests.support.five_steps import CASES, PPO, STEPS, five_steps, make_engine, take_step
 from tests.support.trajectories import shared_ranks
 
 _START_S = 120
@@ -21,7 +21,16 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def by_one_rank(model):
-    return {name: tensor.clone() for name, tensor in five_steps(model, shared_ranks()).state_dict().items()}
+    return weights_by_one_rank(model)
+
+
+@pytest.fixture(scope="module")
+def by_one_rank_with_values(model):
+    return weights_by_one_rank(model, **PPO)
+
+
+def weights_by_one_rank(model, **learner):
+    return {name: tensor.clone() for name, tensor in five_steps(model, shared_ranks(), **learner).state_dict().items()}
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +46,17 @@ def by_two_ranks(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_and_one_lead_to_the_same_weights(by_one_rank, by_two_ranks, case):
+def test_two_ranks_and_one_lead_to_the_same_weights(by_one_rank, by_one_rank_with_values, by_two_ranks, case):
     weights = torch.load(by_two_ranks / f"{case}.pt")
-    assert weights.keys() == by_one_rank.keys()
-    for name, expected in by_one_rank.items():
+    by_one = by_one_rank_with_values if "ppo" in case else by_one_rank
+    assert weights.keys() == by_one.keys()
+    for name, expected in by_one.items():
         torch.testing.assert_close(weights[name], expected.cpu(), atol=1e-5, rtol=0)
+
+
+def test_values_and_several_updates_lead_somewhere_else(by_one_rank, by_one_rank_with_values):
+    gaps = [(by_one_rank[name] - tensor).abs().max() for name, tensor in by_one_rank_with_values.items()]
+    assert max(float(gap) for gap in gaps) > 1e-3
 
 
 @pytest.mark.parametrize("case", ["stage-3", "a pass for each sample", "activations computed again"])

@@ -19,6 +19,8 @@ STEPS = 5
 ALL_IN_ONE_PACK = 4096
 SAVED = "stage-3"
 """The case whose state is saved too."""
+PPO = {"objective": {"name": "ppo", "kl_coefficient": 0.1, "kl_place": "reward"}, "minibatches": 2}
+"""A value head, a pass without gradients before the updates, and several of them."""
 CASES = {
     **{f"stage-{stage}": {"zero_stage": stage, "micro_batch_tokens": 64} for stage in range(4)},
     "one pack a rank": {"micro_batch_tokens": ALL_IN_ONE_PACK},
@@ -26,6 +28,9 @@ CASES = {
     "stage 3, one pack a rank": {"zero_stage": 3, "micro_batch_tokens": ALL_IN_ONE_PACK},
     "activations computed again": {"activation_checkpointing": True, "micro_batch_tokens": 64},
     "stage 3, activations computed again": {"zero_stage": 3, "activation_checkpointing": True},
+    "ppo": {**PPO, "micro_batch_tokens": 64},
+    "ppo, stage 2, a pass for each sample": {**PPO, "zero_stage": 2, "micro_batch_tokens": 1},
+    "ppo, stage 3, activations computed again": {**PPO, "zero_stage": 3, "activation_checkpointing": True},
 }
 
 
@@ -45,9 +50,10 @@ def make_engine(model, ranks, saved=None, **learner):
 
 def take_step(engine, ranks, step):
     """One step over examples of its own; every rank takes its share."""
-    examples = weigh(draw_examples(23, seed=step), "token_mean", 1)
-    shares = share_out(examples, ranks.size, engine._config.micro_batch_tokens)
-    outcome = engine.train(Work(shares[ranks.rank], 1e-3))
+    examples, parts = draw_examples(23, seed=step), engine._config.minibatches
+    minibatches = [weigh(examples[first::parts], "token_mean", 1) for first in range(parts)]
+    shares = [share_out(each, ranks.size, engine._config.micro_batch_tokens)[ranks.rank] for each in minibatches]
+    outcome = engine.train(Work(shares, 1e-3))
     assert outcome.applied
     return outcome
 

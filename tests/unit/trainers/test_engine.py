@@ -15,6 +15,7 @@ from tests.support.trajectories import shared_ranks
 from trainers.aggregation import weigh
 from trainers.batch import Example
 from trainers.engine import Engine, Work
+from trainers.objective import Before, Objective
 from trainers.packing import share_out, to_pack
 from trainers.policy import Policy, load_model
 from trainers.precision import fastest_dtype
@@ -31,7 +32,7 @@ def make_engine(model_dir, stage=0, dtype="float32", saved=None, **learner):
 
 
 def work(examples, rate=1e-3, micro_batch_tokens=64):
-    return Work(share_out(weigh(examples, "token_mean", 1), 1, micro_batch_tokens)[0], rate)
+    return Work(share_out(weigh(examples, "token_mean", 1), 1, micro_batch_tokens), rate)
 
 
 def logprobs_of(policy, examples):
@@ -58,13 +59,13 @@ def test_figures_are_means_over_tokens_also_where_weights_do_not_add_up_to_one(m
     examples = draw_examples(9)
     objective = {"correction": "truncated_token", "correction_high": 1.02}
     whole = make_engine(model_dir, objective=objective).train(work(examples))
-    tenth = [[replace(one, weight=one.weight / 10) for one in pack] for pack in work(examples).packs]
-    found = make_engine(model_dir, objective=objective).train(Work(tenth, 1e-3))
+    tenth = [[replace(one, weight=one.weight / 10) for one in pack] for pack in work(examples).minibatches[0]]
+    found = make_engine(model_dir, objective=objective).train(Work([tenth], 1e-3))
     assert found.figures == pytest.approx(whole.figures)
     assert found.loss == pytest.approx(whole.loss / 10)
     assert 0 < whole.figures["correction_cut"] < 1
     assert 0.5 < whole.figures["correction_weight"] < 1.02
-    assert make_engine(model_dir).train(Work([], 1e-3)).figures == {"logprob_gap_mean": 0.0, "clip_fraction": 0.0}
+    assert make_engine(model_dir).train(Work([[]], 1e-3)).figures == {"logprob_gap_mean": 0.0, "clip_fraction": 0.0}
 
 
 def test_gradient_does_not_depend_on_chunks_or_packs(model_dir, monkeypatch):
@@ -165,13 +166,13 @@ def test_activation_checkpointing_keeps_less_and_turns_no_dropout_on(model_dir):
 
     def kept(**learner):
         engine = make_engine(model_dir, **learner)
-        engine._policy.kept_bytes = 0  # of logits
+        engine._trained.module.kept_bytes = 0  # of logits
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: saved.append(tensor.numel()) or tensor, lambda x: x
         ):
-            logprobs_of(engine._policy, draw_examples(5))
-        layers = {type(m).__name__ for m in engine._policy.modules() if m.training}
+            logprobs_of(engine._trained.module, draw_examples(5))
+        layers = {type(m).__name__ for m in engine._trained.module.modules() if m.training}
         return sum(saved), layers
 
     without, none = kept()
@@ -224,6 +225,86 @@ def test_training_goes_on_at_another_stage(model_dir, tmp_path, saved_at, loaded
     weights = other.state_dict()
     for name, tensor in engine.state_dict().items():
         torch.testing.assert_close(tensor, weights[name], atol=1e-5, rtol=0)
+
+
+PPO = {"name": "ppo"}
+
+
+@pytest.mark.parametrize(("dtype", "stage"), [("float32", 0), ("float32", 1), ("bfloat16", 0), ("bfloat16", 3)])
+def test_value_head_learns_is_saved_and_goes_on_and_is_not_published(model_dir, tmp_path, dtype, stage):
+    objective = PPO | {"gae_lambda": 1.0}
+    engine = make_engine(model_dir, stage, dtype, objective=objective)
+    examples = [replace(example, advantage=1.0) for example in draw_examples(9)]  # rewards
+    first, *_, last = (engine.train(work(examples, rate=1e-2)).figures for _ in range(6))
+    assert first["return_mean"] == pytest.approx(1.0), "values begin with 0"
+    assert last["value_loss"] < first["value_loss"] / 2
+    assert "value_explained_variance" in last
+    assert engine.state_dict().keys() == make_engine(model_dir).state_dict().keys()
+    engine.save(tmp_path)
+    resumed = make_engine(model_dir, stage, dtype, saved=tmp_path, objective=objective)
+    assert [resumed.train(work(examples)) for _ in range(2)] == [engine.train(work(examples)) for _ in range(2)]
+
+
+def test_checkpoint_without_a_value_head_goes_on_with_a_new_one_only_if_that_is_said(model_dir, tmp_path):
+    make_engine(model_dir).save(tmp_path)
+    with pytest.raises(StateError, match="fresh_value_head = true"):
+        make_engine(model_dir, saved=tmp_path, objective=PPO)
+    fresh = PPO | {"fresh_value_head": True}
+    engine = make_engine(model_dir, saved=tmp_path, objective=fresh)
+    assert engine.train(work(draw_examples(5))).figures["value_loss"] > 0
+    engine.save(tmp_path)
+    kept = make_engine(model_dir, saved=tmp_path, objective=fresh).train(work(draw_examples(5)))
+    assert kept == engine.train(work(draw_examples(5))), "a head that is there is not made anew"
+    make_engine(model_dir, saved=tmp_path).train(work(draw_examples(5)))  # and without values it is left out
+
+
+def count_passes(engine):
+    """Of the policy: with gradients, and without."""
+    passes = []
+    engine._trained.module.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    return passes
+
+
+@pytest.mark.parametrize(
+    ("objective", "parts", "looks"),
+    [({}, 1, 0), ({}, 2, 0), ({"correction": "decoupled"}, 1, 0), ({"correction": "decoupled"}, 2, 2), (PPO, 1, 1),
+     (PPO | {"normalise_advantages": False}, 1, 0), (PPO | {"normalise_advantages": False}, 2, 2)],
+)  # fmt: skip
+def test_nothing_is_computed_twice_that_the_first_update_shows(model_dir, objective, parts, looks):
+    engine = make_engine(model_dir, objective=objective)
+    passes = count_passes(engine)
+    packs = share_out(weigh(draw_examples(5), "token_mean", 1), 1, 4096)[0]
+    outcome = engine.train(Work([packs] * parts, 1e-3))
+    assert (passes.count(False), passes.count(True)) == (looks, parts)
+    assert outcome.figures.get("updates", 1.0) == parts
+
+
+def test_ratios_of_later_updates_are_those_to_the_policy_before_the_first(model_dir):
+    config = validate({"learner": {"objective": {"correction": "decoupled"}}}, "test").learner.objective
+    examples = weigh(draw_examples(5), "token_mean", 1)
+    engine = make_engine(model_dir, objective={"correction": "decoupled"})
+    policy = engine._trained.module
+    proximal = policy(to_pack(examples)).detach()
+    found = engine.train(Work([[examples], [examples]], 1e-2))
+    other = make_engine(model_dir, objective={"correction": "decoupled"})
+    first = other.train(Work([[examples]], 1e-2))
+    pack = to_pack(examples)
+    with torch.no_grad():
+        second = Objective(config)(other._trained.module(pack), pack, Before(proximal))
+    assert found.loss == pytest.approx((first.loss + float((second.terms_R * pack.weights_R).sum())) / 2, abs=1e-6)
+    assert second.figures["clip_fraction"].any(), "the first update went far"
+
+
+def test_update_that_is_not_finite_leaves_the_others_of_its_step(model_dir):
+    good, bad = draw_examples(3), Example((7, 8, 9), 1, (-4.0, -4.0), (True, True), math.nan)
+    parts = [share_out(weigh(each, "token_mean", 1), 1, 64)[0] for each in (good, [bad], good)]
+    engine, other = make_engine(model_dir), make_engine(model_dir)
+    found, expected = engine.train(Work(parts, 1e-3)), other.train(Work([parts[0], parts[2]], 1e-3))
+    assert found.applied
+    assert (found.figures["updates"], found.grad_norm) == (2, expected.grad_norm)
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(engine.state_dict()[name], tensor)
+    assert not engine.train(Work([parts[1], parts[1]], 1e-3)).applied
 
 
 def test_state_of_another_model_is_refused(model_dir, tmp_path):

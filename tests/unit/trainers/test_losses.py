@@ -12,6 +12,7 @@ from trainers.losses.kl import kl
 from trainers.losses.reinforce import reinforce
 from trainers.losses.sequences import Sequences
 from trainers.losses.surrogate import ratio
+from trainers.losses.value import value_loss
 
 LOGPROBS = np.array([-1.0, -0.5, -2.0, -0.1, -3.0, -1.0])
 ANCHOR = np.array([-1.1, -1.0, -1.0, -0.2, -2.9, -1.4])
@@ -175,3 +176,27 @@ def test_gae_is_the_discounted_sum_of_surprises(discount, decay):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
     if (discount, decay) == (1.0, 1.0):
         np.testing.assert_allclose(found, rewards[::-1].cumsum()[::-1] - values, atol=1e-12)
+
+
+VALUES = np.array([0.3, 0.1, 0.6, -0.5])
+VALUES_BEFORE = np.array([0.1, 0.2, 0.3, -0.1])
+RETURNS = np.array([0.0, 0.9, 0.2, -2.0])
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.15, 0.25])
+def test_loss_of_values_and_its_gradient_are_those_of_numpy(clip):
+    def expected(values):
+        inside = VALUES_BEFORE + np.clip(values - VALUES_BEFORE, -clip, clip) if clip else values
+        return np.maximum((values - RETURNS) ** 2, (inside - RETURNS) ** 2) / 2
+
+    values = tensor(VALUES).requires_grad_()
+    found = value_loss(values, tensor(VALUES_BEFORE), tensor(RETURNS), clip=clip)
+    found.sum().backward()
+    np.testing.assert_allclose(found.detach(), expected(VALUES), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(values.grad, differences(expected, VALUES), rtol=0, atol=1e-6)
+
+
+def test_value_that_has_gone_far_enough_gains_nothing_by_going_on():
+    values = tensor([0.5, -0.5]).requires_grad_()  # both 0.5 from before: one towards its return, one away from it
+    value_loss(values, tensor([0.0, 0.0]), tensor([1.0, 1.0]), clip=0.2).sum().backward()
+    assert values.grad.tolist() == [0.0, -1.5]

@@ -1,5 +1,6 @@
-"""The whole objective, against one written in numpy, and its gradient against finite differences."""
+"""The whole objective, against one written in numpy, and its gradients against finite differences."""
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -7,14 +8,17 @@ import pytest
 import torch
 
 from schemas.objectives import ObjectiveConfig
-from trainers.objective import Objective
+from trainers.objective import Before, Objective, explain_variance
 from trainers.packing import Pack
+from trainers.returns import normalise
 
 LOGPROBS = np.array([-1.0, -0.5, -2.0, -0.1, -3.0, -1.0])
 PROXIMAL = np.array([-1.1, -0.6, -1.6, -0.2, -2.7, -1.1])
 BEHAVIOUR = np.array([-1.3, -1.8, -1.5, -0.3, -2.9, -1.9])
 REFERENCE = np.array([-0.8, -0.7, -2.5, -0.3, -2.0, -1.0])
 ENTROPY = np.array([1.0, 2.0, 0.5, 0.7, 0.1, 0.3])
+VALUES = np.array([0.35, 0.12, 0.6, -0.5, -0.93, 0.15])
+VALUES_BEFORE = np.array([0.1, 0.2, 0.3, -0.1, -0.8, 0.4])
 ADVANTAGES = np.array([1.0, 1.0, 1.0, -2.0, -2.0, 0.5])
 WEIGHTS = np.array([0.1, 0.1, 0.1, 0.15, 0.15, 0.3])
 """The same along a sequence, as every aggregation gives them."""
@@ -66,30 +70,73 @@ def form(name, logprobs, anchor, advantages):
     return -np.minimum(rho * advantages, np.clip(rho, 0.95, 1.08) * advantages)
 
 
-def expected(logprobs, config):
-    anchor = BEHAVIOUR if config.correction in ("none", "geometric_mask") else PROXIMAL
-    estimators = {"k1": lambda d: d, "k2": lambda d: d**2 / 2, "k3": lambda d: np.exp(-d) + d - 1}
-    estimate = estimators[config.kl_estimator]
-    in_loss = config.kl_coefficient * (config.kl_place == "loss")
+def gae(rewards, gamma, gae_lambda):
+    """Of each token the discounted sum of surprises from it on, written as the double sum of the paper."""
+    found = np.zeros(6)
+    for place in range(6):
+        for later in range(place, 6):
+            if OF[later] == OF[place]:
+                ahead = VALUES_BEFORE[later + 1] if later < 5 and OF[later + 1] == OF[later] else 0.0
+                surprise = rewards[later] + gamma * ahead - VALUES_BEFORE[later]
+                found[place] += (gamma * gae_lambda) ** (later - place) * surprise
+    return found
+
+
+def expected_advantages(config):
     in_reward = config.kl_coefficient * (config.kl_place == "reward")
-    advantages = ADVANTAGES - in_reward * to_go(estimate(LOGPROBS - REFERENCE))
-    terms = form(config.name, logprobs, anchor, advantages) * correction(config.correction)
-    return terms + in_loss * estimate(logprobs - REFERENCE) - config.entropy_coefficient * ENTROPY
+    penalties = in_reward * ESTIMATORS[config.kl_estimator](PROXIMAL - REFERENCE)
+    if config.name == "ppo":  # what is an advantage elsewhere is the reward of the answer
+        return gae(ADVANTAGES * [0, 0, 1, 0, 1, 1] - penalties, config.gamma, config.gae_lambda)
+    return ADVANTAGES - to_go(penalties)
+
+
+def value_terms(values, config):
+    if config.name != "ppo":
+        return 0.0
+    returns = VALUES_BEFORE + expected_advantages(config)
+    bound = config.value_clip or np.inf
+    inside = VALUES_BEFORE + np.clip(values - VALUES_BEFORE, -bound, bound)
+    return config.value_coefficient * np.maximum((values - returns) ** 2, (inside - returns) ** 2) / 2
+
+
+ESTIMATORS = {"k1": lambda d: d, "k2": lambda d: d**2 / 2, "k3": lambda d: np.exp(-d) + d - 1}
+
+
+def expected(logprobs, config, values=VALUES):
+    anchor = BEHAVIOUR if config.correction in ("none", "geometric_mask") else PROXIMAL
+    estimate = ESTIMATORS[config.kl_estimator]
+    in_loss = config.kl_coefficient * (config.kl_place == "loss")
+    terms = form(config.name, logprobs, anchor, expected_advantages(config)) * correction(config.correction)
+    terms = terms + in_loss * estimate(logprobs - REFERENCE) - config.entropy_coefficient * ENTROPY
+    return terms + value_terms(values, config)
+
+
+def before(objective):
+    known = Before(torch.tensor(PROXIMAL), torch.tensor(REFERENCE))
+    if not objective.needs_values:
+        return known
+    return known._replace(returns=objective.find_returns(pack(), torch.tensor(VALUES_BEFORE), known))
 
 
 def compare(**settings):
     config = ObjectiveConfig(**settings)
-    logprobs = torch.tensor(LOGPROBS, requires_grad=True)
-    others = {"proximal_R": PROXIMAL, "reference_R": REFERENCE, "entropy_R": ENTROPY}
-    loss = Objective(config)(logprobs, pack(), **{name: torch.tensor(value) for name, value in others.items()})
+    objective = Objective(config)
+    logprobs, values = (torch.tensor(numbers, requires_grad=True) for numbers in (LOGPROBS, VALUES))
+    loss = objective(logprobs, pack(), before(objective), entropy_R=torch.tensor(ENTROPY), values_R=values)
     (loss.terms_R * torch.tensor(WEIGHTS)).sum().backward()
-    assert tuple(loss.figures) == Objective(config).figures, "the engine names them in this order"
+    assert tuple(loss.figures) == objective.figures, "the engine names them in this order"
     np.testing.assert_allclose(loss.terms_R.detach(), expected(LOGPROBS, config), rtol=0, atol=1e-6)
-    step = 1e-6
-    difference = [(expected(LOGPROBS + step * unit, config) - expected(LOGPROBS - step * unit, config)) @ WEIGHTS
-                  for unit in np.eye(6)]  # fmt: skip
-    np.testing.assert_allclose(logprobs.grad, np.array(difference) / (2 * step), rtol=0, atol=1e-6)
+    difference = differences(lambda moved: expected(moved, config), LOGPROBS)
+    np.testing.assert_allclose(logprobs.grad, difference, rtol=0, atol=1e-6)
+    if objective.needs_values:
+        difference = differences(lambda moved: expected(LOGPROBS, config, moved), VALUES)
+        np.testing.assert_allclose(values.grad, difference, rtol=0, atol=1e-6)
     return loss
+
+
+def differences(terms, at, step=1e-6):
+    """The gradient of the weighed sum by central differences."""
+    return np.array([(terms(at + step * unit) - terms(at - step * unit)) @ WEIGHTS / (2 * step) for unit in np.eye(6)])
 
 
 NAMES = ObjectiveConfig.model_fields["name"].annotation.__args__
@@ -126,20 +173,28 @@ def test_what_is_needed_follows_from_the_configuration():
         return objective.needs_proximal, objective.needs_reference, objective.needs_entropy
 
     assert needs() == (False, False, False)
-    assert needs(correction="geometric_mask") == (False, False, False)
+    assert needs(correction="geometric_mask") == (True, False, False)
+    assert needs(kl_coefficient=0.1) == (False, True, False)
+    assert needs(kl_coefficient=0.1, kl_place="reward") == (True, True, False)
     assert needs(correction="icepop", kl_coefficient=0.1, entropy_coefficient=0.1) == (True, True, True)
 
 
-@pytest.mark.parametrize("name", ["reference_R", "entropy_R"])
+MISSING = {
+    "reference_R": {"kl_coefficient": 0.1},
+    "entropy_R": {"entropy_coefficient": 0.1},
+    "values_R": {"name": "ppo"},
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
 def test_what_is_needed_and_missing_is_named(name):
-    config = ObjectiveConfig(kl_coefficient=0.1) if name == "reference_R" else ObjectiveConfig(entropy_coefficient=0.1)
     with pytest.raises(ValueError, match=f"{name} is None"):
-        Objective(config)(torch.tensor(LOGPROBS), pack())
+        Objective(ObjectiveConfig(**MISSING[name]))(torch.tensor(LOGPROBS), pack())
 
 
 def test_without_a_proximal_policy_the_policy_itself_is_it():
     config = ObjectiveConfig(correction="truncated_token")
-    given = Objective(config)(torch.tensor(LOGPROBS), pack(), proximal_R=torch.tensor(LOGPROBS))
+    given = Objective(config)(torch.tensor(LOGPROBS), pack(), Before(torch.tensor(LOGPROBS)))
     assert torch.equal(Objective(config)(torch.tensor(LOGPROBS), pack()).terms_R, given.terms_R)
 
 
@@ -148,3 +203,48 @@ def test_figures_say_what_was_cut():
     assert figures["correction_cut"].tolist() == [0, 1, 0, 0, 0, 1]
     assert figures["correction_weight"].max() == 2
     assert figures["clip_fraction"].tolist() == [1, 1, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("settings", [
+    {"gamma": 0.9, "gae_lambda": 0.5, "value_clip": 0.1},
+    {"value_clip": 0.0, "value_coefficient": 2.0},
+    {"kl_coefficient": 0.3, "kl_place": "reward", "kl_estimator": "k1", "gae_lambda": 1.0},
+    {"kl_coefficient": 0.3, "entropy_coefficient": 0.1, "correction": "icepop"},
+])  # fmt: skip
+def test_ppo_with_values_and_returns_is_that_of_numpy(settings):
+    loss = compare(name="ppo", **settings, **TIGHT)
+    assert loss.figures["value_loss"].shape == (6,)
+
+
+def test_values_that_are_worth_nothing_and_all_explain_none_and_all_of_the_variance():
+    def explained(values, returns):
+        errors = returns - values
+        return explain_variance({
+            "loss": 1.0, "value_error": errors.mean(), "value_error_square": (errors**2).mean(),
+            "return_mean": returns.mean(), "return_square": (returns**2).mean(),
+        })  # fmt: skip
+
+    returns = np.array([1.0, 0.0, 3.0, 2.0])
+    half = explained(np.array([1.5, 0.0, 2.5, 1.0]), returns)
+    assert half == {"loss": 1.0, "return_mean": 1.5, "value_explained_variance": pytest.approx(1 - 0.3125 / 1.25)}
+    assert explained(returns - 1, returns)["value_explained_variance"] == 1, "a constant error is none of the variance"
+    assert explained(np.full(4, 1.5), returns)["value_explained_variance"] == 0
+    assert np.isnan(explained(returns, np.ones(4))["value_explained_variance"])
+    assert explain_variance({"loss": 1.0}) == {"loss": 1.0}
+
+
+def test_advantages_of_a_step_are_normalised_over_all_ranks_and_without_what_only_fills_a_pack():
+    objective = Objective(ObjectiveConfig(name="ppo"))
+    here, fills = (pack(), before(objective).returns), replace(pack(), weights_R=torch.zeros(6))
+    first, second, filled = normalise([here, here, (fills, here[1])], lambda moments: [*moments])
+    mine = np.tile(here[1].advantages_R, 2)
+    np.testing.assert_allclose(
+        torch.cat([first.advantages_R, second.advantages_R]), (mine - mine.mean()) / (mine.std() + 1e-6), atol=1e-9
+    )
+    assert torch.equal(first.returns_R, here[1].returns_R), "what the head learns is not normalised"
+    assert torch.equal(filled.advantages_R, first.advantages_R)
+    other = [6.0, 6 * 5.0, 6 * 25.0]  # six tokens of another rank, each with an advantage of 5
+    (shared,) = normalise([here], lambda moments: [a + b for a, b in zip(moments, other, strict=True)])
+    everything = np.concatenate([here[1].advantages_R, np.full(6, 5.0)])
+    expected = (here[1].advantages_R.numpy() - everything.mean()) / (everything.std() + 1e-6)
+    np.testing.assert_allclose(shared.advantages_R, expected, atol=1e-9)
