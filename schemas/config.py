@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from schemas.errors import ConfigError
 from schemas.evaluation import EvaluationConfig
 from schemas.limits import MAX_GROUP_SIZE, MAX_RESPONSE_TOKENS, MAX_TRAJECTORY_BYTES
+from schemas.lora import LoraConfig
 from schemas.objectives import ObjectiveConfig
 from schemas.sections import Positive, Section
 from schemas.topics import Topics
@@ -276,6 +277,8 @@ class LearnerConfig(Section):
     deepspeed: str = ""
     """A DeepSpeed JSON whose further settings apply, such as offloading; empty for none. What this configuration
     decides must be the same there, or ``"auto"``."""
+    lora: LoraConfig = LoraConfig()
+    """An adapter that is trained and published instead of whole weights."""
     activation_checkpointing: bool = False
     """Keeps only the inputs of each layer and computes the rest again in the backward pass: less memory, a third
     more time."""
@@ -347,6 +350,18 @@ class RunConfig(Section):
         if not self.rollout.workers and not self.rollout.discover:
             raise ValueError(
                 "rollout.workers is empty and rollout.discover is false: nobody would answer; name workers, or discover"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_files(self) -> Self:
+        if not self.learner.lora.trains_adapter:
+            return self
+        if self.weights.transport != "store" or self.weights.delta:
+            given = f"weights.transport = {self.weights.transport!r}, weights.delta = {str(self.weights.delta).lower()}"
+            raise ValueError(
+                f"{given}: an adapter (learner.lora.rank = {self.learner.lora.rank}) is small and travels as a file; "
+                'set weights.transport = "store" and weights.delta = false'
             )
         return self
 

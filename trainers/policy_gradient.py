@@ -8,6 +8,7 @@ Shape suffix: R trained response tokens of one packed forward pass.
 # ruff: noqa: N806, N815 - the suffixes are the shapes
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
@@ -15,7 +16,7 @@ import torch
 
 from schemas.config import RunConfig
 from schemas.errors import StateError
-from trainers.lora import add_adapter, adapter_of, without_adapter
+from trainers.lora import adapter_of, add_adapter, without_adapter
 from trainers.objective import Before, Objective, explain_variance
 from trainers.packing import Pack
 from trainers.policy import VALUE_HEAD, Policy, load_model
@@ -128,5 +129,9 @@ class PolicyGradient:
 
     @torch.no_grad()
     def _refer(self, pack: Pack) -> torch.Tensor | None:
-        """Logprobs under the reference policy, if there is one."""
+        """Logprobs under the reference policy, if there is one: with an adapter the same model without it."""
+        if self._objective.needs_reference and self._lora.trains_adapter:
+            with without_adapter(self.language_model):
+                logprobs_R: torch.Tensor = self.module(pack)
+                return logprobs_R
         return self._reference(pack) if self._reference else None

@@ -7,6 +7,8 @@
 The manifest's facts are ``{"kind": "weights", "version", "step", "dtype", "probe": {"token_ids",
 "logprobs"}}``. The probe is what workers compare their engine with after loading: the learner's own
 logprobs (temperature 1) of each token but the first, by exactly the weights that are published.
+Of an adapter (trainers/lora.py) the kind is ``adapter``, ``base_sha256`` says which weights it belongs to, and the
+files are those of peft; the probe is the model's with the adapter on.
 The manifest says what the weights are, and nothing of how they travel: it is the same for a delta, and
 for every buffer that holds them. Files are not forced to the disk: a version that a power failure tore
 is announced anew, under another number, by the learner's next start.
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,7 @@ import structlog
 from schemas.config import WeightsConfig
 from schemas.crash_points import crash_point
 from schemas.errors import DiskError, ModelError, RecordError, StateError
+from schemas.lora import ADAPTER_CONFIG_NAME, ADAPTER_NAME, KIND
 from schemas.manifests import MANIFEST_NAME, FileEntry, Manifest, sha256, verify
 from schemas.snapshots import LAYOUT_NAME, SOURCE_NAME, Delta, decode_source
 from schemas.weights import WeightVersion, held_versions, version_path
@@ -33,6 +36,7 @@ from trainers import shards
 from trainers.broadcast import Broadcaster
 from trainers.deltas import Deltas
 from trainers.disk import disk_errors
+from trainers.lora import Adapter
 from trainers.snapshots import Snapshots, share
 
 _log = structlog.get_logger(__name__)
@@ -92,6 +96,13 @@ class Facts:
     """Optimizer steps that the weights have seen."""
     dtype: str
     """Of the run."""
+    adapter: Adapter | None = None
+    """Null for whole weights."""
+
+    def tell(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        told = {"kind": "weights", "version": self.version, "step": self.step, "dtype": self.dtype}
+        return told | {"kind": KIND, "base_sha256": self.adapter.base_sha256} if self.adapter else told
 
 
 class WeightStore:
@@ -144,8 +155,8 @@ class WeightStore:
             self._files.mkdir(directory, create_parents=True)
         try:
             with disk_errors(what, directory), _in_turn(), ThreadPoolExecutor(max_workers=1) as beside:
-                carried = beside.submit(self._carry, directory, tensors, facts.version, as_files=as_files)
-                told = {"kind": "weights", **asdict(facts), "probe": probe()}
+                carried = beside.submit(self._carry, directory, tensors, facts, as_files=as_files)
+                told = {**facts.tell(), "probe": probe()}
                 manifest = self._finish(directory, carried.result(), told)
         except DiskError:
             self._remove(directory)  # half a version would keep the disk full
@@ -160,13 +171,21 @@ class WeightStore:
         self._write_manifest(directory, manifest)
         return manifest
 
-    def _carry(self, directory: str, tensors: dict[str, Any], version: int, *, as_files: bool) -> tuple[FileEntry, ...]:
+    def _carry(self, directory: str, tensors: dict[str, Any], facts: Facts, *, as_files: bool) -> tuple[FileEntry, ...]:
         """Puts the weights where engines get them; returns what the manifest says of them."""
+        if facts.adapter:
+            return self._carry_adapter(directory, tensors, facts.adapter)
         if self._config.transport != "store" and not as_files:
-            return self._carry_in_memory(directory, tensors, version)
+            return self._carry_in_memory(directory, tensors, facts.version)
         if self._deltas is not None:
             return self._deltas.write(directory, shards.divide(tensors), None if as_files else self._last)
         return shards.write(self._files, directory, shards.divide(tensors), local=self._local)
+
+    def _carry_adapter(self, directory: str, tensors: dict[str, Any], adapter: Adapter) -> tuple[FileEntry, ...]:
+        self._files.pipe_file(f"{directory}/{ADAPTER_CONFIG_NAME}", adapter.config)
+        described = FileEntry(name=ADAPTER_CONFIG_NAME, size=len(adapter.config), sha256=sha256(adapter.config))
+        shard = shards.Shard(ADAPTER_NAME, dict(sorted(tensors.items())))
+        return (described, *shards.write(self._files, directory, [shard], local=self._local))
 
     def _carry_in_memory(self, directory: str, tensors: dict[str, Any], version: int) -> tuple[FileEntry, ...]:
         snapshot = self._snapshots.take(tensors, version)

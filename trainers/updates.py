@@ -19,6 +19,7 @@ from trainers.aggregation import weigh
 from trainers.batch import Example, to_examples
 from trainers.checkpoint import Checkpoint, require_fit
 from trainers.engine import Engine, Outcome, Packs, Work
+from trainers.lora import Adapter
 from trainers.packing import share_out
 from trainers.planner import Plan
 from trainers.publish import Facts, WeightStore, probe_tokens
@@ -41,7 +42,8 @@ class Updates:
     def __init__(self, config: RunConfig, dtype: str, ranks: Ranks, checkpoint: Checkpoint | None) -> None:
         self._config, self._ranks = config, ranks
         self.dtype = dtype
-        self.fingerprint = _fingerprint(config, dtype)
+        self._adapter = Adapter.of(config)
+        self.fingerprint = _fingerprint(config, dtype, self._adapter)
         if checkpoint:
             require_fit(checkpoint.state.fingerprint, self.fingerprint, checkpoint.directory)
         baselines = checkpoint.state.baselines if checkpoint else {}
@@ -82,7 +84,7 @@ class Updates:
 
     def write(self, store: WeightStore, version: int, step: int, *, as_files: bool = False) -> str:
         """Publishes the weights as a version of a store; returns the sha256 of its manifest."""
-        facts = Facts(version=version, step=step, dtype=self.dtype)
+        facts = Facts(version=version, step=step, dtype=self.dtype, adapter=self._adapter)
         if not self._engine.is_partitioned:
             return store.write(self._engine.state_dict(), facts, self._ask_probe, as_files=as_files)
         self._ranks.broadcast(("gather", self._probe))
@@ -106,10 +108,22 @@ def numerics(ranks: Ranks) -> Numerics:
     return Numerics(torch=torch.__version__, device=device, threads=torch.get_num_threads(), ranks=ranks.size)
 
 
-def _fingerprint(config: RunConfig, dtype: str) -> dict[str, str | int]:
+def _fingerprint(config: RunConfig, dtype: str, adapter: Adapter | None) -> dict[str, str | int]:
     model = Path(config.model.path)
     description = model / "config.json"
+    lora = config.learner.lora
+    of_adapter: dict[str, str | int] = (
+        {}
+        if adapter is None
+        else {
+            "lora.rank": lora.rank,
+            "lora.alpha": lora.alpha,
+            "lora.target_modules": ", ".join(sorted(lora.target_modules)),
+            "sha256 of the model's weights": adapter.base_sha256,
+        }
+    )
     return {
+        **of_adapter,
         "run": config.name,
         "model": model.name,
         "model_config_sha256": sha256(description.read_bytes()) if description.is_file() else "missing",

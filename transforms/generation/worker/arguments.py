@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from schemas.errors import ConfigError
+from schemas.lora import MAX_RANK
 from transforms.generation.worker.lifeline import SERVER_VARIABLE
 from transforms.generation.worker.names import BACKEND, EXECUTOR, EXTENSION
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from schemas.config import RunConfig
+    from schemas.lora import LoraConfig
 
 _BLOCK_TOKENS: Final = 32
 """Granularity of the prefix cache; vLLM's 128 shares nothing between short prompts."""
@@ -23,6 +25,8 @@ _CPU_MEMORY_SHARE: Final = 0.2
 _CPU_STEP_TOKENS: Final = 256
 """Most tokens that one step computes on a CPU. After a change of weights the requests in flight are computed
 again from their first token on, and the first of them go on after one step: 2,048 tokens would take seconds."""
+_LORA_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, MAX_RANK)
+"""For which vLLM has room; an adapter of a smaller rank is filled up with zeros."""
 _STOP_S: Final = 5
 """How long the engine processes may take to end by themselves; after 0 vLLM kills them and leaks semaphores."""
 _ENVIRONMENT: Final = {
@@ -33,6 +37,7 @@ _ENVIRONMENT: Final = {
 }
 _FORBIDDEN_ENVIRONMENT: Final = (
     "VLLM_SERVER_DEV_MODE",  # routes that change weights and run code
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",  # routes that load adapters
     "VLLM_ALLOW_INSECURE_SERIALIZATION",
     "VLLM_CPU_KVCACHE_SPACE",  # would override worker.kv_cache_gib
 )
@@ -51,6 +56,12 @@ _OURS: Final = frozenset(
         "worker_extension_cls",
         "scheduling_policy",
         "api_server_count",
+        "enable_lora",
+        "lora_modules",
+        "max_loras",
+        "max_lora_rank",
+        "lora_dtype",
+        "lora_target_modules",
     }
 )
 """Settings that the promises of this project rest on, or that have a key of their own."""
@@ -81,7 +92,8 @@ def parse_arguments(config: RunConfig, dtype: str) -> Namespace:
         def error(self, message: str) -> None:
             raise ConfigError(f"worker.engine_args: {message}; see `vllm serve --help=all`")
 
-    arguments = {**_arguments(config, dtype), **_device_arguments(config, on_cpu=current_platform.is_cpu())}
+    device = _device_arguments(config, on_cpu=current_platform.is_cpu())
+    arguments = {**_arguments(config, dtype), **device, **_adapter_arguments(config.learner.lora)}
     line = to_command_line(arguments) + to_command_line(_free_arguments(config))
     parsed: Namespace = make_arg_parser(Parser()).parse_args(line)
     validate_parsed_serve_args(parsed)
@@ -123,6 +135,19 @@ def _device_arguments(config: RunConfig, *, on_cpu: bool) -> dict[str, Any]:
     }
 
 
+def _adapter_arguments(lora: LoraConfig) -> dict[str, Any]:
+    """Room for one adapter, which every version replaces.
+
+    Only the layers that have one are made ready for it. vLLM would take the head too, whose LoRA form fails on a
+    prompt's logprobs beside other sequences, as the probe's are.
+    """
+    if not lora.trains_adapter:
+        return {}
+    rank = next(rank for rank in _LORA_RANKS if rank >= lora.rank)
+    targets = list(lora.target_modules)
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank, "lora_target_modules": targets}
+
+
 def _free_arguments(config: RunConfig) -> dict[str, Any]:
     given = {name.lstrip("-").replace("-", "_"): value for name, value in config.worker.engine_args.items()}
     if taken := sorted(given.keys() & _OURS):
@@ -133,12 +158,17 @@ def _free_arguments(config: RunConfig) -> dict[str, Any]:
 
 
 def to_command_line(arguments: dict[str, Any]) -> list[str]:
-    """``{"block_size": 32, "enforce_eager": True}`` becomes ``["--block-size=32", "--enforce-eager"]``."""
+    """``{"block_size": 32, "enforce_eager": True}`` becomes ``["--block-size=32", "--enforce-eager"]``.
+
+    A list becomes an option and a word for each of its values.
+    """
     line = []
     for name, value in arguments.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
             line.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list):
+            line += [f"--{option}", *value]
         else:
             line.append(f"--{option}={value}")
     return line

@@ -2,6 +2,7 @@
 
 open_files()     map the new files in every vLLM worker              generating
 open_snapshot()  copy the learner's buffer in every vLLM worker      generating
+open_adapter()   copy an adapter's files                             generating
 load()           pause ─► load ─► reset caches ─► resume      paused, requests kept
 and the probe's logprobs under the new weights, computed before anything else
 """
@@ -16,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import structlog
 
 from schemas.errors import RecordError, StateError
+from transforms.generation.worker.adapter import AdapterSlot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 _FIRST: Final = -1
 """Priority of the probe; requests have 0."""
@@ -55,6 +58,9 @@ class Engine(Protocol):
     async def open_snapshot(self, source: str, layout: str) -> None:
         """Copies a buffer and checks the copy; raises ``RecordError`` if it is not good, and nothing has changed."""
 
+    async def open_adapter(self, directory: Path) -> None:
+        """Copies an adapter; raises ``RecordError`` (``vanished``) if that fails, and nothing has changed."""
+
     async def load(self, version: int, probe_token_ids: Sequence[int]) -> Loading:
         """Loads what was opened; raises ``StateError`` if that fails, and the weights are undefined."""
 
@@ -65,6 +71,7 @@ class VllmEngine:
     def __init__(self, client: Any) -> None:
         """Takes a ``vllm.engine.protocol.EngineClient`` that was started with priority scheduling."""
         self._client = client
+        self._adapter: AdapterSlot | None = None
         self._probes = 0
         self._checked = False
 
@@ -107,6 +114,19 @@ class VllmEngine:
     async def _call(self, method: str, *arguments: Any) -> list[Any]:
         """Calls a method of every vLLM worker that changes nothing the engine computes with."""
         from vllm.v1.engine.exceptions import EngineDeadError
+    async def open_adapter(self, directory: Path) -> None:
+        """Copies an adapter's files.
+
+        Raises:
+            RecordError: ``vanished``; the engine still has its old adapter.
+        """
+        self._adapter = self._adapter or AdapterSlot(self._client)
+        try:
+            await asyncio.to_thread(self._adapter.open, directory)
+        except OSError as error:
+            self._adapter.forget()
+            raise RecordError("vanished", f"the adapter cannot be copied: {error}") from error
+
 
         try:
             answers: list[Any] = await self._client.collective_rpc(method, args=arguments)
@@ -143,7 +163,7 @@ class VllmEngine:
         # pause_generation() is this and a sleep of 20 ms, which are for callers who wait for the last answers
         await self._client.engine_core.pause_scheduler_async(mode="keep")
         loading = time.monotonic()
-        await self._client.collective_rpc("replace_weights")
+        await self._replace()
         loaded = time.monotonic()
         _, is_reset, probe = await asyncio.gather(
             self._client.update_weight_version(str(version)),
@@ -159,6 +179,12 @@ class VllmEngine:
 
     async def check_decoding(self, token_ids: Sequence[int]) -> None:
         """Lets the engine write some tokens, and asks it what it thinks of them as a part of the prompt.
+
+    async def _replace(self) -> None:
+        if self._adapter is not None and self._adapter.is_opened:
+            await self._adapter.load()
+        else:
+            await self._client.collective_rpc("replace_weights")
 
         The probe is a prompt. Tokens are decoded by other kernels, and on a GPU by captured graphs: were those
         wrong, nothing else would tell.

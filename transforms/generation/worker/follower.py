@@ -91,10 +91,12 @@ class Follower:
         return True
 
     async def _open(self, verified: Verified) -> None:
-        if verified.snapshot is None:
-            await self.engine.open_files(verified.files)
-        else:
+        if verified.adapter is not None:
+            await self.engine.open_adapter(verified.adapter)
+        elif verified.snapshot is not None:
             await self.engine.open_snapshot(*verified.snapshot)
+        else:
+            await self.engine.open_files(verified.files)
 
     def _check_order(self, announced: WeightVersion) -> None:
         served = self.state.applied

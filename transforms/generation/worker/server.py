@@ -76,7 +76,7 @@ def run(config: RunConfig) -> int:
 def _run_loop(config: RunConfig, listener: socket.socket, early: _Interruption) -> int:
     from prometheus_client import REGISTRY
 
-    expectation = read_expectation(Path(config.model.path), config.worker.max_model_len_tokens)
+    expectation = read_expectation(Path(config.model.path), config.worker.max_model_len_tokens, config.learner.lora)
     announcements = Announcements(config)
     state = WorkerState(Metrics(REGISTRY), config.worker.max_model_len_tokens)
     announcements.on_bad_record = state.refuse

@@ -3,7 +3,8 @@
     manifest's hash ─► facts ─► size and sha256 of every file ─► names, shapes, dtypes ─► finite numbers
 
 Of weights that travel through memory this sees ``layout.json``; their bytes are checked where they
-arrive: see ``staging.py``. A refusal is a ``RecordError`` whose reason is the label of a counter: ``bad_manifest``,
+arrive: see ``staging.py``. A run that trains an adapter takes adapters only, to the weights of the worker's own model.
+A refusal is a ``RecordError`` whose reason is the label of a counter: ``bad_manifest``,
 ``bad_files``, ``bad_tensors``, ``bad_source``, ``nonfinite`` or ``bad_probe``. Everything here reads
 memory-mapped files and is called in a thread.
 """
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.errors import ModelError, RecordError, StateError
+from schemas.lora import ADAPTER_CONFIG_NAME, ADAPTER_NAME, KIND, LoraConfig, adapter_shapes, base_sha256
 from schemas.manifests import MANIFEST_NAME, Manifest, parallel, verify
 from schemas.records import first_fault
 from schemas.snapshots import LAYOUT_NAME, SOURCE_NAME, decode_layout, decode_source
@@ -35,6 +37,7 @@ Shapes = dict[str, tuple[int, ...]]
 Dtypes = dict[str, str]
 """The dtype of every tensor, as safetensors writes it."""
 
+_WHOLE: Final = LoraConfig()
 _HEAD: Final = "lm_head.weight"
 _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """From the names of announcements to those of safetensors."""
@@ -73,6 +76,34 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
+    adapter: Path | None = None
+    """The local directory of an adapter; null for whole weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterExpectation:
+    """What makes a version an adapter to this worker's model."""
+
+    lora: LoraConfig
+    base_sha256: str
+    """Of the model's own weights."""
+
+    def check(self, announced: WeightVersion, directory: Path, manifest: Manifest) -> None:
+        """Compares files and configuration, because vLLM does whatever stands there.
+
+        Raises:
+            RecordError: ``bad_files`` or ``bad_tensors``.
+        """
+        names = {entry.name for entry in manifest.files}
+        if names != {ADAPTER_NAME, ADAPTER_CONFIG_NAME}:
+            raise RecordError("bad_files", f"{_few(sorted(names))}, expected {ADAPTER_NAME} and {ADAPTER_CONFIG_NAME}")
+        try:
+            given = (directory / ADAPTER_CONFIG_NAME).read_bytes()
+        except OSError as error:
+            raise RecordError("bad_files", str(error)) from error
+        expected = self.lora.encode(announced.base_model)
+        if given != expected:
+            raise RecordError("bad_tensors", f"{ADAPTER_CONFIG_NAME} is {given[:400]!r}, by learner.lora {expected!r}")
 class Expectation:
     """What the model directory says about every version."""
 
@@ -83,22 +114,26 @@ class Expectation:
 
     def check(self, announced: WeightVersion, directory: Path, manifest: Manifest) -> Verified:
         """Verifies a version that lies in a local directory.
+    adapter: AdapterExpectation | None = None
+    """Null where versions are whole weights."""
 
         Raises:
             RecordError: with the reason; nothing of it may be loaded.
         """
         probe = self._check_facts(announced, manifest)
         _check_files(directory, manifest)
-        if any(entry.name == LAYOUT_NAME for entry in manifest.files):
+        if not self.adapter and any(entry.name == LAYOUT_NAME for entry in manifest.files):
             return Verified(announced, (), probe, self._check_layout(announced, directory))
         files = tuple(
             str((directory / entry.name).resolve()) for entry in manifest.files if entry.name.endswith(".safetensors")
         )
+        if self.adapter:
+            self.adapter.check(announced, directory, manifest)
         shapes, dtypes = _read_tensors(files)
         _check_shapes(self.shapes, shapes)
         _check_dtypes(announced.dtype, dtypes)
         _check_finite(files)
-        return Verified(announced, files, probe)
+        return Verified(announced, files, probe, adapter=directory.resolve() if self.adapter else None)
 
     def _check_layout(self, announced: WeightVersion, directory: Path) -> tuple[str, str]:
         source, text = _read_texts(directory)
@@ -113,6 +148,8 @@ class Expectation:
         given = {name: manifest.facts.get(name) for name in expected}
         if given != expected:
             raise RecordError("bad_manifest", f"facts {given}, expected {expected}"[:300])
+        if self.adapter:
+            expected |= {"kind": KIND, "base_sha256": self.adapter.base_sha256}
         try:
             probe = Probe.model_validate(manifest.facts.get("probe"))
         except ValidationError as error:
@@ -127,12 +164,17 @@ class Expectation:
         return probe
 
 
-def read_expectation(model: Path, max_model_len: int) -> Expectation:
+def read_expectation(model: Path, max_model_len: int, lora: LoraConfig = _WHOLE) -> Expectation:
     """Reads what a model directory's configuration and safetensors promise about every version.
 
     Raises:
-        ModelError: the directory is missing or incomplete.
+        ModelError: the directory is missing or incomplete, or has no layers for the adapter.
     """
+    Args:
+        model: the directory.
+        max_model_len: of the engine, in tokens.
+        lora: whether versions are adapters; then all of the model is read once, for its hash.
+
     try:
         config = json.loads((model / "config.json").read_bytes())
     except (OSError, ValueError) as error:
@@ -146,7 +188,11 @@ def read_expectation(model: Path, max_model_len: int) -> Expectation:
     text = {**config, **config.get("text_config", {})}
     if text.get("tie_word_embeddings", False):
         shapes.pop(_HEAD, None)
-    return Expectation(shapes, int(text.get("vocab_size", 0)), max_model_len - 1)
+    vocab_size = int(text.get("vocab_size", 0))
+    if not lora.trains_adapter:
+        return Expectation(shapes, vocab_size, max_model_len - 1)
+    adapter = AdapterExpectation(lora, base_sha256(model))
+    return Expectation(adapter_shapes(lora, shapes), vocab_size, max_model_len - 1, adapter)
 
 
 def _expected_shapes(files: tuple[str, ...], model: Path) -> Shapes:
