@@ -111,9 +111,6 @@ class VllmEngine:
             reason, _, detail = outcome.partition(": ")
             raise RecordError(reason, detail)
 
-    async def _call(self, method: str, *arguments: Any) -> list[Any]:
-        """Calls a method of every vLLM worker that changes nothing the engine computes with."""
-        from vllm.v1.engine.exceptions import EngineDeadError
     async def open_adapter(self, directory: Path) -> None:
         """Copies an adapter's files.
 
@@ -127,6 +124,9 @@ class VllmEngine:
             self._adapter.forget()
             raise RecordError("vanished", f"the adapter cannot be copied: {error}") from error
 
+    async def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """Calls a method of every vLLM worker that changes nothing the engine computes with."""
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             answers: list[Any] = await self._client.collective_rpc(method, args=arguments)
@@ -177,14 +177,14 @@ class VllmEngine:
         logprobs = _prompt_logprobs(await _receive(probe), probe_token_ids)
         return Loading(resumed - paused, loaded - loading, time.monotonic() - resumed, logprobs)
 
-    async def check_decoding(self, token_ids: Sequence[int]) -> None:
-        """Lets the engine write some tokens, and asks it what it thinks of them as a part of the prompt.
-
     async def _replace(self) -> None:
         if self._adapter is not None and self._adapter.is_opened:
             await self._adapter.load()
         else:
             await self._client.collective_rpc("replace_weights")
+
+    async def check_decoding(self, token_ids: Sequence[int]) -> None:
+        """Lets the engine write some tokens, and asks it what it thinks of them as a part of the prompt.
 
         The probe is a prompt. Tokens are decoded by other kernels, and on a GPU by captured graphs: were those
         wrong, nothing else would tell.

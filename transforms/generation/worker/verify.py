@@ -73,9 +73,6 @@ class Verified:
     probe: Probe
     snapshot: tuple[str, str] | None = None
     """Texts of ``SOURCE.json`` and ``layout.json``: the bytes are checked when they have come."""
-
-
-@dataclass(frozen=True, slots=True)
     adapter: Path | None = None
     """The local directory of an adapter; null for whole weights."""
 
@@ -104,6 +101,9 @@ class AdapterExpectation:
         expected = self.lora.encode(announced.base_model)
         if given != expected:
             raise RecordError("bad_tensors", f"{ADAPTER_CONFIG_NAME} is {given[:400]!r}, by learner.lora {expected!r}")
+
+
+@dataclass(frozen=True, slots=True)
 class Expectation:
     """What the model directory says about every version."""
 
@@ -111,11 +111,11 @@ class Expectation:
     vocab_size: int
     max_tokens: int
     """Longest probe that the engine takes, in tokens."""
+    adapter: AdapterExpectation | None = None
+    """Null where versions are whole weights."""
 
     def check(self, announced: WeightVersion, directory: Path, manifest: Manifest) -> Verified:
         """Verifies a version that lies in a local directory.
-    adapter: AdapterExpectation | None = None
-    """Null where versions are whole weights."""
 
         Raises:
             RecordError: with the reason; nothing of it may be loaded.
@@ -124,11 +124,11 @@ class Expectation:
         _check_files(directory, manifest)
         if not self.adapter and any(entry.name == LAYOUT_NAME for entry in manifest.files):
             return Verified(announced, (), probe, self._check_layout(announced, directory))
+        if self.adapter:
+            self.adapter.check(announced, directory, manifest)
         files = tuple(
             str((directory / entry.name).resolve()) for entry in manifest.files if entry.name.endswith(".safetensors")
         )
-        if self.adapter:
-            self.adapter.check(announced, directory, manifest)
         shapes, dtypes = _read_tensors(files)
         _check_shapes(self.shapes, shapes)
         _check_dtypes(announced.dtype, dtypes)
@@ -145,11 +145,11 @@ class Expectation:
 
     def _check_facts(self, announced: WeightVersion, manifest: Manifest) -> Probe:
         expected = {"kind": "weights", "version": announced.version, "dtype": announced.dtype}
+        if self.adapter:
+            expected |= {"kind": KIND, "base_sha256": self.adapter.base_sha256}
         given = {name: manifest.facts.get(name) for name in expected}
         if given != expected:
             raise RecordError("bad_manifest", f"facts {given}, expected {expected}"[:300])
-        if self.adapter:
-            expected |= {"kind": KIND, "base_sha256": self.adapter.base_sha256}
         try:
             probe = Probe.model_validate(manifest.facts.get("probe"))
         except ValidationError as error:
@@ -167,14 +167,14 @@ class Expectation:
 def read_expectation(model: Path, max_model_len: int, lora: LoraConfig = _WHOLE) -> Expectation:
     """Reads what a model directory's configuration and safetensors promise about every version.
 
-    Raises:
-        ModelError: the directory is missing or incomplete, or has no layers for the adapter.
-    """
     Args:
         model: the directory.
         max_model_len: of the engine, in tokens.
         lora: whether versions are adapters; then all of the model is read once, for its hash.
 
+    Raises:
+        ModelError: the directory is missing or incomplete, or has no layers for the adapter.
+    """
     try:
         config = json.loads((model / "config.json").read_bytes())
     except (OSError, ValueError) as error:
