@@ -4,6 +4,7 @@
     evals topic ────which is best?                                          ├─► DIR, with a manifest
     model.path ──── config.json, tokenizer, generation_config.json ─────────┘
 
+Of a run that trains an adapter the sum of model and adapter is written, or the adapter as it was published.
 Everything is written beside DIR, read back, compared and only then given its name, so a directory that is
 there is whole. Nothing is asked of the learner; the version has to be in the store still.
 """
@@ -26,6 +27,7 @@ from schemas.evals import best_of
 from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256, verify
 from schemas.weights import WeightVersion
 from trainers.disk import disk_errors
+from trainers.lora import merge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,27 +73,34 @@ def parse_version(text: str) -> Wanted:
     raise ConfigError(f"--version {text!r}: expected newest, best or the number of a weight version")
 
 
-def export(config: RunConfig, wanted: Wanted, target: Path) -> Exported:
+def export(config: RunConfig, wanted: Wanted, target: Path, *, as_adapter: bool = False) -> Exported:
     """Writes a version to a directory.
 
     Args:
         config: of the run; its log can be read.
         wanted: which version.
         target: a directory that does not exist, or is empty.
+        as_adapter: an adapter is not added to its model.
 
     Raises:
-        ConfigError: the directory holds something.
+        ConfigError: the directory holds something, or the run trains no adapter.
         RunError: the run has no such version, or its store has not any more.
         StateError: the version is not what was announced.
         DiskError: there is no room or no permission.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"--to {target}: exists and is not an empty directory; give another one")
+    if as_adapter and not config.learner.lora.trains_adapter:
+        raise ConfigError(f"--adapter: run {config.name!r} trains whole weights (learner.lora.rank = 0); leave it out")
     announced = find_version(config, wanted)
     with disk_errors("export", target), _beside(target) as partial:
         with _fetched(config, announced) as (source, manifest):
-            _copy(source, manifest, partial)
-        _complete(config, announced, partial)
+            if config.learner.lora.trains_adapter and not as_adapter:
+                _merge(config, announced, source, partial)
+            else:
+                _copy(source, manifest, partial)
+        if not as_adapter:
+            _complete(config, announced, partial)
         digest, sizes = _seal(config, announced, partial)
     return Exported(
         directory=str(target), run=config.name, version=announced.version, step=announced.step,
@@ -167,7 +176,7 @@ def _fetched(config: RunConfig, announced: WeightVersion) -> "Iterator[tuple[Pat
     from transforms.generation.worker.store import WeightStore
     from transforms.generation.worker.verify import read_expectation
 
-    expectation = read_expectation(Path(config.model.path), config.worker.max_model_len_tokens)
+    expectation = read_expectation(Path(config.model.path), config.worker.max_model_len_tokens, config.learner.lora)
     with WeightStore(config.weights.root) as store:
         try:
             directory, manifest = store.fetch(announced)
@@ -198,8 +207,22 @@ def _copy(source: Path, manifest: Manifest, directory: Path) -> None:
     for file in files:
         shutil.copyfile(source / file.name, file)
     verify(LocalFileSystem(), str(directory), manifest)
-    if len(files) > 1:
-        (directory / _INDEX_NAME).write_text(json.dumps(_index(files), indent=2) + "\n")
+    _write_index(files, directory)
+
+
+def _merge(config: RunConfig, announced: WeightVersion, source: Path, directory: Path) -> None:
+    """Writes the model with its adapter added, in the number format of the run."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, announced.dtype)
+    files = merge(Path(config.model.path), source, config.learner.lora, dtype, directory)
+    _write_index(files, directory)
+
+
+def _write_index(files: Sequence[Path], directory: Path) -> None:
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    if len(weights) > 1:
+        (directory / _INDEX_NAME).write_text(json.dumps(_index(weights), indent=2) + "\n")
 
 
 def _index(files: Sequence[Path]) -> dict[str, Any]:

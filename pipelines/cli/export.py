@@ -15,11 +15,13 @@ from schemas.errors import ConfigError
 
 _DESCRIPTION = """Writes the weights of a run as a Hugging Face directory that transformers and vLLM load.
 
-The version is verified against its announcement, copied, and read back. Prints one JSON object. Name the run by its
-directory or name, or by a configuration file; the log of a finished run is served for the time. Examples:
+The version is verified against its announcement, copied, and read back; an adapter is added to its model. Prints one
+JSON object. Name the run by its directory or name, or by a configuration file; the log of a finished run is served for
+the time. Examples:
 
   asyncflow export --run demo --to models/demo
   asyncflow export --run demo --version best --to models/demo-best
+  asyncflow export --run demo --adapter --to adapters/demo
 """
 
 
@@ -31,6 +33,8 @@ class ExportOptions:
     """Where the model goes: a directory that does not exist, or is empty. Required."""
     version: str = "newest"
     """newest, best (by evaluation), or the number of a weight version."""
+    adapter: bool = False
+    """Write the adapter as it is, for peft and vLLM, instead of the model that it was added to."""
     run: str | None = None
     """Directory or name of the run."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -52,7 +56,8 @@ def main(arguments: Sequence[str]) -> int:
 
     wanted = parse_version(options.version)
     with _served(options) as config:
-        exported = export(_with_evaluation(config, options.evaluation), wanted, options.to)
+        served = _with_evaluation(config, options.evaluation)
+        exported = export(served, wanted, options.to, as_adapter=options.adapter)
     sys.stdout.write(f"{exported.model_dump_json(indent=2)}\n")
     return 0
 

@@ -203,3 +203,63 @@ def test_the_command_prints_what_it_wrote(configure, models, tmp_path, capsys):
     ):
         assert main(["export", *arguments]) == 2
         assert told in capsys.readouterr().err
+
+
+@pytest.fixture
+def adapted(configure, model_dir):
+    """A run that trains an adapter, with one version of it, and peft's model of that."""
+    from trainers.lora import Adapter, adapter_of, add_adapter
+    from trainers.policy import load_model
+
+    tree = configure().model_dump()
+    config = validate(tree | {"learner": tree["learner"] | {"lora": {"rank": 4, "alpha": 8}}}, "test")
+    causal = load_model(str(model_dir), torch.float32)
+    add_adapter(causal, model_dir, config.learner.lora, seed=0)
+    adapter = adapter_of(dict(causal.named_parameters()))
+    for tensor in adapter.values():
+        tensor.normal_(std=0.3)
+    with closing(WeightStore(config.weights)) as store:
+        digest = store.write(adapter, Facts(1, 0, "float32", Adapter.of(config)), lambda: probe_of_base(model_dir))
+    announce(config, WeightVersion(version=1, step=0, generation=1, manifest_sha256=digest, dtype="float32",
+                                   base_model=model_dir.name))  # fmt: skip
+    return config, adapter
+
+
+def probe_of_base(model_dir):
+    """Any probe will do: an export looks at its form only."""
+    from transformers import AutoModelForCausalLM
+
+    return probe_of(AutoModelForCausalLM.from_pretrained(model_dir))
+
+
+def test_an_adapter_is_added_to_its_model_or_written_as_it_is(adapted, model_dir, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config, adapter = adapted
+    assert export(config, "newest", tmp_path / "alone", as_adapter=True).files == 2
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), tmp_path / "alone")
+    for name, tensor in adapter.items():
+        assert torch.equal(theirs.get_parameter(name.replace(".weight", ".default.weight")), tensor)
+    tokens = torch.arange(6, 38)[None]
+    expected = theirs.eval()(tokens).logits
+    export(config, "newest", tmp_path / "whole")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", local_files_only=True)
+    torch.testing.assert_close(loaded(tokens).logits, expected, atol=1e-4, rtol=0)
+    plain = AutoModelForCausalLM.from_pretrained(model_dir)
+    assert (plain(tokens).logits - expected).abs().max() > 0.1
+
+
+def test_an_adapter_is_not_added_to_other_weights(adapted, tmp_path):
+    from pipelines.local.tiny_model import build_tiny_model
+
+    config, _ = adapted
+    other = build_tiny_model(tmp_path / "model", seed=5)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(other)})})
+    with pytest.raises(StateError, match=r"is not what was announced: bad_manifest: facts .*base_sha256"):
+        export(config, 1, tmp_path / "out")
+
+
+def test_a_run_of_whole_weights_has_no_adapter_to_write(configure, tmp_path):
+    with pytest.raises(ConfigError, match=r"--adapter: run .* trains whole weights"):
+        export(configure(), "newest", tmp_path / "out", as_adapter=True)
