@@ -141,19 +141,31 @@ def _one_kernel(
     """FlashAttention over sequences of any lengths (arXiv 2307.08691), of shape (1, N, H, D)."""
     attend, starts, longest = _varlen(), sequences.starts, max(sequences.lengths)
     assert attend is not None
-    tensors = (tensor.transpose(0, 1) for tensor in (query_HND, key_KND, value_KND))
+    tensors = [query_HND, key_KND, value_KND]
+    if _takes_fewer_key_heads(attend):
+        options = {"enable_gqa": len(query_HND) != len(key_KND)}
+    else:
+        options, groups = {}, len(query_HND) // len(key_KND)
+        tensors = [query_HND, key_KND.repeat_interleave(groups, 0), value_KND.repeat_interleave(groups, 0)]
     window = (-1 if rules.window is None else rules.window - 1, 0)
-    output: torch.Tensor = attend(*tensors, starts, starts, longest, longest, scale=rules.scaling,
-                                  window_size=window, enable_gqa=len(query_HND) != len(key_KND))  # fmt: skip
+    query, key, value = (tensor.transpose(0, 1) for tensor in tensors)
+    output: torch.Tensor = attend(query, key, value, starts, starts, longest, longest, scale=rules.scaling,
+                                  window_size=window, **options)  # fmt: skip
     return output[None]
 
 
 @functools.cache
 def _varlen() -> Callable[..., Any] | None:
-    """The kernel, if this torch has it with grouped-query heads and windows (2.13 has)."""
+    """The kernel, if this torch has it with a scale and windows (2.11 has)."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    wanted = {"scale", "window_size", "enable_gqa"}
+    wanted = {"scale", "window_size"}
     return varlen_attn if wanted <= set(inspect.signature(varlen_attn).parameters) else None
+
+
+@functools.cache
+def _takes_fewer_key_heads(attend: Callable[..., Any]) -> bool:
+    """Whether the kernel is told of grouped-query heads (2.13); before, keys are repeated."""
+    return "enable_gqa" in inspect.signature(attend).parameters

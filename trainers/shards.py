@@ -1,7 +1,7 @@
 """A state dict as safetensors files that are written and hashed at once, by several threads.
 
-    tensors ──divide──► shards of at least 64 MiB ──each in a thread──► chunk ─┬─► sha256
-                                                                              └─► file
+    tensors ──divide──► shards of at least 64 MiB ──► pieces of 16 MiB ──each in a thread──► chunk ─┬─► sha256
+                                                        GPU: one copy to page-locked memory         └─► file
 
 The division depends on nothing but names, dtypes and shapes, and a file's bytes are those of
 ``safetensors.torch.save``: equal weights give equal files, whoever writes them and wherever to.
@@ -9,21 +9,21 @@ The division depends on nothing but names, dtypes and shapes, and a file's bytes
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Final
 
-from schemas.manifests import FileEntry, parallel
+from schemas.manifests import FileEntry, parallel, pieces
 
 _SHARD_BYTES: Final = 64 << 20
 _MAX_SHARDS: Final = 32
 """More files than processors only cost time."""
 _CHUNK_BYTES: Final = 1 << 20
 """Hashed and then written while the processor's cache still holds it; each asks twice for Python's lock."""
-_STAGING_BYTES: Final = 32 << 20
-"""Page-locked memory of one thread, through which tensors leave a GPU."""
 _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _METADATA: Final = {"format": "pt"}
 
@@ -52,11 +52,22 @@ class Shard:
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text
 
-    def chunks(self) -> Iterator[memoryview]:
-        """The file's bytes, a piece at a time; a piece is gone when the next one is asked for."""
-        yield memoryview(self.head())
-        for tensor in self.tensors.values():
-            yield from _host_bytes(tensor)
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self.head()) + sum(int(tensor.nbytes) for tensor in self.tensors.values())
+
+    def parts(self, begin: int, end: int) -> list[Any]:
+        """What lies between two bytes of the file: uint8 tensors of one dimension, where their bytes are."""
+        import torch
+
+        found, place = [], 0
+        head = torch.frombuffer(bytearray(self.head()), dtype=torch.uint8)
+        for flat in (head, *(tensor.reshape(-1).view(torch.uint8) for tensor in self.tensors.values())):
+            part = flat[max(0, begin - place) : max(0, end - place)]
+            found += [part] if len(part) else []
+            place += len(flat)
+        return found
 
 
 def divide(tensors: dict[str, Any]) -> list[Shard]:
@@ -80,60 +91,95 @@ def _name(number: int, count: int) -> str:
 
 def write(filesystem: Any, directory: str, shards: list[Shard], *, local: bool) -> tuple[FileEntry, ...]:
     """Writes all shards below a directory and describes them for the manifest."""
-    with ThreadPoolExecutor(max_workers=parallel(len(shards))) as pool:
-        return tuple(pool.map(lambda shard: _write(filesystem, directory, shard, local=local), shards))
+    put = _put_pieces if local else _put_whole
+    with ThreadPoolExecutor(max_workers=parallel(sum(len(list(pieces(shard.size))) for shard in shards))) as pool:
+        return put(filesystem, directory, shards, pool)
 
 
-def _write(filesystem: Any, directory: str, shard: Shard, *, local: bool) -> FileEntry:
-    path = f"{directory}/{shard.name}"
-    digest, size = hashlib.sha256(), 0
-    with open(path, "wb", buffering=0) if local else filesystem.open(path, "wb") as stream:
-        for chunk in shard.chunks():
-            for begin in range(0, len(chunk), _CHUNK_BYTES):
-                piece = chunk[begin : begin + _CHUNK_BYTES]
-                digest.update(piece)
-                size += _write_all(stream, piece)
-    return FileEntry(name=shard.name, size=size, sha256=digest.hexdigest())
+def _put_pieces(_: Any, directory: str, shards: list[Shard], pool: ThreadPoolExecutor) -> tuple[FileEntry, ...]:
+    """A file takes pieces from any thread, but one at a time: threads turn to all files evenly."""
+    with ExitStack() as opened:
+        files = [opened.enter_context(open(f"{directory}/{shard.name}", "wb", buffering=0)) for shard in shards]
+        jobs = [(end / shard.size, number, begin, end) for number, shard in enumerate(shards)
+                for begin, end in pieces(shard.size)]  # fmt: skip
+        found = {
+            (number, begin): pool.submit(_write_piece, files[number].fileno(), shards[number], begin, end)
+            for _, number, begin, end in sorted(jobs)
+        }
+        digests = [[found[number, begin].result() for begin, _ in pieces(shard.size)]
+                   for number, shard in enumerate(shards)]  # fmt: skip
+    return tuple(FileEntry.of_pieces(shard.name, shard.size, of) for shard, of in zip(shards, digests, strict=True))
 
 
-def _write_all(stream: Any, piece: memoryview) -> int:
-    """An unbuffered file may take less than it is given, as on a disk that has just filled up."""
-    written = 0
-    while written < len(piece):
-        written += stream.write(piece[written:])
-    return written
+def _write_piece(file: int, shard: Shard, begin: int, end: int) -> bytes:
+    digest = hashlib.sha256()
+    for chunk in _chunks(shard, begin, end):
+        digest.update(chunk)
+        _write_all(file, chunk, begin)
+        begin += len(chunk)
+    return digest.digest()
+
+
+def _write_all(file: int, chunk: memoryview, offset: int) -> None:
+    """A file may take less than it is given, as on a disk that has just filled up."""
+    while len(chunk):
+        written = os.pwrite(file, chunk, offset)
+        chunk, offset = chunk[written:], offset + written
+
+
+def _put_whole(filesystem: Any, directory: str, shards: list[Shard], pool: ThreadPoolExecutor) -> tuple[FileEntry, ...]:
+    """Object stores take a file from its first byte to its last."""
+    return tuple(pool.map(lambda shard: _write_whole(filesystem, f"{directory}/{shard.name}", shard), shards))
+
+
+def _write_whole(filesystem: Any, path: str, shard: Shard) -> FileEntry:
+    digests = []
+    with filesystem.open(path, "wb") as stream:
+        for begin, end in pieces(shard.size):
+            digest = hashlib.sha256()
+            for chunk in _chunks(shard, begin, end):
+                digest.update(chunk)
+                stream.write(chunk)
+            digests.append(digest.digest())
+    return FileEntry.of_pieces(shard.name, shard.size, digests)
 
 
 def describe(shard: Shard, value: Any) -> FileEntry:
     """The manifest's entry of a shard's bytes that are in memory."""
-    return FileEntry(name=shard.name, size=len(value), sha256=hashlib.sha256(value).hexdigest())
+    view = memoryview(value)
+    digests = (hashlib.sha256(view[begin:end]).digest() for begin, end in pieces(len(value)))
+    return FileEntry.of_pieces(shard.name, len(value), digests)
 
 
 def gather(shard: Shard) -> bytearray:
     """The file's bytes in memory."""
-    return bytearray().join(shard.chunks())
+    return bytearray().join(chunk for piece in pieces(shard.size) for chunk in _chunks(shard, *piece))
 
 
-def _host_bytes(tensor: Any) -> Iterator[memoryview]:
-    """The bytes of a contiguous tensor: in place on a CPU, through page-locked memory from a GPU."""
+def _chunks(shard: Shard, begin: int, end: int) -> Iterator[memoryview]:
+    """The bytes of a piece, a little at a time; what was given is gone when the next piece is asked for."""
+    parts = shard.parts(begin, end)
+    if any(part.is_cuda for part in parts):
+        parts = [_from_gpu(parts)]
+    for part in parts:
+        view = memoryview(part.numpy())
+        yield from (view[start : start + _CHUNK_BYTES] for start in range(0, len(view), _CHUNK_BYTES))
+
+
+def _from_gpu(parts: list[Any]) -> Any:
+    """All parts in page-locked memory, after one wait.
+
+    On a stream of its own, after what was asked of the GPU so far: threads do not wait for each other. PyTorch
+    keeps page-locked memory that is free for whoever asks next.
+    """
     import torch
 
-    flat = tensor.reshape(-1).view(torch.uint8)
-    if flat.device.type == "cpu":
-        yield memoryview(flat.numpy())
-        return
-    yield from _from_gpu(flat)
-
-
-def _from_gpu(flat: Any) -> Iterator[memoryview]:
-    """On a stream of its own, after what was asked of the GPU so far: threads do not wait for each other."""
-    import torch
-
-    staging = torch.empty(min(_STAGING_BYTES, len(flat)), dtype=torch.uint8, pin_memory=True)
-    stream: Any = torch.cuda.Stream(flat.device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.default_stream(flat.device))
-    for piece in flat.split(_STAGING_BYTES):
-        with torch.cuda.stream(stream):
-            staging[: len(piece)].copy_(piece, non_blocking=True)
-        stream.synchronize()
-        yield memoryview(staging[: len(piece)].numpy())
+    device = next(part.device for part in parts if part.is_cuda)
+    staging = torch.empty(sum(map(len, parts)), dtype=torch.uint8, pin_memory=True)
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.default_stream(device))
+    with torch.cuda.stream(stream):
+        for target, part in zip(torch.split(staging, [len(part) for part in parts]), parts, strict=True):
+            target.copy_(part, non_blocking=True)
+    stream.synchronize()
+    return staging

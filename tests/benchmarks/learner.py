@@ -43,6 +43,8 @@ from tests.benchmarks.weights import SHAPES, make_shape
 MEAN_TOKENS, LONGEST_TOKENS, SPREAD = 200, 1024, 1.0
 SAMPLES_A_STEP = 64
 BARS = {"over_bare": 0.95, "packed_over_padded": 1.8, "overhead": 0.03}
+LARGE_BYTES = 16e9
+"""Of a loop's state: two of them and their activations would not fit into a GPU of 80 GB."""
 RATE = 1e-6
 CLIP = 0.2
 
@@ -139,6 +141,7 @@ class Bench:
         self.store = opened.enter_context(closing(WeightStore(self.config.weights)))
         self.committer = opened.enter_context(closing(Committer(self.config)))
         self.examples = draw_examples(options.samples, self.engine.vocabulary)
+        self.engine_bytes = torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
         self.bare = BareLoop(self.config, dtype, self.device)
 
     def measure(self):
@@ -146,16 +149,22 @@ class Bench:
         loops = {"learner": self.learner, "bare": self.bare_packed, "padded": self.bare_padded}
         seconds = {name: [] for name in (*loops, "publish", "commit")}
         examples, self.examples = self.examples, self.examples[:4]
-        for loop in loops.values():
-            loop()
+        for name, loop in loops.items():
+            self.turn(name, loop)
         self.examples = examples
+        peaks = {name: self.turn(name, self.peak, loop) for name, loop in loops.items()}
         for number in range(self.options.rounds):
             for name, loop in loops.items():
                 if name != "padded" or number % 2 == 0:  # the longest of the three, and the farthest from its bar
-                    seconds[name].append(self.timed(loop))
+                    seconds[name].append(self.turn(name, self.timed, loop))
             self.publish(number + 1, seconds)
             sys.stderr.write(json.dumps({name: round(found[-1], 3) for name, found in seconds.items()}) + "\n")
-        return self.figures(seconds)
+        return {**self.figures(seconds), "peak_bytes": peaks}
+
+    def turn(self, name, run, *of):
+        """On a GPU that has no room for both, the bare loop lies in the memory of the CPU while it waits."""
+        self.bare.move("cpu" if name == "learner" else self.device)
+        return run(*of)
 
     def timed(self, loop):
         import torch
@@ -179,6 +188,16 @@ class Bench:
         from trainers.packing import share_out
 
         return share_out(self.examples, 1, self.options.micro_batch_tokens)[0]
+
+    def peak(self, loop):
+        """Most bytes on the device while a loop ran once; the other loop's are not counted."""
+        import torch
+
+        if self.device.type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats()
+        self.timed(loop)
+        return torch.cuda.max_memory_allocated() - self.engine_bytes * (loop != self.learner)
 
     def bare_packed(self):
         self.bare.step([lambda pack=pack: self.bare.packed(pack) for pack in self.packs()])
@@ -250,6 +269,20 @@ class BareLoop:
         self.model, self.device = load_model(config.model.path, dtype).to(device), device
         self.weights = [p if dtype == torch.float32 else p.detach().float() for p in self.model.parameters()]
         self.optimizer = torch.optim.AdamW(self.weights, lr=RATE, betas=(0.9, 0.95), fused=True)
+
+    def move(self, device):
+        import torch
+
+        state = sum(weight.nbytes for weight in self.weights) * 5  # with gradients, two moments and half precision
+        if self.device.type == "cpu" or state < LARGE_BYTES:
+            return
+        self.model.to(device)
+        for weight in self.weights:
+            weight.grad = None
+            weight.data = weight.data.to(device)
+            for name, value in self.optimizer.state.get(weight, {}).items():
+                self.optimizer.state[weight][name] = value.to(device)
+        torch.cuda.empty_cache()
 
     def step(self, losses):
         import torch

@@ -1,8 +1,11 @@
 """Manifests: any change of any byte of any file is found."""
 
+import hashlib
+
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
+from schemas import manifests
 from schemas.errors import StateError
 from schemas.manifests import FileEntry, Manifest, describe, sha256, verify
 
@@ -52,3 +55,35 @@ def test_a_manifest_of_another_hash_is_refused(manifest):
 def test_a_file_name_cannot_leave_the_directory(name):
     with pytest.raises(ValueError, match="name"):
         FileEntry(name=name, size=0, sha256="0" * 64)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(manifests, "PIECE_BYTES", 4)
+
+
+def entry_of(value):
+    digests = [hashlib.sha256(value[begin:end]).digest() for begin, end in manifests.pieces(len(value))]
+    return FileEntry.of_pieces("a", len(value), digests)
+
+
+@pytest.mark.parametrize("value", [b"", b"abcd", b"abcdefghij", b"abcdefgh"])
+def test_a_file_in_pieces_is_compared_piece_by_piece(tmp_path, small_pieces, value):
+    (tmp_path / "a").write_bytes(value)
+    entry = entry_of(value)
+    assert entry.piece_bytes == (4 if len(value) > 4 else None)
+    assert entry.agrees(value)
+    verify(LocalFileSystem(), str(tmp_path), Manifest(files=(entry,)))
+    for other in (value + b"x", value[:-1] + b"x" if value else b"x", value[:-1] if value else b"xy"):
+        (tmp_path / "a").write_bytes(other)
+        assert not entry.agrees(other)
+        with pytest.raises(StateError, match=rf"a has {len(other)} bytes with sha256 \w+, expected {len(value)} with"):
+            verify(LocalFileSystem(), str(tmp_path), Manifest(files=(entry,)))
+
+
+def test_pieces_that_change_places_are_noticed(small_pieces):
+    assert not entry_of(b"abcdefgh").agrees(b"efghabcd")
+
+
+def test_an_entry_of_a_whole_file_is_written_as_before():
+    assert set(FileEntry(name="a", size=0, sha256="0" * 64).model_dump(mode="json")) == {"name", "size", "sha256"}

@@ -65,15 +65,16 @@ def test_rows_without_boundaries_are_one_sequence_each():
     torch.testing.assert_close(output, expected(query, key, value, (sum(LENGTHS),)), atol=1e-5, rtol=0)
 
 
-def test_kernel_for_all_sequences_is_told_boundaries_heads_and_window(monkeypatch):
+@pytest.mark.parametrize("knows_groups", [True, False])
+def test_kernel_for_all_sequences_is_told_boundaries_heads_and_window(monkeypatch, knows_groups):
     """The kernel itself needs a GPU; here it is written down anew, from nothing but what it is told."""
 
-    def kernel(query, key, value, *told, **options):
+    def kernel(query, key, value, *told, enable_gqa=False, **options):
+        assert enable_gqa == (query.shape[1] != key.shape[1])
         starts, key_starts, longest, key_longest = told
         assert starts is key_starts
         assert starts.dtype == torch.int32
         assert longest == key_longest == max(LENGTHS)
-        assert options["enable_gqa"]
         assert options["window_size"][1] == 0
         lengths = [end - start for start, end in itertools.pairwise(starts.tolist())]
         parts = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
@@ -81,7 +82,11 @@ def test_kernel_for_all_sequences_is_told_boundaries_heads_and_window(monkeypatc
         return expected(*parts, lengths, window=window, scaling=options["scale"])[0]
 
     monkeypatch.setattr(attention, "_one_kernel_takes", lambda *_: True)
-    monkeypatch.setattr(attention, "_varlen", lambda: kernel)
+
+    def older_kernel(*tensors, scale, window_size):
+        return kernel(*tensors, scale=scale, window_size=window_size)
+
+    monkeypatch.setattr(attention, "_varlen", lambda: kernel if knows_groups else older_kernel)
     for rules in ({}, {"window": 3, "scaling": 0.5}):
         told = {"sliding_window": rules.get("window"), "scaling": rules.get("scaling")}
         output, _ = packed_attention(LAYER, *draw(), None, sequences=sequences(), **told)

@@ -86,12 +86,12 @@ class VllmEngine:
         log.info("engine_warm", seconds=round(time.monotonic() - started, 2))
 
     async def open_files(self, files: Sequence[str]) -> None:
-        """Maps files in every vLLM worker process.
+        """Maps files in every vLLM worker process, or copies them to its GPU beside the generation.
 
         Raises:
             RecordError: ``vanished``; the engine still has its old weights.
         """
-        await self._call("open_weights", list(files))
+        await self._staged(await self._call("open_weights", list(files)))
 
     async def open_snapshot(self, source: str, layout: str) -> None:
         """Copies a learner's buffer in every vLLM worker process, beside the generation.
@@ -103,7 +103,10 @@ class VllmEngine:
         Raises:
             RecordError: with the first worker's reason; the engine still has its old weights.
         """
-        outcomes = await self._call("begin_snapshot", source, layout)
+        await self._staged(await self._call("begin_snapshot", source, layout))
+
+    async def _staged(self, outcomes: list[Any]) -> None:
+        """Waits until a copy is made, and raises the refusal of the first worker that has one."""
         while None in outcomes:
             await asyncio.sleep(_LOOK_S)
             outcomes = await self._call("poll_snapshot")

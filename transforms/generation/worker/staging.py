@@ -1,19 +1,24 @@
-"""A private copy of the next version on the engine's own device: the transports ``ipc`` and ``nccl``.
+"""A private copy of the next version on the engine's own device.
 
     learner's buffer ──map, or receive──► Staging ──digests, finite?──► ready ──► transfer.py loads it
+    verified files ──page-locked memory──► Staging ─────────────────────► ready
 
-All of it happens in a thread of vLLM's worker process while the engine generates. What is loaded later
+The first are the transports ``ipc`` and ``nccl``. Files were verified before; on a GPU they are brought there while
+it generates. All of it happens in a thread of vLLM's worker process while the engine generates. What is loaded later
 is this copy, whose digests were those of the manifest: whatever the learner does to its buffer meanwhile
 either shows in the digests or no longer matters.
 """
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
 import uuid
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
@@ -23,12 +28,27 @@ import torch
 from schemas.broadcasts import TICKETS, Ask, Group, Round, ask_key, round_key, within
 from schemas.digests import changed_blocks
 from schemas.errors import RecordError
-from schemas.snapshots import Broadcast, CudaMemory, Layout, Place, Source, decode_layout, decode_source, views
+from schemas.manifests import parallel, pieces
+from schemas.snapshots import (
+    Broadcast,
+    CudaMemory,
+    Layout,
+    Place,
+    Source,
+    decode_layout,
+    decode_source,
+    lay_out,
+    views,
+)
 from transforms.generation.worker.verify import first_nonfinite
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+_READERS: Final = 8
+"""Threads that copy files: as many as fill the bus to a GPU."""
+_DTYPES: Final = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _FAILURES: Final = (RuntimeError, TimeoutError, OSError, ValueError)
 """What CUDA, PyTorch's stores and its groups raise."""
 
@@ -53,6 +73,19 @@ class Staging:
         self._thread = threading.Thread(target=self._run, args=(source, layout), name="staging", daemon=True)
         self._thread.start()
 
+    def begin_files(self, files: list[str]) -> None:
+        """Starts to copy verified safetensors files."""
+        if self._thread is not None:
+            self._thread.join()
+        self._layout, self._refusal = None, ""
+        self._thread = threading.Thread(target=self._run_files, args=(files,), name="staging", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a version is staged."""
+        return self._layout is not None
+
     def outcome(self, wait_s: float = 0.0) -> str | None:
         """Null if the copy is still being made after a while, empty if it is good, else ``reason: detail``."""
         if self._thread is not None:
@@ -69,13 +102,38 @@ class Staging:
         except _FAILURES as error:
             self._refusal = f"unreadable: {error}"[:500]
 
+    def _run_files(self, files: list[str]) -> None:
+        """Without room on the GPU for the copy nothing is staged, and nothing refused: the files are loaded."""
+        try:
+            self._layout = self._copy_files(files)
+        except torch.OutOfMemoryError:
+            self._buffer = None
+        except (*_FAILURES, RecordError) as error:
+            self._refusal = f"vanished: {error}"[:500]
+
+    @torch.inference_mode()
+    def _copy_files(self, files: list[str]) -> Layout:
+        contents = [read_head(path) for path in files]
+        layout = lay_out({name: tensor for content in contents for name, tensor in content.tensors.items()})
+        buffer = self._room(layout.size)
+        targets = views(buffer, layout)
+        jobs = [(content, *piece) for content in contents for piece in pieces(content.size)]
+        with ThreadPoolExecutor(max_workers=min(_READERS, parallel(len(jobs)))) as pool:
+            list(pool.map(lambda job: _bring(job[0], job[1:], targets), jobs))
+        return layout
+
+    def _room(self, size: int) -> torch.Tensor:
+        if self._buffer is None or len(self._buffer) != size:
+            self._buffer = None  # so that there is room for the next
+            self._buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
+        return self._buffer
+
     @torch.inference_mode()
     def _copy(self, source: Source, layout: Layout) -> Layout:
-        if self._buffer is None or len(self._buffer) != layout.size:
-            self._buffer = torch.empty(layout.size, dtype=torch.uint8, device=self._device)
+        buffer = self._room(layout.size)
         with self._beside():
-            self._receiver.receive(source, layout, self._buffer)
-            _check(self._buffer, layout)
+            self._receiver.receive(source, layout, buffer)
+            _check(buffer, layout)
         return layout
 
     def _beside(self) -> AbstractContextManager[Any]:
@@ -101,7 +159,64 @@ class Staging:
 
     def close(self) -> None:
         """Forgets the version, not the buffer."""
-        self._layout = None
+        if self._thread is not None:
+            self._thread.join()  # what is still being copied would be ready later
+        self._layout, self._refusal = None, ""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a safetensors file holds."""
+
+    path: str
+    begin: int
+    """Of the first tensor's bytes in the file."""
+    size: int
+    """Bytes of all tensors; they lie one after the other."""
+    tensors: dict[str, torch.Tensor]
+    """Without memory, for their shapes and dtypes, in the order of the file."""
+
+
+def read_head(path: str) -> Content:
+    """Reads where the tensors of a safetensors file lie; of one that :mod:`verify` has let pass."""
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        fields = json.loads(stream.read(length))
+    fields.pop("__metadata__", None)
+    ordered = sorted(fields.items(), key=lambda item: item[1]["data_offsets"])
+    tensors = {name: torch.empty(of["shape"], dtype=_DTYPES[of["dtype"]], device="meta") for name, of in ordered}
+    return Content(path, 8 + length, sum(tensor.nbytes for tensor in tensors.values()), tensors)
+
+
+def _bring(content: Content, piece: tuple[int, int], targets: dict[str, torch.Tensor]) -> None:
+    """Copies the bytes between two places of a file's tensors, on a stream of the thread."""
+    (begin, end), device = piece, next(iter(targets.values())).device
+    pinned = torch.empty(end - begin, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    with open(content.path, "rb", buffering=0) as stream:
+        stream.seek(content.begin + begin)
+        read = stream.readinto(memoryview(pinned.numpy()))
+    if read != end - begin:
+        raise OSError(f"{content.path}: {read} bytes at {content.begin + begin}, expected {end - begin}")
+    with _beside(device):
+        place = 0
+        for name, tensor in content.tensors.items():
+            first, last = max(begin, place), min(end, place + tensor.nbytes)
+            if first < last:
+                flat = targets[name].reshape(-1).view(torch.uint8)
+                flat[first - place : last - place].copy_(pinned[first - begin : last - begin], non_blocking=True)
+            place += tensor.nbytes
+
+
+@contextmanager
+def _beside(device: torch.device) -> Iterator[None]:
+    """A CUDA stream of its own, for what has ended when this ends."""
+    if device.type != "cuda":
+        yield
+        return
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.inference_mode(), torch.cuda.device(device), torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
 
 
 def _check(buffer: torch.Tensor, layout: Layout) -> None:

@@ -1,6 +1,7 @@
 """What vLLM loads new weights from: files of the store, or a staged copy of the learner's buffer.
 
-    follower ──open_weights(files)──────► WorkerExtension ──► mapped files ─┐   the engine still generates
+    follower ──open_weights(files)──────► WorkerExtension ──► mapped files ─┐   the engine still generates; on a
+                                                 │               (Staging) ─┤   GPU files are staged too
              ──begin_snapshot(texts)────► WorkerExtension ──► Staging ──────┤
              ──replace_weights()────────► Transfer ◄────────────────────────┘──► model    paused
 
@@ -68,11 +69,16 @@ class Transfer(WeightTransferEngine[TransferInit, TransferUpdate]):  # type: ign
         """Nothing to connect."""
 
     def open(self, files: list[str]) -> None:
-        """Maps the files of the next version into memory; those of an abandoned one are let go."""
+        """Maps the files of the next version into memory; those of an abandoned one are let go.
+
+        What is overwritten in place is copied to the GPU beside the generation, if there is room for it.
+        """
         self.shutdown()
         with ExitStack() as stack:
             tensors = [stack.enter_context(safe_open(path, framework="pt")) for path in files]
             self.opened = (stack.pop_all(), tensors)
+        if self._in_place:
+            self.staging.begin_files(files)
 
     def stage(self, source: str, layout: str) -> None:
         """Begins to copy a buffer; whatever was opened is let go."""
@@ -86,7 +92,7 @@ class Transfer(WeightTransferEngine[TransferInit, TransferUpdate]):  # type: ign
 
     def receive_weights(self, update_info: TransferUpdate) -> None:  # noqa: ARG002 - vLLM's signature
         """Copies every tensor into the model."""
-        if self.opened:
+        if self.opened and not self.staging.is_ready:
             self._load(_of_files(self.opened[1]))
         elif self._in_place:
             self._copies.load(self.staging.form, lambda: self._load(self.staging.tensors().items()))
@@ -159,9 +165,10 @@ class WorkerExtension:
     update_weights: Callable[[dict[str, Any]], None]
     finish_weight_update: Callable[[], None]
 
-    def open_weights(self, files: list[str]) -> None:
-        """Maps the files of a verified version, before generation is paused for it."""
+    def open_weights(self, files: list[str]) -> str | None:
+        """Maps the files of a verified version and begins to copy them, before generation is paused for it."""
         self.weight_transfer_engine.open(files)
+        return self.weight_transfer_engine.staging.outcome(_NO_TIME_S)
 
     def begin_snapshot(self, source: str, layout: str) -> str | None:
         """Begins to copy a learner's buffer; generation goes on, or waits for a copy that is made in no time."""

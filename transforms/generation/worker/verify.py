@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +41,9 @@ _WHOLE: Final = LoraConfig()
 _HEAD: Final = "lm_head.weight"
 _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 """From the names of announcements to those of safetensors."""
+_SLICE_NUMBERS: Final = 8 << 20
+"""That one thread looks at in one go."""
+_MAX_THREADS: Final = 32
 _DERIVED: Final = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 """Old checkpoints hold these; they follow from config.json and no learner trains them."""
 
@@ -282,15 +285,32 @@ def _few(names: list[str]) -> str:
 
 
 def _check_finite(files: tuple[str, ...]) -> None:
-    with ThreadPoolExecutor(max_workers=parallel(len(files))) as pool:
-        list(pool.map(_check_file_finite, files))
-
-
-def _check_file_finite(path: str) -> None:
-    with _opened(path) as tensors:
-        names = tensors.keys()
-        if name := first_nonfinite({name: tensors.get_tensor(name) for name in names}):
+    """In slices of about equal length: the largest tensor may be a sixth of a model."""
+    with ExitStack() as stack, ThreadPoolExecutor(max_workers=parallel(_MAX_THREADS)) as pool:
+        slices = [each for path in files for each in _slices(stack.enter_context(_opened(path)))]
+        found = pool.map(lambda group: first_nonfinite(dict(group)), _groups(slices))
+        if name := next(filter(None, found), None):
+            name = name.rsplit(" ", 1)[0]
             raise RecordError("nonfinite", f"{name} holds a number that is not finite")
+
+
+def _slices(tensors: Any) -> Iterator[tuple[str, Any]]:
+    """Of all tensors of a file, each under its tensor's name and a number."""
+    for name in tensors.keys():  # noqa: SIM118 - not a mapping
+        for number, part in enumerate(tensors.get_tensor(name).reshape(-1).split(_SLICE_NUMBERS)):
+            yield f"{name} {number}", part
+
+
+def _groups(slices: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+    """Neighbours that together are about as long as one slice."""
+    group, filled = [], 0
+    for name, part in slices:
+        group.append((name, part))
+        filled += part.numel()
+        if filled >= _SLICE_NUMBERS:
+            yield group
+            group, filled = [], 0
+    yield from [group] if group else []
 
 
 def first_nonfinite(tensors: Mapping[str, Any]) -> str | None:

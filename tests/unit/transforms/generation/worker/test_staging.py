@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from schemas import manifests
 from schemas.digests import digests
 from schemas.snapshots import LAYOUT_NAME, SOURCE_NAME, lay_out, views
 from schemas.weights import version_path
@@ -194,3 +196,50 @@ def test_a_learner_in_another_process_is_followed_until_it_dies(tmp_path, transp
         assert stage(staging, old_layout, old_source).startswith(("bad_files: ", "vanished: ")), "written over"
         source, layout = process.publish(6)
     assert stage(staging, layout, source).startswith("unreadable: "), "the learner is gone"
+
+
+FILES = ({"a": torch.arange(40.0).bfloat16(), "b": torch.ones(2, 3)}, {"c": torch.arange(5.0), "d": torch.tensor(2.0)})
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifests, "PIECE_BYTES", 24)
+    for number, tensors in enumerate(FILES):
+        save_file(tensors, tmp_path / f"{number}.safetensors", metadata={"format": "pt"})
+    return [str(tmp_path / f"{number}.safetensors") for number in range(len(FILES))]
+
+
+def stage_files(staging, files):
+    staging.begin_files(files)
+    outcome = staging.outcome(20)
+    assert outcome is not None
+    return outcome
+
+
+def test_files_are_staged_as_they_are(staging, files):
+    assert stage_files(staging, files) == ""
+    first, form = staging.tensors(), staging.form
+    expected = {name: tensor for tensors in FILES for name, tensor in tensors.items()}
+    assert first.keys() == expected.keys()
+    assert all(torch.equal(first[name], tensor) for name, tensor in expected.items())
+    staging.close()
+    assert not staging.is_ready
+    assert stage_files(staging, files) == ""
+    assert staging.form == form, "the next version lies in the same places"
+
+
+def test_files_that_vanish_or_are_cut_are_refused(staging, files):
+    Path(files[1]).write_bytes(Path(files[1]).read_bytes()[:-1])
+    assert stage_files(staging, files).startswith(f"vanished: {files[1]}: ")
+    Path(files[0]).unlink()
+    assert stage_files(staging, files).startswith("vanished: ")
+    assert not staging.is_ready
+
+
+def test_without_room_for_a_copy_nothing_is_staged_and_nothing_refused(staging, files, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Staging, "_room", full)
+    assert stage_files(staging, files) == ""
+    assert not staging.is_ready
