@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.local.tiny_model import build_tiny_model
-from tests.support.five_steps import CASES, PPO, STEPS, five_steps, make_engine, take_step
+from tests.support.five_steps import ADAPTER, CASES, PPO, STEPS, five_steps, make_engine, take_step
 from tests.support.trajectories import shared_ranks
 
 _START_S = 120
@@ -29,6 +29,11 @@ def by_one_rank_with_values(model):
     return weights_by_one_rank(model, **PPO)
 
 
+@pytest.fixture(scope="module")
+def adapter_by_one_rank(model):
+    return weights_by_one_rank(model, **ADAPTER)
+
+
 def weights_by_one_rank(model, **learner):
     return {name: tensor.clone() for name, tensor in five_steps(model, shared_ranks(), **learner).state_dict().items()}
 
@@ -46,9 +51,11 @@ def by_two_ranks(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_and_one_lead_to_the_same_weights(by_one_rank, by_one_rank_with_values, by_two_ranks, case):
+def test_two_ranks_and_one_lead_to_the_same_weights(
+    by_one_rank, by_one_rank_with_values, adapter_by_one_rank, by_two_ranks, case
+):
     weights = torch.load(by_two_ranks / f"{case}.pt")
-    by_one = by_one_rank_with_values if "ppo" in case else by_one_rank
+    by_one = {"ppo": by_one_rank_with_values, "adapter": adapter_by_one_rank}.get(case.split(",")[0], by_one_rank)
     assert weights.keys() == by_one.keys()
     for name, expected in by_one.items():
         torch.testing.assert_close(weights[name], expected.cpu(), atol=1e-5, rtol=0)

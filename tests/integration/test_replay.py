@@ -167,6 +167,26 @@ class LongAnswers(Rollouts):
         return [replace(sample, weight_version_spans=spans, weight_version_min=began) for sample in samples]
 
 
+def test_an_adapter_is_trained_again_to_the_same_bits_also_beyond_a_restart(make_config, model_dir, tmp_path):
+    changes = {"lora": {"rank": 4, "alpha": 8}, "checkpoint_every": 2, "keep_checkpoints": 9}
+    config = make_config(steps=3, **changes)
+    write_prompts(config, 60)
+    with Rollouts(config, model_dir):
+        learn(config)
+        config = make_config(steps=5, **changes)
+        learn(config)
+    for step, checkpoint in ((1, None), (4, 3), (5, 4)):
+        found = again(config, step)
+        assert found.equal
+        assert found.from_checkpoint == checkpoint
+    assert found.stored == "equal"
+    names = {path.name for path in Path(version_path(config.weights.root, found.version)).iterdir()}
+    assert names == {"adapter_model.safetensors", "adapter_config.json", "MANIFEST.json"}
+    assert_consistent(config)
+    with pytest.raises(ConfigError, match=r"lora\.rank is 4 in the checkpoint and 8 now"):
+        learn(make_config(steps=6, lora={"rank": 8}))
+
+
 def test_tokens_that_were_too_old_are_left_out_again(make_config, model_dir):
     config = make_config(steps=6, max_staleness=1, max_token_staleness=1)
     write_prompts(config, 60)

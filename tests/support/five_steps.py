@@ -21,6 +21,7 @@ SAVED = "stage-3"
 """The case whose state is saved too."""
 PPO = {"objective": {"name": "ppo", "kl_coefficient": 0.1, "kl_place": "reward"}, "minibatches": 2}
 """A value head, a pass without gradients before the updates, and several of them."""
+ADAPTER = {"lora": {"rank": 4, "alpha": 8}}
 CASES = {
     **{f"stage-{stage}": {"zero_stage": stage, "micro_batch_tokens": 64} for stage in range(4)},
     "one pack a rank": {"micro_batch_tokens": ALL_IN_ONE_PACK},
@@ -28,6 +29,8 @@ CASES = {
     "stage 3, one pack a rank": {"zero_stage": 3, "micro_batch_tokens": ALL_IN_ONE_PACK},
     "activations computed again": {"activation_checkpointing": True, "micro_batch_tokens": 64},
     "stage 3, activations computed again": {"zero_stage": 3, "activation_checkpointing": True},
+    "adapter": {**ADAPTER, "micro_batch_tokens": 64},
+    "adapter, stage 3, activations computed again": {**ADAPTER, "zero_stage": 3, "activation_checkpointing": True},
     "ppo": {**PPO, "micro_batch_tokens": 64},
     "ppo, stage 2, a pass for each sample": {**PPO, "zero_stage": 2, "micro_batch_tokens": 1},
     "ppo, stage 3, activations computed again": {**PPO, "zero_stage": 3, "activation_checkpointing": True},

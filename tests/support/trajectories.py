@@ -176,6 +176,10 @@ class Rollouts(threading.Thread):
         directory = Path(version_path(self.config.weights.root, announced.version))
         manifest = Manifest.decode((directory / MANIFEST_NAME).read_bytes(), announced.manifest_sha256)
         model = AutoModelForCausalLM.from_pretrained(self._model_dir, dtype=getattr(torch, manifest.facts["dtype"]))
+        if manifest.facts["kind"] == "adapter":
+            from peft import PeftModel
+
+            return PeftModel.from_pretrained(model, directory).eval()
         missing, unexpected = model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
         assert not unexpected
         assert missing in ([], ["lm_head.weight"])
