@@ -43,7 +43,7 @@ class Updates:
         self._config, self._ranks = config, ranks
         self.dtype = dtype
         self._adapter = Adapter.of(config)
-        self.fingerprint = _fingerprint(config, dtype, self._adapter)
+        self.fingerprint = fingerprint_of(config, dtype, self._adapter)
         if checkpoint:
             require_fit(checkpoint.state.fingerprint, self.fingerprint, checkpoint.directory)
         baselines = checkpoint.state.baselines if checkpoint else {}
@@ -108,7 +108,8 @@ def numerics(ranks: Ranks) -> Numerics:
     return Numerics(torch=torch.__version__, device=device, threads=torch.get_num_threads(), ranks=ranks.size)
 
 
-def _fingerprint(config: RunConfig, dtype: str, adapter: Adapter | None) -> dict[str, str | int]:
+def fingerprint_of(config: RunConfig, dtype: str, adapter: Adapter | None) -> dict[str, str | int]:
+    """What must be the same for a checkpoint to fit."""
     model = Path(config.model.path)
     description = model / "config.json"
     lora = config.learner.lora

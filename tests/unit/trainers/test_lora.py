@@ -21,7 +21,7 @@ from trainers.lora import Adapter, adapter_of, add_adapter, merge
 from trainers.packing import share_out
 from trainers.policy import load_model
 from trainers.publish import Facts, WeightStore
-from trainers.updates import _fingerprint
+from trainers.updates import fingerprint_of
 
 LORA = {"rank": 4, "alpha": 8}
 PROBE = list(range(6, 38))
@@ -150,7 +150,7 @@ def test_peft_reads_what_is_published_and_merging_gives_the_same_model(model_dir
 def test_a_checkpoint_fits_the_same_adapter_to_the_same_weights_only(model_dir, tmp_path):
     def fingerprint(**learner):
         config = make_config(model_dir, **learner)
-        return _fingerprint(config, "float32", Adapter.of(config))
+        return fingerprint_of(config, "float32", Adapter.of(config))
 
     saved = fingerprint()
     require_fit(saved, fingerprint(), tmp_path)
