@@ -125,6 +125,17 @@ def test_the_reference_is_the_same_model_without_its_adapter(model_dir, stage):
     assert found == pytest.approx(train(apart).figures["kl"], abs=1e-6)
 
 
+def test_a_value_head_is_trained_beside_it_and_not_published(model_dir, tmp_path):
+    engine = make_engine(model_dir, objective={"name": "ppo"})
+    train(engine)
+    engine.save(tmp_path)
+    saved = {name for file in (tmp_path / "state").glob("*.safetensors") for name in load_file(file)}
+    assert len(saved) == 3 * 29
+    assert "weights/value_head.weight" in saved
+    assert engine._trained.module.value_head.weight.abs().max() > 0
+    assert all(".lora_" in name for name in engine.state_dict())
+
+
 def test_peft_reads_what_is_published_and_merging_gives_the_same_model(model_dir, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
