@@ -17,6 +17,7 @@ from schemas.evaluation import EvaluationConfig
 from schemas.limits import MAX_GROUP_SIZE, MAX_RESPONSE_TOKENS, MAX_TRAJECTORY_BYTES
 from schemas.lora import LoraConfig
 from schemas.objectives import ObjectiveConfig
+from schemas.scorers import ScorerConfig
 from schemas.sections import Positive, Section
 from schemas.topics import Topics
 
@@ -328,6 +329,7 @@ class RunConfig(Section):
     rewards: RewardsConfig = RewardsConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    scorer: ScorerConfig = ScorerConfig()
 
     @field_validator("name")
     @classmethod

@@ -28,6 +28,8 @@ class Example:
     """With a value head the reward, of which :mod:`trainers.returns` makes advantages of tokens."""
     weight: float = 0.0
     """What each trained token counts in the loss, see :func:`trainers.aggregation.weigh`."""
+    group: int = 0
+    """Which group of the step it belongs to."""
 
     @property
     def trained_tokens(self) -> int:
@@ -49,19 +51,20 @@ def to_examples(
         too_old: weight versions whose tokens are not trained.
     """
     examples = []
-    for samples, theirs in zip(groups, advantages, strict=True):
+    for number, (samples, theirs) in enumerate(zip(groups, advantages, strict=True)):
         for sample, advantage in zip(samples, theirs, strict=True):
             mask = trained_mask(sample, too_old)
             if advantage is not None and any(mask):
-                examples.append(_to_example(sample, mask, advantage))
+                examples.append(_to_example(sample, mask, advantage, number))
     return examples
 
 
-def _to_example(sample: Sample, mask: Sequence[bool], advantage: float) -> Example:
+def _to_example(sample: Sample, mask: Sequence[bool], advantage: float, group: int) -> Example:
     return Example(
         token_ids=(*sample.prompt_token_ids, *sample.response_token_ids),
         prompt_tokens=len(sample.prompt_token_ids),
         behaviour_logprobs=tuple(sample.response_logprobs),
         mask=tuple(mask),
         advantage=advantage,
+        group=group,
     )

@@ -6,17 +6,18 @@
                                                last and atomically: without it there is no checkpoint
 
 The ledger entry comes after the manifest; a crash in between leaves a good checkpoint, which the next
-start records. Shards are pickles, so code: nothing is loaded before its hash was compared.
+start records. Nothing is loaded before its hash was compared. A scorer's checkpoints (trainers/learn_scorer.py)
+have the same form and other knowledge in ``state.json``.
 """
 
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -30,6 +31,7 @@ from trainers.restart import History
 _log = structlog.get_logger(__name__)
 _STATE_NAME: Final = "state.json"
 _KIND: Final = "checkpoint"
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +112,19 @@ class CheckpointStore:
 
     def finish(self, directory: Path, state: State, parent_sha256: str | None) -> Checkpoint:
         """Makes the shards that lie in the directory a checkpoint."""
+        return Checkpoint(directory, state, self.seal(directory, asdict(state), parent_sha256), parent_sha256)
+
+    def seal(self, directory: Path, known: dict[str, Any], parent_sha256: str | None) -> str:
+        """Adds ``state.json``, makes all of it durable, and then writes the manifest; returns its sha256."""
         with disk_errors("checkpoint", directory):
             crash_point("checkpoint_half_written")
-            (directory / _STATE_NAME).write_text(json.dumps(asdict(state), indent=1, sort_keys=True))
+            (directory / _STATE_NAME).write_text(json.dumps(known, indent=1, sort_keys=True))
             sync_tree(directory)
-            manifest = _describe_all(directory, parent_sha256).encode()
+            manifest = describe_all(directory, {"kind": _KIND, "parent_sha256": parent_sha256}).encode()
             crash_point("before_manifest")
             write_atomically(directory / MANIFEST_NAME, manifest)
             crash_point("after_manifest")
-        return Checkpoint(directory, state, sha256(manifest), parent_sha256)
+        return sha256(manifest)
 
     def prune(self) -> None:
         """Removes all but the newest checkpoints, and what never became one."""
@@ -173,13 +179,29 @@ def newest_usable(root: Path, history: History, before: int | None = None) -> tu
     Returns:
         The checkpoint, and what is wrong with each newer one.
     """
+    return first_usable(root, lambda directory: _verified(directory, history), before)
+
+
+def first_usable(
+    root: Path, read: Callable[[Path], _Read], before: int | None = None
+) -> tuple[_Read | None, list[str]]:
+    """The newest checkpoint that can be read.
+
+    Args:
+        root: where checkpoints lie.
+        read: raises ``StateError`` for one that cannot be used.
+        before: only those of earlier steps count.
+
+    Returns:
+        What was read, and what is wrong with each newer one.
+    """
     faults: list[str] = []
     whole = [directory for directory in root.glob("g*-s*-*") if (directory / MANIFEST_NAME).is_file()]
     for directory in sorted(whole, key=_age, reverse=True):
         if before is not None and _step(directory) >= before:
             continue
         try:
-            return _verified(directory, history), faults
+            return read(directory), faults
         except (StateError, FileNotFoundError) as error:  # a running learner may remove it meanwhile
             _log.error("checkpoint cannot be used, falling back to an older one", reason=str(error))
             faults.append(str(error))
@@ -200,18 +222,17 @@ def _remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _describe_all(directory: Path, parent_sha256: str | None) -> Manifest:
+def describe_all(directory: Path, facts: dict[str, Any]) -> Manifest:
+    """The manifest of all files below a directory."""
     files = _local_files()
     names = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
     entries = tuple(describe(files, str(directory), name) for name in names)
-    return Manifest(files=entries, facts={"kind": _KIND, "parent_sha256": parent_sha256})
+    return Manifest(files=entries, facts=facts)
 
 
 def _verified(directory: Path, history: History) -> Checkpoint:
-    manifest_sha256, manifest = _read_manifest(directory)
-    verify(_local_files(), str(directory), manifest)
-    state = State(**json.loads((directory / _STATE_NAME).read_bytes()))
-    parent: str | None = manifest.facts.get("parent_sha256")
+    known, manifest_sha256, parent = read_verified(directory)
+    state = State(**known)
     recorded = {entry.manifest_sha256 for entry in history.checkpoints()}
     if not history.is_on_line(state.at):
         raise StateError(
@@ -220,6 +241,18 @@ def _verified(directory: Path, history: History) -> Checkpoint:
     if parent is not None and parent not in recorded:
         raise StateError(f"{directory}: its parent {parent} is not known to the ledger")
     return Checkpoint(directory, state, manifest_sha256, parent)
+
+
+def read_verified(directory: Path) -> tuple[dict[str, Any], str, str | None]:
+    """What ``state.json`` says, the sha256 of the manifest, and that of its parent.
+
+    Raises:
+        StateError: a file is not what the manifest says.
+    """
+    manifest_sha256, manifest = _read_manifest(directory)
+    verify(_local_files(), str(directory), manifest)
+    known: dict[str, Any] = json.loads((directory / _STATE_NAME).read_bytes())
+    return known, manifest_sha256, manifest.facts.get("parent_sha256")
 
 
 def _read_manifest(directory: Path) -> tuple[str, Manifest]:

@@ -28,7 +28,7 @@ from trainers.optimizer import ClippedAdamW
 from trainers.packing import to_pack
 from trainers.policy_gradient import PolicyGradient
 from trainers.ranks import Ranks
-from trainers.trained import Trained
+from trainers.trained import Loss, Trained
 
 STATE_DIRECTORY: Final = "state"
 """Of a checkpoint: what :class:`trainers.full_state.FullState` writes."""
@@ -37,6 +37,9 @@ _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Packs: TypeAlias = list[list[Example]]
 """What a rank computes for one update, in turns; as many turns on all ranks."""
+
+Make: TypeAlias = Callable[[RunConfig, torch.dtype, Ranks], Trained]
+"""Gives what is trained, before DeepSpeed divides it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Engine:
         dtype: str,
         ranks: Ranks,
         saved: Path | None = None,
-        make: Callable[[RunConfig, torch.dtype, Ranks], Trained] = PolicyGradient,
+        make: Make = PolicyGradient,
     ) -> None:
         if dtype not in _DTYPES:
             raise ConfigError(f"model.dtype = {dtype!r}: the learner trains in float32 or bfloat16")
@@ -146,9 +149,21 @@ class Engine:
         loss = self._trained.loss(self._engine, pack, before)
         # DeepSpeed averages gradients over ranks; the weights are of all of them.
         self._engine.backward((loss.terms_K * loss.weights_K).sum() * self._ranks.size)
-        terms_K = loss.terms_K.detach()
-        told_FK = torch.stack([terms_K, torch.ones_like(terms_K), *loss.figures.values()])
-        return (told_FK * loss.weights_K).sum(1).double()
+        return _sums(loss)
+
+    @torch.no_grad()
+    def measure(self, packs: Packs) -> dict[str, float]:
+        """The loss of packs and its figures, without training; a collective call.
+
+        Args:
+            packs: of this rank, as many on all ranks.
+        """
+        totals = torch.zeros(2 + len(self._trained.figures), dtype=torch.float64, device=self._ranks.device)
+        for examples in packs:
+            pack = to_pack(examples).to(self._ranks.device)
+            totals += _sums(self._trained.loss(self._trained.module, pack, None))
+        loss, weight, *sums = self._ranks.sum(totals.tolist())
+        return {"loss": loss, **self._means(weight, sums)}
 
     def _update(self, learning_rate: float) -> tuple[bool, float]:
         """Steps with the gradient so far; gives whether it was finite, and its norm."""
@@ -162,12 +177,15 @@ class Engine:
 
     def _conclude(self, norms: list[tuple[bool, float]], totals: list[float]) -> Outcome:
         loss, weight, *sums = totals
-        means = {name: each / (weight or 1.0) for name, each in zip(self._trained.figures, sums, strict=True)}
-        figures = self._trained.conclude(means)
+        figures = self._means(weight, sums)
         finite = [norm for applied, norm in norms if applied]
         if len(norms) > 1:
             figures["updates"] = float(len(finite))
         return Outcome(bool(finite), loss / len(norms), max(finite, default=norms[-1][1]), figures)
+
+    def _means(self, weight: float, sums: list[float]) -> dict[str, float]:
+        means = {name: each / (weight or 1.0) for name, each in zip(self._trained.figures, sums, strict=True)}
+        return self._trained.conclude(means)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """See :meth:`trainers.trained.Trained.weights`; a collective call if :attr:`is_partitioned`.
@@ -208,6 +226,13 @@ class Engine:
         with disk_errors("checkpoint", directory):
             state.mkdir(exist_ok=True)
             self._state.save(state, self._ranks.rank, self._ranks.size)
+
+
+def _sums(loss: Loss) -> torch.Tensor:
+    """Of the terms, of their weights, and of each figure."""
+    terms_K = loss.terms_K.detach()
+    told_FK = torch.stack([terms_K, torch.ones_like(terms_K), *loss.figures.values()])
+    return (told_FK * loss.weights_K).sum(1).double()
 
 
 def _initialize(module: torch.nn.Module, optimizer: ClippedAdamW, settings: dict[str, Any]) -> Any:

@@ -52,9 +52,8 @@ class Intake:
             detail = f"group {arrival.group} was never admitted"
             self._take_fault(Fault(arrival.at, (), "not_admitted", detail, b""))
             return
-        highest = max(max((*sample.prompt_token_ids, *sample.response_token_ids)) for sample in arrival.samples)
-        if highest >= self._vocabulary:
-            detail = f"group {arrival.group} has token {highest}, the model knows {self._vocabulary}"
+        if arrival.highest_token >= self._vocabulary:
+            detail = f"group {arrival.group} has token {arrival.highest_token}, the model knows {self._vocabulary}"
             self._take_fault(Fault(arrival.at, (arrival.group,), "bad_row", detail, b""))
             return
         reason = self._planner.offer(arrival)

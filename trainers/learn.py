@@ -27,10 +27,11 @@ from schemas.manifests import sha256
 from schemas.weights import WeightVersion
 from trainers import metrics
 from trainers.checkpoint import State
-from trainers.engine import Engine
+from trainers.engine import Engine, Make
 from trainers.log import broker_errors
 from trainers.optimizer import learning_rate
 from trainers.planner import Plan
+from trainers.policy_gradient import PolicyGradient
 from trainers.ranks import Ranks
 from trainers.restart import is_skip
 from trainers.start import Standing, start
@@ -79,14 +80,16 @@ def lead(config: RunConfig, ranks: Ranks, stop: threading.Event) -> None:
         ranks.broadcast(("end", None))
 
 
-def follow(config: RunConfig, ranks: Ranks) -> None:
+def follow(config: RunConfig, ranks: Ranks, make: Make = PolicyGradient) -> None:
     """The life of every other rank: the same collective calls in the same order."""
     dtype, saved = ranks.broadcast()
-    engine = Engine(config, dtype, ranks, saved)
+    engine = Engine(config, dtype, ranks, saved, make)
     while True:
         order, argument = ranks.broadcast()
         if order == "train":
             engine.train(ranks.scatter())
+        elif order == "measure":
+            engine.measure(ranks.scatter())
         elif order == "save":
             engine.save(argument)
             ranks.barrier()

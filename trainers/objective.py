@@ -8,8 +8,7 @@ Shape suffix: R trained response tokens of one packed forward pass.
 """
 # ruff: noqa: N803, N806, N815 - the suffixes are the shapes
 
-import math
-from typing import Final, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -24,12 +23,7 @@ from trainers.losses.sequences import Sequences
 from trainers.losses.surrogate import Surrogate
 from trainers.losses.value import value_loss
 from trainers.packing import Pack
-from trainers.returns import Returns, find_returns
-
-_OF_VALUES: Final = ("value_loss", "return_mean", "return_square", "value_error", "value_error_square")
-"""The last three become ``value_explained_variance``."""
-_LEAST_VARIANCE: Final = 1e-9
-"""Below it returns differ by rounding alone."""
+from trainers.returns import MOMENTS, Returns, find_returns, moments
 
 
 class Terms(NamedTuple):
@@ -78,7 +72,7 @@ class Objective:
         self.needs_entropy = config.entropy_coefficient > 0
         corrected = ("correction_cut", "correction_weight") if config.correction != "none" else ()
         extras = (("kl",) if self.needs_reference else ()) + (("entropy",) if self.needs_entropy else ())
-        self.figures = ("clip_fraction", *corrected, *extras, *(_OF_VALUES if self.needs_values else ()))
+        self.figures = ("clip_fraction", *corrected, *extras, *(("value_loss", *MOMENTS) if self.needs_values else ()))
 
     def find_returns(self, pack: Pack, values_R: torch.Tensor, before: Before) -> Returns:
         """What the values before the first update of a batch say of a pack; see :class:`trainers.returns.Returns`."""
@@ -116,7 +110,7 @@ class Objective:
         for extra in extras.values():
             terms_R = terms_R + extra.coefficient * extra.values_R
         figures = self._figures(surrogate, correction, extras)
-        return Terms(terms_R, figures | (_moments(before.returns) if before.returns else {}))
+        return Terms(terms_R, figures | (moments(before.returns) if before.returns else {}))
 
     def _extras(
         self,
@@ -168,35 +162,6 @@ class Objective:
         if self._config.correction != "none":
             figures |= {"correction_cut": correction.cut_R.float(), "correction_weight": correction.weights_R}
         return figures | {name: extra.values_R.detach() for name, extra in extras.items()}
-
-
-def _moments(returns: Returns) -> dict[str, torch.Tensor]:
-    errors_R = returns.returns_R - returns.values_R
-    return {
-        "return_mean": returns.returns_R,
-        "return_square": returns.returns_R.square(),
-        "value_error": errors_R,
-        "value_error_square": errors_R.square(),
-    }
-
-
-def explain_variance(means: dict[str, float]) -> dict[str, float]:
-    """Figures, with what the values before the update explain of the returns' variance in place of moments.
-
-    Args:
-        means: over tokens, of :attr:`Objective.figures`.
-
-    Returns:
-        1 for values that are all right, 0 for what their mean alone would explain, less for worse ones;
-        not a number where all returns are equal.
-    """
-    if "value_error" not in means:
-        return means
-    error = means["value_error_square"] - means["value_error"] ** 2
-    variance = means["return_square"] - means["return_mean"] ** 2
-    told = {name: mean for name, mean in means.items() if name not in _OF_VALUES[2:]}
-    explained = 1 - error / variance if variance > _LEAST_VARIANCE else math.nan
-    return {**told, "value_explained_variance": explained}
 
 
 _Given = TypeVar("_Given")

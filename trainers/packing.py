@@ -19,7 +19,9 @@ import torch
 
 from trainers.batch import Example
 
-_Part: TypeAlias = tuple[int, list[Example]]
+Together: TypeAlias = Sequence[Example]
+"""Examples that have to be in one pack."""
+_Part: TypeAlias = tuple[int, list[Together]]
 """Tokens of some examples, and the examples."""
 
 _NOTHING = Example((0, 0), 1, (0.0,), (True,), 0.0)
@@ -45,6 +47,8 @@ class Pack:
     """float32: what each token counts in the loss of the step, see :func:`trainers.aggregation.weigh`."""
     sequence_R: torch.Tensor
     """int64, ascending: which sequence of the pack the token belongs to."""
+    group_S: torch.Tensor
+    """int64: which group of the step the sequence belongs to."""
     lengths: tuple[int, ...]
     """Length S: tokens of each sequence; they add up to N."""
 
@@ -70,33 +74,39 @@ def share_out(examples: Sequence[Example], ranks: int, micro_batch_tokens: int) 
     Returns:
         Indexed by rank, then by turn.
     """
-    packs = sorted(_fit(examples, ranks, micro_batch_tokens), key=_tokens, reverse=True)
-    return [packs[rank::ranks] for rank in range(ranks)]
+    return share_out_together([(example,) for example in examples], ranks, micro_batch_tokens)
 
 
-def _fit(examples: Sequence[Example], ranks: int, micro_batch_tokens: int) -> list[list[Example]]:
+def share_out_together(groups: Sequence[Together], ranks: int, micro_batch_tokens: int) -> list[list[list[Example]]]:
+    """As :func:`share_out`, but the examples of a group come into one pack, however long they are together."""
+    packs = sorted(_fit(groups, ranks, micro_batch_tokens), key=_tokens, reverse=True)
+    flat = [[example for group in pack for example in group] for pack in packs]
+    return [flat[rank::ranks] for rank in range(ranks)]
+
+
+def _fit(groups: Sequence[Together], ranks: int, micro_batch_tokens: int) -> list[list[Together]]:
     """As few packs as fit, a multiple of the number of ranks."""
-    alone = [example for example in examples if len(example.token_ids) >= micro_batch_tokens]
-    rest = _tokens(examples) - _tokens(alone)
+    alone = [group for group in groups if _tokens([group]) >= micro_batch_tokens]
+    rest = _tokens(groups) - _tokens(alone)
     turns = max(1, math.ceil((len(alone) + math.ceil(rest / micro_batch_tokens)) / ranks))
     while True:
-        packs = balance(examples, turns * ranks)
+        packs = balance(groups, turns * ranks)
         if all(_tokens(pack) <= micro_batch_tokens or len(pack) == 1 for pack in packs):
             return packs
         turns += 1
 
 
-def balance(examples: Sequence[Example], parts: int) -> list[list[Example]]:
-    """Divides examples into parts of nearly equal tokens, some empty if there are too few.
+def balance(groups: Sequence[Together], parts: int) -> list[list[Together]]:
+    """Divides groups of examples into parts of nearly equal tokens, some empty if there are too few.
 
-    The largest differencing method of Karmarkar and Karp (1982): begin with a division of each example alone,
+    The largest differencing method of Karmarkar and Karp (1982): begin with a division of each group alone,
     and join the two most uneven divisions, the largest part of one with the smallest of the other, until one
     is left. Ties are broken by order, so that a replay divides alike.
     """
     heap = []
-    for number, example in enumerate(examples):
-        tokens = len(example.token_ids)
-        heap.append((-tokens, number, [(tokens, [example])]))
+    for number, group in enumerate(groups):
+        tokens = _tokens([group])
+        heap.append((-tokens, number, [(tokens, [group])]))
     heapq.heapify(heap)
     for number in range(len(heap), 2 * len(heap) - 1):
         division = _join(heapq.heappop(heap)[2], heapq.heappop(heap)[2], parts)
@@ -115,8 +125,8 @@ def _join(one: list[_Part], other: list[_Part], parts: int) -> list[_Part]:
     return sorted(one[:alone_of_one] + other[:alone_of_other] + joined, key=lambda part: -part[0])
 
 
-def _tokens(examples: Sequence[Example]) -> int:
-    return sum(len(example.token_ids) for example in examples)
+def _tokens(groups: Sequence[Together]) -> int:
+    return sum(len(example.token_ids) for group in groups for example in group)
 
 
 def to_pack(examples: Sequence[Example]) -> Pack:
@@ -154,5 +164,6 @@ def to_pack(examples: Sequence[Example]) -> Pack:
         advantages_R=torch.tensor(advantages, dtype=torch.float32),
         weights_R=torch.tensor(weights, dtype=torch.float32),
         sequence_R=torch.tensor(sequences),
+        group_S=torch.tensor([example.group for example in examples]),
         lengths=tuple(len(example.token_ids) for example in examples),
     )

@@ -44,6 +44,11 @@ class Arrival:
         """The newest weight version among its tokens."""
         return max(sample.weight_version_max for sample in self.samples)
 
+    @property
+    def highest_token(self) -> int:
+        """Of prompts and answers."""
+        return max(max((*sample.prompt_token_ids, *sample.response_token_ids)) for sample in self.samples)
+
     def versions(self) -> set[int]:
         """All versions among its tokens."""
         return {span.version for sample in self.samples for span in sample.weight_version_spans}
@@ -185,11 +190,16 @@ class Planner:
 
     def positions(self, next_offsets: dict[int, int]) -> dict[int, int]:
         """From where a successor has to read each trajectories partition to find what is waiting here."""
-        positions = dict(next_offsets)
-        for arrival in self.waiting.values():
-            partition, offset = arrival.at
-            positions[partition] = min(positions.get(partition, offset), offset)
-        return positions
+        return positions_before(self.waiting.values(), next_offsets)
+
+
+def positions_before(waiting: Iterable[Arrival], next_offsets: dict[int, int]) -> dict[int, int]:
+    """From where each trajectories partition has to be read to find also what is waiting."""
+    positions = dict(next_offsets)
+    for arrival in waiting:
+        partition, offset = arrival.at
+        positions[partition] = min(positions.get(partition, offset), offset)
+    return positions
 
 
 def known_rewards(arrivals: Sequence[Arrival]) -> tuple[float, ...]:

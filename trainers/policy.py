@@ -188,7 +188,7 @@ class Policy(torch.nn.Module):
     def probe(self, token_ids: list[int]) -> list[float]:
         """Logprob at temperature 1 of each token but the first, by the model's own forward pass and attention."""
         tokens_N = torch.tensor(token_ids, device=self.causal.device)
-        with _own_attention(self.causal):
+        with own_attention(self.causal):
             logits_NV = self.causal(input_ids=tokens_N[None], use_cache=False).logits[0, :-1].float()
         logprobs: list[float] = logits_NV.log_softmax(1).gather(1, tokens_N[1:, None])[:, 0].tolist()
         return logprobs
@@ -216,7 +216,7 @@ class Policy(torch.nn.Module):
 
 
 @contextmanager
-def _own_attention(causal: Any) -> Iterator[None]:
+def own_attention(causal: Any) -> Iterator[None]:
     """Transformers' attention with its own masks, for a while."""
     before = causal.config._attn_implementation
     causal.set_attn_implementation("sdpa")

@@ -17,11 +17,11 @@ import torch
 from schemas.config import RunConfig
 from schemas.errors import StateError
 from trainers.lora import adapter_of, add_adapter, without_adapter
-from trainers.objective import Before, Objective, explain_variance
+from trainers.objective import Before, Objective
 from trainers.packing import Pack
 from trainers.policy import VALUE_HEAD, Policy, load_model
 from trainers.ranks import Ranks
-from trainers.returns import normalise
+from trainers.returns import explain_variance, normalise
 from trainers.trained import Loss
 
 _log = structlog.get_logger(__name__)

@@ -7,8 +7,10 @@ Shape suffix: R trained response tokens of one packed forward pass.
 """
 # ruff: noqa: N803, N806, N815 - the suffixes are the shapes
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 
@@ -16,6 +18,11 @@ from trainers.advantages import EPSILON
 from trainers.losses.gae import gae
 from trainers.losses.sequences import Sequences
 from trainers.packing import Pack
+
+MOMENTS: Final = ("return_mean", "return_square", "value_error", "value_error_square")
+"""Figures of each token whose means :func:`explain_variance` takes."""
+_LEAST_VARIANCE: Final = 1e-9
+"""Below it returns differ by rounding alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +78,29 @@ def normalise(
     return [
         replace(returns, advantages_R=(returns.advantages_R - mean) / (deviation + EPSILON)) for _, returns in packs
     ]
+
+
+def moments(returns: Returns) -> dict[str, torch.Tensor]:
+    """The figures of :data:`MOMENTS`."""
+    errors_R = returns.returns_R - returns.values_R
+    values = (returns.returns_R, returns.returns_R.square(), errors_R, errors_R.square())
+    return dict(zip(MOMENTS, values, strict=True))
+
+
+def explain_variance(means: dict[str, float]) -> dict[str, float]:
+    """Figures, with what the values explain of the returns' variance in place of moments.
+
+    Args:
+        means: over tokens; without moments they stay as they are.
+
+    Returns:
+        1 for values that are all right, 0 for what their mean alone would explain, less for worse ones;
+        not a number where all returns are equal.
+    """
+    if "value_error" not in means:
+        return means
+    error = means["value_error_square"] - means["value_error"] ** 2
+    variance = means["return_square"] - means["return_mean"] ** 2
+    told = {name: mean for name, mean in means.items() if name not in MOMENTS or name == "return_mean"}
+    explained = 1 - error / variance if variance > _LEAST_VARIANCE else math.nan
+    return {**told, "value_explained_variance": explained}

@@ -76,6 +76,11 @@ class Stream:
             for record in records:
                 yield from _read_letter(record) if partition == self._letters else read_trajectories(record)
 
+    def ends(self) -> dict[int, int]:
+        """The offset after the last record of each trajectories partition, as it is now."""
+        own = [partition for partition in self._consumer.assignment() if partition != self._letters]
+        return {partition.partition: end for partition, end in self._consumer.end_offsets(own).items()}
+
     def positions(self) -> dict[int, int]:
         """The next offset of each trajectories partition."""
         return {p.partition: self._consumer.position(p) for p in self._consumer.assignment() if p != self._letters}
@@ -103,9 +108,14 @@ class Groups:
         Raises:
             StateError: one of them is not there any more.
         """
-        return [self._fetch(trained) for trained in entry.trained]
+        return [self.find(trained) for trained in entry.trained]
 
-    def _fetch(self, trained: TrainedGroup) -> Arrival:
+    def find(self, trained: TrainedGroup) -> Arrival:
+        """One group, read again from where it lies.
+
+        Raises:
+            StateError: it is not there any more.
+        """
         record = read_record(self._consumer, TopicPartition(self._topic, trained.at[0]), trained.at[1])
         for event in read_trajectories(record):
             if isinstance(event, Arrival) and event.trained() == trained:

@@ -24,6 +24,7 @@ VERBS: Final = {
     "worker": "serve a model with vLLM and follow the announced weights",
     "rollout": "run the rollout pipeline on a Beam runner",
     "learn": "run the learner",
+    "learn-scorer": "train a reward model or a critic from the log of a run",
     "evaluate": "ask held-out prompts of a run's weights while it trains",
     "export": "write the weights of a run as a Hugging Face directory",
     "submit": "write prompts from a JSON-lines file to a run",
@@ -55,7 +56,7 @@ def _call(verb: str, arguments: list[str]) -> int:
 
     configure_logging()
     try:
-        return int(importlib.import_module(f"pipelines.cli.{verb}").main(arguments))
+        return int(importlib.import_module(f"pipelines.cli.{verb.replace('-', '_')}").main(arguments))
     except KeyboardInterrupt:
         return _INTERRUPTED
     except UserError as error:

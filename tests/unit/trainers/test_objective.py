@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from schemas.objectives import ObjectiveConfig
-from trainers.objective import Before, Objective, explain_variance
+from trainers.objective import Before, Objective
 from trainers.packing import Pack
-from trainers.returns import normalise
+from trainers.returns import explain_variance, normalise
 
 LOGPROBS = np.array([-1.0, -0.5, -2.0, -0.1, -3.0, -1.0])
 PROXIMAL = np.array([-1.1, -0.6, -1.6, -0.2, -2.7, -1.1])
@@ -31,7 +31,7 @@ def pack():
     return Pack(
         token_ids_N=empty, position_ids_N=empty, index_R=empty, target_R=empty,
         behaviour_R=torch.tensor(BEHAVIOUR), advantages_R=torch.tensor(ADVANTAGES), weights_R=torch.tensor(WEIGHTS),
-        sequence_R=torch.tensor(OF), lengths=(4, 3, 2),
+        sequence_R=torch.tensor(OF), group_S=torch.tensor([0, 0, 0]), lengths=(4, 3, 2),
     )  # fmt: skip
 
 

@@ -1,12 +1,13 @@
 """Packing and sharing out."""
 
 import random
+from dataclasses import replace
 from itertools import chain
 
 import pytest
 
 from trainers.batch import Example
-from trainers.packing import balance, share_out, to_pack
+from trainers.packing import balance, share_out, share_out_together, to_pack
 
 
 def example(tokens, prompt=1, advantage=1.0):
@@ -16,6 +17,11 @@ def example(tokens, prompt=1, advantage=1.0):
 
 def lengths(packs):
     return [[len(one.token_ids) for one in one_pack] for one_pack in packs]
+
+
+def balanced(examples, parts):
+    """Each example by itself."""
+    return [[one for (one,) in part] for part in balance([(one,) for one in examples], parts)]
 
 
 def draw(number, seed=0, longest=1024):
@@ -40,9 +46,9 @@ def test_sequences_lie_one_after_the_other_and_start_again_at_position_0():
 
 def test_differencing_divides_as_in_the_textbook():
     """8, 7, 6, 5, 4 into two: 8-7, then 6-5, then 4 against 1 and 1: 16 and 14 (longest first gives 17 and 13)."""
-    parts = balance([example(tokens) for tokens in (4, 8, 6, 5, 7)], 2)
+    parts = balanced([example(tokens) for tokens in (4, 8, 6, 5, 7)], 2)
     assert [sorted(part, reverse=True) for part in lengths(parts)] == [[7, 5, 4], [8, 6]]
-    assert [sorted(part) for part in lengths(balance([example(tokens) for tokens in (2, 3, 4)], 5))] == [
+    assert [sorted(part) for part in lengths(balanced([example(tokens) for tokens in (2, 3, 4)], 5))] == [
         [4], [3], [2], [], [],
     ]  # fmt: skip
     assert balance([], 2) == [[], []]
@@ -51,7 +57,7 @@ def test_differencing_divides_as_in_the_textbook():
 @pytest.mark.parametrize(("number", "parts"), [(64, 2), (64, 8), (512, 8), (200, 7)])
 def test_parts_hold_every_example_once_and_nearly_equal_tokens(number, parts):
     examples = draw(number)
-    found = balance(examples, parts)
+    found = balanced(examples, parts)
     assert sorted(map(id, chain.from_iterable(found))) == sorted(map(id, examples))
     tokens = [sum(part) for part in lengths(found)]
     assert max(tokens) - min(tokens) <= 0.01 * sum(tokens) / parts
@@ -101,3 +107,15 @@ def test_empty_pack_weighs_nothing():
     packed = to_pack([])
     assert packed.advantages_R.tolist() == [0.0]
     assert packed.weights_R.tolist() == [0.0]
+
+
+def test_examples_of_a_group_stay_together_however_long_they_are():
+    groups = [[replace(one, group=number) for one in draw(4, seed=number, longest=300)] for number in range(12)]
+    shares = share_out_together(groups, 2, 600)
+    packs = [pack for share in shares for pack in share]
+    places = {one.group: number for number, pack in enumerate(packs) for one in pack}
+    assert all(places[one.group] == number for number, pack in enumerate(packs) for one in pack)
+    assert sorted(map(id, chain.from_iterable(packs))) == sorted(map(id, chain.from_iterable(groups)))
+    assert all(sum(sizes) <= 600 or len({one.group for one in pack}) == 1
+               for sizes, pack in zip(lengths(packs), packs, strict=True))  # fmt: skip
+    assert to_pack(packs[0]).group_S.tolist() == [one.group for one in packs[0]]
