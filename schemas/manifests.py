@@ -10,6 +10,7 @@ the first byte to the last, 0.3 s for the largest tensor of a model of 1.5 billi
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Self
@@ -19,12 +20,14 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 from schemas.errors import StateError
 
 MANIFEST_NAME: Final = "MANIFEST.json"
-PIECE_BYTES: Final = 16 << 20
-"""Pieces of the files that are written in pieces: SmolLM2-135M has 17, as many as a server has processors."""
-_CHUNK_BYTES: Final = 1 << 20
-"""Stays in the processor's cache between reading and hashing. A thread asks for Python's lock twice for each, and
-beside a worker's event loop it waits for it every time."""
+PIECE_BYTES: Final = 8 << 20
+"""Pieces of the files that are written in pieces: SmolLM2-135M has 33, so that 16 processors share it evenly."""
+_CHUNK_BYTES: Final = 8 << 20
+"""Read and hashed in one go: a thread asks for Python's lock twice for each."""
 _MAX_THREADS: Final = 32
+_SPARED: Final = 8
+"""One processor of so many is left to whoever generates, or computes the probe, meanwhile."""
+_own = threading.local()
 
 
 class FileEntry(BaseModel):
@@ -119,13 +122,21 @@ def describe(filesystem: Any, directory: str, name: str) -> FileEntry:
 def _hash(filesystem: Any, path: str, begin: int, end: int | None) -> tuple[bytes, int]:
     """sha256 and number of the bytes of a part of a file; null for its end."""
     digest, place = hashlib.sha256(), begin
-    chunk = memoryview(bytearray(_CHUNK_BYTES))
+    chunk = _buffer()
     with filesystem.open(path, "rb", block_size=_CHUNK_BYTES) as stream:
         stream.seek(begin)
         while count := stream.readinto(chunk if end is None else chunk[: end - place]):
             digest.update(chunk[:count])
             place += count
     return digest.digest(), place - begin
+
+
+def _buffer() -> memoryview:
+    """Of the thread."""
+    if not hasattr(_own, "buffer"):
+        _own.buffer = memoryview(bytearray(_CHUNK_BYTES))
+    found: memoryview = _own.buffer
+    return found
 
 
 def verify(filesystem: Any, directory: str, manifest: Manifest) -> None:
@@ -143,7 +154,8 @@ def verify(filesystem: Any, directory: str, manifest: Manifest) -> None:
 
 def parallel(jobs: int) -> int:
     """How many threads hash that many files or pieces: hashing leaves Python's lock alone."""
-    return max(1, min(jobs, len(os.sched_getaffinity(0)), _MAX_THREADS))
+    processors = len(os.sched_getaffinity(0))
+    return max(1, min(jobs, processors - processors // _SPARED, _MAX_THREADS))
 
 
 def _hash_piece(filesystem: Any, directory: str, entry: FileEntry, begin: int, end: int) -> tuple[bytes, int]:

@@ -1,6 +1,6 @@
 """A state dict as safetensors files that are written and hashed at once, by several threads.
 
-    tensors ──divide──► shards of at least 64 MiB ──► pieces of 16 MiB ──each in a thread──► chunk ─┬─► sha256
+    tensors ──divide──► shards of at least 64 MiB ──► pieces of 8 MiB ───each in a thread──► chunk ─┬─► sha256
                                                         GPU: one copy to page-locked memory         └─► file
 
 The division depends on nothing but names, dtypes and shapes, and a file's bytes are those of
@@ -23,7 +23,7 @@ _SHARD_BYTES: Final = 64 << 20
 _MAX_SHARDS: Final = 32
 """More files than processors only cost time."""
 _CHUNK_BYTES: Final = 1 << 20
-"""Hashed and then written while the processor's cache still holds it; each asks twice for Python's lock."""
+"""Of memory on a CPU: hashed and then written while the processor's cache still holds it."""
 _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _METADATA: Final = {"format": "pt"}
 
@@ -63,10 +63,11 @@ class Shard:
 
         found, place = [], 0
         head = torch.frombuffer(bytearray(self.head()), dtype=torch.uint8)
-        for flat in (head, *(tensor.reshape(-1).view(torch.uint8) for tensor in self.tensors.values())):
-            part = flat[max(0, begin - place) : max(0, end - place)]
-            found += [part] if len(part) else []
-            place += len(flat)
+        for tensor in (head, *self.tensors.values()):
+            first, last = max(begin, place), min(end, place + tensor.nbytes)
+            if first < last:
+                found.append(tensor.reshape(-1).view(torch.uint8)[first - place : last - place])
+            place += tensor.nbytes
         return found
 
 
@@ -160,7 +161,8 @@ def _chunks(shard: Shard, begin: int, end: int) -> Iterator[memoryview]:
     """The bytes of a piece, a little at a time; what was given is gone when the next piece is asked for."""
     parts = shard.parts(begin, end)
     if any(part.is_cuda for part in parts):
-        parts = [_from_gpu(parts)]
+        yield memoryview(_from_gpu(parts).numpy())
+        return
     for part in parts:
         view = memoryview(part.numpy())
         yield from (view[start : start + _CHUNK_BYTES] for start in range(0, len(view), _CHUNK_BYTES))
