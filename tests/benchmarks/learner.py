@@ -38,13 +38,12 @@ from schemas.identity import GroupId
 from schemas.ledger import StepEntry, TrainedGroup
 from schemas.weights import WeightVersion
 from tests.benchmarks.generation import at_least, at_most
+from tests.benchmarks.turns import add_option, wait_for_turn
 from tests.benchmarks.weights import SHAPES, make_shape
 
 MEAN_TOKENS, LONGEST_TOKENS, SPREAD = 200, 1024, 1.0
 SAMPLES_A_STEP = 64
 BARS = {"over_bare": 0.95, "packed_over_padded": 1.8, "overhead": 0.03}
-LARGE_BYTES = 16e9
-"""Of a loop's state: two of them and their activations would not fit into a GPU of 80 GB."""
 RATE = 1e-6
 CLIP = 0.2
 
@@ -58,7 +57,9 @@ def main():
     figures = {"memory_bytes": memory_of_both(options)}
     with ExitStack() as opened:
         directory = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="asyncflow-learner-")))
-        figures |= Bench(options, directory, opened).measure()
+        bench = Bench(options, directory, opened)
+        wait_for_turn(options.after)
+        figures |= bench.measure()
     figures["chunked_over_full_memory"] = figures["memory_bytes"]["chunked"] / figures["memory_bytes"]["full"]
     bars = {name: at_least(figures[name], bar) for name, bar in BARS.items() if name != "overhead"}
     bars["overhead"] = at_most(figures["overhead"]["share"], BARS["overhead"])
@@ -80,6 +81,7 @@ def parse():
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384 if cuda else 4096)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak-tflops", type=float, help="of the device in this dtype: also gives the share reached")
+    add_option(parser)
     parser.add_argument("--memory", choices=("chunked", "full"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -141,7 +143,6 @@ class Bench:
         self.store = opened.enter_context(closing(WeightStore(self.config.weights)))
         self.committer = opened.enter_context(closing(Committer(self.config)))
         self.examples = draw_examples(options.samples, self.engine.vocabulary)
-        self.engine_bytes = torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
         self.bare = BareLoop(self.config, dtype, self.device)
 
     def measure(self):
@@ -152,7 +153,10 @@ class Bench:
         for name, loop in loops.items():
             self.turn(name, loop)
         self.examples = examples
+        engine_bytes = self.turn("learner", self.resident)
         peaks = {name: self.turn(name, self.peak, loop) for name, loop in loops.items()}
+        if self.device.type == "cuda":
+            peaks |= {name: peaks[name] - engine_bytes for name in ("bare", "padded")}
         for number in range(self.options.rounds):
             for name, loop in loops.items():
                 if name != "padded" or number % 2 == 0:  # the longest of the three, and the farthest from its bar
@@ -162,8 +166,9 @@ class Bench:
         return {**self.figures(seconds), "peak_bytes": peaks}
 
     def turn(self, name, run, *of):
-        """On a GPU that has no room for both, the bare loop lies in the memory of the CPU while it waits."""
-        self.bare.move("cpu" if name == "learner" else self.device)
+        """A GPU may have no room for both: the bare loop lies in the memory of the CPU while it waits."""
+        if self.device.type == "cuda":
+            self.bare.move("cpu" if name == "learner" else self.device)
         return run(*of)
 
     def timed(self, loop):
@@ -190,14 +195,20 @@ class Bench:
         return share_out(self.examples, 1, self.options.micro_batch_tokens)[0]
 
     def peak(self, loop):
-        """Most bytes on the device while a loop ran once; the other loop's are not counted."""
+        """Most bytes on a GPU while a loop ran once."""
         import torch
 
         if self.device.type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats()
         self.timed(loop)
-        return torch.cuda.max_memory_allocated() - self.engine_bytes * (loop != self.learner)
+        return torch.cuda.max_memory_allocated()
+
+    def resident(self):
+        """Bytes on a GPU now."""
+        import torch
+
+        return torch.cuda.memory_allocated() if self.device.type == "cuda" else None
 
     def bare_packed(self):
         self.bare.step([lambda pack=pack: self.bare.packed(pack) for pack in self.packs()])
@@ -273,9 +284,6 @@ class BareLoop:
     def move(self, device):
         import torch
 
-        state = sum(weight.nbytes for weight in self.weights) * 5  # with gradients, two moments and half precision
-        if self.device.type == "cpu" or state < LARGE_BYTES:
-            return
         self.model.to(device)
         for weight in self.weights:
             weight.grad = None
