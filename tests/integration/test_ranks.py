@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pipelines.local.tiny_model import build_tiny_model
-from tests.support.five_steps import ADAPTER, CASES, PPO, STEPS, five_steps, make_engine, take_step
+from tests.support.five_steps import ADAPTER, CASES, PPO, REWARD, STEPS, five_steps, make_engine, take_step
 from tests.support.trajectories import shared_ranks
+from trainers.scorers import RewardModel
 
 _START_S = 120
 
@@ -25,17 +26,18 @@ def by_one_rank(model):
 
 
 @pytest.fixture(scope="module")
-def by_one_rank_with_values(model):
-    return weights_by_one_rank(model, **PPO)
+def others_by_one_rank(model):
+    """Of the cases that lead elsewhere."""
+    return {
+        "ppo": weights_by_one_rank(model, **PPO),
+        "adapter": weights_by_one_rank(model, **ADAPTER),
+        REWARD: weights_by_one_rank(model, RewardModel),
+    }
 
 
-@pytest.fixture(scope="module")
-def adapter_by_one_rank(model):
-    return weights_by_one_rank(model, **ADAPTER)
-
-
-def weights_by_one_rank(model, **learner):
-    return {name: tensor.clone() for name, tensor in five_steps(model, shared_ranks(), **learner).state_dict().items()}
+def weights_by_one_rank(model, *make, **learner):
+    engine = five_steps(model, shared_ranks(), *make, **learner)
+    return {name: tensor.clone() for name, tensor in engine.state_dict().items()}
 
 
 @pytest.fixture(scope="module")
@@ -51,18 +53,16 @@ def by_two_ranks(model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_ranks_and_one_lead_to_the_same_weights(
-    by_one_rank, by_one_rank_with_values, adapter_by_one_rank, by_two_ranks, case
-):
+def test_two_ranks_and_one_lead_to_the_same_weights(by_one_rank, others_by_one_rank, by_two_ranks, case):
     weights = torch.load(by_two_ranks / f"{case}.pt")
-    by_one = {"ppo": by_one_rank_with_values, "adapter": adapter_by_one_rank}.get(case.split(",")[0], by_one_rank)
+    by_one = others_by_one_rank.get(case.split(",")[0], by_one_rank)
     assert weights.keys() == by_one.keys()
     for name, expected in by_one.items():
         torch.testing.assert_close(weights[name], expected.cpu(), atol=1e-5, rtol=0)
 
 
-def test_values_and_several_updates_lead_somewhere_else(by_one_rank, by_one_rank_with_values):
-    gaps = [(by_one_rank[name] - tensor).abs().max() for name, tensor in by_one_rank_with_values.items()]
+def test_values_and_several_updates_lead_somewhere_else(by_one_rank, others_by_one_rank):
+    gaps = [(by_one_rank[name] - tensor).abs().max() for name, tensor in others_by_one_rank["ppo"].items()]
     assert max(float(gap) for gap in gaps) > 1e-3
 
 

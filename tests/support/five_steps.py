@@ -4,16 +4,19 @@ torchrun --nproc-per-node=2 -m tests.support.five_steps MODEL DIRECTORY ──�
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from schemas.config import validate
-from tests.support.samples import draw_examples
+from tests.support.samples import draw_examples, draw_groups
 from trainers.aggregation import weigh
 from trainers.engine import Engine, Work
-from trainers.packing import share_out
+from trainers.packing import share_out, share_out_together
+from trainers.policy_gradient import PolicyGradient
 from trainers.ranks import Ranks
+from trainers.scorers import RewardModel
 
 STEPS = 5
 ALL_IN_ONE_PACK = 4096
@@ -21,6 +24,8 @@ SAVED = "stage-3"
 """The case whose state is saved too."""
 PPO = {"objective": {"name": "ppo", "kl_coefficient": 0.1, "kl_place": "reward"}, "minibatches": 2}
 """A value head, a pass without gradients before the updates, and several of them."""
+REWARD = "reward model"
+"""What is trained in the cases of this name, instead of a policy."""
 ADAPTER = {"lora": {"rank": 4, "alpha": 8}}
 CASES = {
     **{f"stage-{stage}": {"zero_stage": stage, "micro_batch_tokens": 64} for stage in range(4)},
@@ -34,29 +39,36 @@ CASES = {
     "ppo": {**PPO, "micro_batch_tokens": 64},
     "ppo, stage 2, a pass for each sample": {**PPO, "zero_stage": 2, "micro_batch_tokens": 1},
     "ppo, stage 3, activations computed again": {**PPO, "zero_stage": 3, "activation_checkpointing": True},
+    REWARD: {"micro_batch_tokens": 64},
+    f"{REWARD}, stage 3": {"zero_stage": 3, "micro_batch_tokens": 64},
 }
 
 
-def five_steps(model, ranks, **learner):
+def five_steps(model, ranks, make=PolicyGradient, **learner):
     """The engine after five steps over the same examples."""
-    engine = make_engine(model, ranks, **learner)
+    engine = make_engine(model, ranks, make=make, **learner)
     for step in range(STEPS):
         take_step(engine, ranks, step)
     return engine
 
 
-def make_engine(model, ranks, saved=None, **learner):
+def make_engine(model, ranks, saved=None, make=PolicyGradient, **learner):
     """On this rank."""
     config = validate({"model": {"path": model, "dtype": "float32"}, "learner": learner}, "test")
-    return Engine(config, "float32", ranks, saved)
+    return Engine(config, "float32", ranks, saved, make)
 
 
 def take_step(engine, ranks, step):
     """One step over examples of its own; every rank takes its share."""
-    examples, parts = draw_examples(23, seed=step), engine._config.minibatches
-    minibatches = [weigh(examples[first::parts], "token_mean", 1) for first in range(parts)]
-    shares = [share_out(each, ranks.size, engine._config.micro_batch_tokens)[ranks.rank] for each in minibatches]
-    outcome = engine.train(Work(shares, 1e-3))
+    most_tokens = engine._config.micro_batch_tokens
+    if isinstance(engine._trained, RewardModel):
+        groups = [[replace(one, weight=1 / 6) for one in group] for group in draw_groups(6, seed=step)]
+        shares = [share_out_together(groups, ranks.size, most_tokens)]
+    else:
+        examples, parts = draw_examples(23, seed=step), engine._config.minibatches
+        minibatches = [weigh(examples[first::parts], "token_mean", 1) for first in range(parts)]
+        shares = [share_out(each, ranks.size, most_tokens) for each in minibatches]
+    outcome = engine.train(Work([each[ranks.rank] for each in shares], 1e-3))
     assert outcome.applied
     return outcome
 
@@ -64,7 +76,7 @@ def take_step(engine, ranks, step):
 def main(model, directory):
     ranks = Ranks()
     for case, learner in CASES.items():
-        engine = five_steps(model, ranks, **learner)
+        engine = five_steps(model, ranks, RewardModel if REWARD in case else PolicyGradient, **learner)
         weights = engine.state_dict()
         if case == SAVED:
             engine.save(Path(directory))

@@ -51,3 +51,10 @@ def draw_examples(number, seed=0):
         behaviour = tuple(-4.4 + draw.random() * 0.2 for _ in range(answer))
         examples.append(Example(tokens, prompt, behaviour, mask, draw.gauss(0, 1)))
     return examples
+
+
+def draw_groups(number, seed=0):
+    """So many groups of four examples; the reward is whether the last token is of the upper half."""
+    examples = draw_examples(4 * number, seed)
+    scored = [replace(one, advantage=float(one.token_ids[-1] >= 43)) for one in examples]
+    return [[replace(one, group=each) for one in scored[4 * each : 4 * each + 4]] for each in range(number)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainers.losses.bradley_terry import bradley_terry
 from trainers.losses.cispo import cispo
 from trainers.losses.gae import gae
 from trainers.losses.grpo import grpo
@@ -200,3 +201,28 @@ def test_value_that_has_gone_far_enough_gains_nothing_by_going_on():
     values = tensor([0.5, -0.5]).requires_grad_()  # both 0.5 from before: one towards its return, one away from it
     value_loss(values, tensor([0.0, 0.0]), tensor([1.0, 1.0]), clip=0.2).sum().backward()
     assert values.grad.tolist() == [0.0, -1.5]
+
+
+SCORES = np.array([0.3, -0.2, 1.5, 0.1, 0.9, -0.4, 2.0])
+REWARDS = np.array([1.0, 0.0, 0.5, 1.0, 1.0, 0.0, 3.0])
+GROUPS = np.array([0, 0, 0, 1, 1, 1, 2])
+GROUP_WEIGHTS = np.array([0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 1.0])
+
+
+def numpy_bradley_terry(scores):
+    """Over groups the weighed mean over pairs of different rewards; the third group has none."""
+    pairs = {0: [(0, 1), (0, 2), (2, 1)], 1: [(3, 5), (4, 5)]}
+    means = [np.mean([np.log1p(np.exp(scores[b] - scores[a])) for a, b in pairs[group]]) for group in (0, 1)]
+    return 0.5 * means[0] + 0.25 * means[1]
+
+
+def test_loss_of_pairs_and_its_gradient_are_those_of_numpy():
+    scores = tensor(SCORES).requires_grad_()
+    pairs = bradley_terry(scores, tensor(REWARDS), torch.tensor(GROUPS), tensor(GROUP_WEIGHTS))
+    loss = (pairs.losses_SS * pairs.weights_SS).sum()
+    loss.backward()
+    assert float(loss) == pytest.approx(numpy_bradley_terry(SCORES), abs=1e-6)
+    expected = differences(lambda moved: np.array([numpy_bradley_terry(moved)]), SCORES)
+    np.testing.assert_allclose(scores.grad, expected, rtol=0, atol=1e-6)
+    assert float(pairs.weights_SS.sum()) == pytest.approx(0.75), "a group counts once, however many pairs it has"
+    assert pairs.margins_SS[0, 1] == pytest.approx(0.5)
