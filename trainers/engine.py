@@ -236,9 +236,11 @@ def _sums(loss: Loss) -> torch.Tensor:
 
 
 def _initialize(module: torch.nn.Module, optimizer: ClippedAdamW, settings: dict[str, Any]) -> Any:
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
     import deepspeed
 
+    logger.handlers, logger.propagate = [], True  # its own prints to the standard output, where our JSON is
     # An all-reduce for inference that DeepSpeed compiles for 20 s at first use and that is never called here.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)

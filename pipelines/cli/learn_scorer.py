@@ -12,7 +12,7 @@ AutoModelForSequenceClassification. Examples:
 
   asyncflow learn-scorer --config runs/demo/config.toml --scorer.kind reward --scorer.root models/judge
   asyncflow learn-scorer --config runs/demo/config.toml --scorer.kind critic --scorer.root models/critic \\
-    --scorer.until-end-of-log True
+    --scorer.until-end-of-log
 """
 
 

@@ -19,6 +19,7 @@ from tests.support.trajectories import shared_ranks, write_records
 from trainers.backlog import is_held_out
 from trainers.learn_scorer import lead
 from trainers.log import broker_errors
+from trainers.stream import Stream
 
 GROUPS = 60
 
@@ -84,7 +85,21 @@ def score(model, token_ids):
         return float(model(torch.tensor([token_ids])).logits[0, 0])
 
 
-def test_reward_model_learns_goes_on_where_it_was_and_changes_nothing_of_the_run(make_scorer, capsys, tmp_path):
+@pytest.fixture
+def starts(monkeypatch):
+    """From where each scorer reads the trajectories."""
+    found = []
+
+    class Recorded(Stream):
+        def __init__(self, config, positions, letters_from):
+            found.append(positions)
+            super().__init__(config, positions, letters_from)
+
+    monkeypatch.setattr("trainers.learn_scorer.Stream", Recorded)
+    return found
+
+
+def test_reward_model_learns_goes_on_where_it_was_and_changes_nothing_of_the_run(make_scorer, starts, capsys, tmp_path):
     config = make_scorer(steps=3)
     write_groups(config, range(GROUPS))
     before = ends(config)
@@ -96,6 +111,8 @@ def test_reward_model_learns_goes_on_where_it_was_and_changes_nothing_of_the_run
     (second,) = reports(capsys)
     assert second["pairwise_accuracy"] > max(0.8, first["pairwise_accuracy"])
     assert second["held_out_groups"] > len(held_out) > 5
+    assert starts[0] is None
+    assert 3 * 8 <= starts[1][0] <= GROUPS, "where the oldest one waits that was not trained"
     newest = max((tmp_path / "scorer").glob("g*"), key=lambda path: path.name)
     state = json.loads((newest / "state.json").read_bytes())
     assert state["accounts"]["count"] == 4 * GROUPS, "every group once, whatever became of it"
