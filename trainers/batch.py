@@ -25,7 +25,7 @@ class Example:
     mask: tuple[bool, ...]
     """Length T: whether the token is trained."""
     advantage: float
-    """With a value head the reward, of which :mod:`trainers.returns` makes advantages of tokens."""
+    """With a value head the reward, of which :mod:`trainers.returns` makes advantages of tokens; a scorer's too."""
     weight: float = 0.0
     """What each trained token counts in the loss, see :func:`trainers.aggregation.weigh`."""
     group: int = 0
