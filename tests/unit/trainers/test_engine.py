@@ -245,6 +245,17 @@ def test_value_head_learns_is_saved_and_goes_on_and_is_not_published(model_dir, 
     assert [resumed.train(work(examples)) for _ in range(2)] == [engine.train(work(examples)) for _ in range(2)]
 
 
+@pytest.mark.parametrize(("saved_at", "loaded_at"), [(0, 3), (3, 0), (2, 1)])
+def test_value_head_goes_on_at_another_stage(model_dir, tmp_path, saved_at, loaded_at):
+    engine = make_engine(model_dir, saved_at, objective=PPO)
+    engine.train(work(draw_examples(5), rate=1e-2))
+    engine.save(tmp_path)
+    other = make_engine(model_dir, loaded_at, saved=tmp_path, objective=PPO)
+    for seed in (1, 2):
+        outcomes = [each.train(work(draw_examples(5, seed))) for each in (engine, other)]
+        assert outcomes[0].figures == pytest.approx(outcomes[1].figures, abs=1e-5)
+
+
 def test_checkpoint_without_a_value_head_goes_on_with_a_new_one_only_if_that_is_said(model_dir, tmp_path):
     make_engine(model_dir).save(tmp_path)
     with pytest.raises(StateError, match="fresh_value_head = true"):
