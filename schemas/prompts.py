@@ -61,6 +61,7 @@ class Sampling(Part):
     """Fewest tokens of one answer, before an end-of-sequence token may be drawn."""
     stop: tuple[str, ...] | None = None
     seed: int | None = None
+    """Of the draws of this prompt. Workers on CPUs answer without it: their engine does not survive one."""
 
 
 class Prompt(Record):

@@ -184,6 +184,12 @@ def test_a_version_answers_with_the_logprobs_of_its_weights(stage):
         assert largest_difference(served_logprobs(choice), right) < 1e-4
 
 
+def test_a_seed_with_a_prompt_longer_than_a_step_ends_no_engine_on_a_cpu(stage):
+    status, answer = stage.worker.generate(PROMPT * 300, seed=7, max_tokens=2, ignore_eos=True)
+    assert (status, len(answer["choices"][0]["token_ids"])) == (200, 2)
+    assert stage.worker.process.poll() is None
+
+
 def test_an_update_in_flight_splits_the_answer_where_the_weights_changed(stage):
     before, answers = stage.worker.status(), []
     counted = 'asyncflow_worker_updates_total{in_flight="true"} '

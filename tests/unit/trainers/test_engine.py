@@ -36,7 +36,7 @@ def work(examples, rate=1e-3, micro_batch_tokens=64):
 
 
 def logprobs_of(policy, examples):
-    pack = to_pack(examples)
+    pack = to_pack(examples).to(next(policy.parameters()).device)
     return policy(pack)
 
 
@@ -294,12 +294,11 @@ def test_ratios_of_later_updates_are_those_to_the_policy_before_the_first(model_
     config = validate({"learner": {"objective": {"correction": "decoupled"}}}, "test").learner.objective
     examples = weigh(draw_examples(5), "token_mean", 1)
     engine = make_engine(model_dir, objective={"correction": "decoupled"})
-    policy = engine._trained.module
-    proximal = policy(to_pack(examples)).detach()
+    pack = to_pack(examples).to(engine._ranks.device)
+    proximal = engine._trained.module(pack).detach()
     found = engine.train(Work([[examples], [examples]], 1e-2))
     other = make_engine(model_dir, objective={"correction": "decoupled"})
     first = other.train(Work([[examples]], 1e-2))
-    pack = to_pack(examples)
     with torch.no_grad():
         second = Objective(config)(other._trained.module(pack), pack, Before(proximal))
     assert found.loss == pytest.approx((first.loss + float((second.terms_R * pack.weights_R).sum())) / 2, abs=1e-6)

@@ -29,6 +29,7 @@ from transforms.generation.worker.follower import Follower
 from transforms.generation.worker.gate import install
 from transforms.generation.worker.reader import ReaderProcess
 from transforms.generation.worker.registrar import Registrar
+from transforms.generation.worker.seeds import ignore_seeds
 from transforms.generation.worker.state import Metrics, WorkerState
 from transforms.generation.worker.verify import read_expectation
 
@@ -225,6 +226,7 @@ class _Worker:
 async def _start_engine(arguments: Namespace) -> AsyncIterator[Any]:
     """Raises ``ConfigError`` if vLLM refuses its settings."""
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.platforms import current_platform
     from vllm.utils.system_utils import set_ulimit
 
     set_ulimit()
@@ -233,6 +235,8 @@ async def _start_engine(arguments: Namespace) -> AsyncIterator[Any]:
         client = await context.__aenter__()
     except ValueError as error:
         raise ConfigError(f"vLLM refuses the worker's settings: {error}") from error
+    if current_platform.is_cpu():
+        ignore_seeds(client)
     try:
         yield client
     finally:
