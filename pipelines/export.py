@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel
 
 from pipelines.evaluation.announcements import read_results
-from pipelines.log import TopicReader
+from pipelines.log import read_topic
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, RecordError, RunError, StateError
 from schemas.evals import best_of
@@ -141,18 +141,11 @@ def _number(config: RunConfig, wanted: Wanted, announced: dict[int, WeightVersio
 
 def _announcements(config: RunConfig) -> dict[int, WeightVersion]:
     """By number; what a learner announced after it was replaced is left out."""
-    reader, found = TopicReader(config.kafka, config.topics.weights), dict[int, WeightVersion]()
+    found: dict[int, WeightVersion] = {}
     newest: WeightVersion | None = None
-    try:
-        for record in reader.read_on():
-            try:
-                version = WeightVersion.decode(record.value or b"")
-            except RecordError:
-                continue  # workers pass it over as well
-            if newest is None or version.supersedes(newest):
-                newest = found[version.version] = version
-    finally:
-        reader.close()
+    for version in read_topic(config.kafka, config.topics.weights, WeightVersion.decode):
+        if newest is None or version.supersedes(newest):
+            newest = found[version.version] = version
     return found
 
 

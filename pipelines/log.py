@@ -5,8 +5,9 @@ RunLog         all that was read of a run so far; ``advance`` reads on
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from schemas.admission import AdmissionFrontier
 from schemas.config import KafkaConfig
@@ -21,6 +22,7 @@ from schemas.trajectories import Sample, decode
 from schemas.weights import WeightVersion
 
 _POLL_MS = 200
+_T = TypeVar("_T")
 
 
 class TopicReader:
@@ -60,6 +62,18 @@ class TopicReader:
     def close(self) -> None:
         """Closes the connection."""
         self._consumer.close()
+
+
+def read_topic(kafka: KafkaConfig, topic: str, decode: Callable[[bytes], _T]) -> list[_T]:
+    """The records of a topic so far, in the order of the log; what cannot be decoded is the audit's business."""
+    reader, found = TopicReader(kafka, topic), list[_T]()
+    try:
+        for record in reader.read_on():
+            with suppress(RecordError):
+                found.append(decode(record.value or b""))
+    finally:
+        reader.close()
+    return found
 
 
 @dataclass(frozen=True, slots=True)

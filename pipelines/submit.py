@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from pipelines.append import Entry, append
 from schemas.config import RunConfig
-from schemas.errors import BrokerError, ConfigError
+from schemas.errors import ConfigError
 from schemas.limits import MAX_PROMPTS_MESSAGE_BYTES
 
 _LONGEST_LINE_BYTES: Final = MAX_PROMPTS_MESSAGE_BYTES - 4096  # Kafka adds the key, headers and framing
@@ -21,25 +22,11 @@ def submit(config: RunConfig, lines: Iterable[bytes]) -> int:
     Raises:
         BrokerError: Kafka cannot be reached, or does not have the topic.
     """
-    from kafka import KafkaProducer
-    from kafka.errors import KafkaError
-
     from pipelines.local.topics import topic_partitions
 
-    partitions = topic_partitions(config.kafka, config.topics.prompts)
-    producer = KafkaProducer(**config.kafka.producer_options())
-    try:
-        sent = [
-            producer.send(config.topics.prompts, line, key=key_of(line), partition=index % partitions)
-            for index, line in enumerate(lines)
-        ]
-        for each in sent:
-            each.get(timeout=config.kafka.request_timeout_s)
-    except KafkaError as error:
-        raise BrokerError(f"Kafka at {config.kafka.bootstrap} did not take the prompts: {error!r}") from error
-    finally:
-        producer.close()
-    return len(sent)
+    partitions, topic = topic_partitions(config.kafka, config.topics.prompts), config.topics.prompts
+    entries = (Entry(line, key_of(line), index % partitions) for index, line in enumerate(lines))
+    return append(config.kafka, topic, entries, "the prompts")
 
 
 def read_lines(file: Path) -> Iterator[bytes]:

@@ -8,7 +8,7 @@ evals topic ────► what was evaluated before this process started
 from contextlib import ExitStack
 from typing import Self
 
-from pipelines.log import TopicReader
+from pipelines.log import TopicReader, read_topic
 from schemas.config import RunConfig
 from schemas.errors import RecordError
 from schemas.evals import EvalResult, best_of
@@ -72,16 +72,7 @@ class Announcements:
 
 def read_results(config: RunConfig) -> list[EvalResult]:
     """All results of a run so far, in the order of the log."""
-    reader, results = TopicReader(config.kafka, config.topics.evals), []
-    try:
-        for record in reader.read_on():
-            try:
-                results.append(EvalResult.decode(record.value or b""))
-            except RecordError:
-                continue  # the audit's business
-    finally:
-        reader.close()
-    return results
+    return read_topic(config.kafka, config.topics.evals, EvalResult.decode)
 
 
 def standing(results: list[EvalResult], evaluation: str) -> tuple[int, EvalResult | None]:

@@ -43,7 +43,7 @@ class Evaluator:
         self._config = config
         self._measure = Measure(config, held_out)
         self._announcements = opened.enter_context(Announcements(config))
-        self._relay = opened.enter_context(Relay(config)) if config.evaluation.worker_run else None
+        self._relay = Relay(config) if config.evaluation.worker_run else None
         self._holds = Holds(config.weights.root, config.evaluation.name)
         self._asked, self._best = standing(read_results(config), config.evaluation.name)
         self._hold()

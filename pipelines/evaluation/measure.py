@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
-
+from pipelines.append import Entry, append
 from pipelines.evaluation.ask import Asker
 from pipelines.evaluation.figures import Asked, mean_rewards, passes
 from pipelines.evaluation.prompts import HeldOut, check_usable, load_registries
 from schemas.config import RunConfig
-from schemas.errors import BrokerError, EngineError
+from schemas.errors import EngineError
 from schemas.evals import EvalResult
 from transforms.generation.tokenizer import Tokenizer
 
@@ -65,12 +63,5 @@ def write_results(config: RunConfig, results: Sequence[EvalResult]) -> None:
     Raises:
         BrokerError: Kafka did not take them.
     """
-    producer = KafkaProducer(**config.kafka.producer_options())
-    try:
-        sent = [producer.send(config.topics.evals, each.encode(), key=config.name.encode()) for each in results]
-        for future in sent:
-            future.get(timeout=config.kafka.request_timeout_s)
-    except KafkaError as error:
-        raise BrokerError(f"Kafka at {config.kafka.bootstrap} did not take evaluations: {error!r}") from error
-    finally:
-        producer.close()
+    key = config.name.encode()
+    append(config.kafka, config.topics.evals, [Entry(each.encode(), key) for each in results], "evaluations")

@@ -6,16 +6,12 @@ The record is the learner's and the bytes are those of the store, so such a work
 other does. It keeps it until the next one is to be evaluated: all answers are by exactly one version.
 """
 
-from types import TracebackType
-from typing import Self
-
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
-
+from pipelines.append import Entry, append
 from pipelines.local.topics import create_topics
-from pipelines.log import TopicReader
+from pipelines.log import read_topic
 from schemas.config import RunConfig
-from schemas.errors import BrokerError, ConfigError
+from schemas.errors import ConfigError
+from schemas.ledger import decode_entry
 from schemas.weights import WeightVersion
 
 
@@ -32,21 +28,13 @@ class Relay:
         named = config.model_copy(update={"name": self._name})
         create_topics(named)
         self._topic = named.topics.weights
-        if self._records(named.topics.ledger):
+        if read_topic(self._kafka, named.topics.ledger, decode_entry):
             raise ConfigError(
                 f"evaluation.worker_run = {self._name!r} is a run with a learner, whose workers follow that one; "
                 "give the name under which workers for evaluations alone are started"
             )
-        said = [WeightVersion.decode(value) for value in self._records(self._topic)]
+        said = read_topic(self._kafka, self._topic, WeightVersion.decode)
         self._newest = said[-1] if said else None
-        self._producer = KafkaProducer(**config.kafka.producer_options())
-
-    def _records(self, topic: str) -> list[bytes]:
-        reader = TopicReader(self._kafka, topic)
-        try:
-            return [record.value or b"" for record in reader.read_on()]
-        finally:
-            reader.close()
 
     def announce(self, version: WeightVersion) -> None:
         """Lets the workers take up a version; nothing if they have been told already.
@@ -64,17 +52,5 @@ class Relay:
                 f"generation {newest.generation} before, which version {version.version} of generation "
                 f"{version.generation} does not follow: they belong to another run; give another name"
             )
-        try:
-            future = self._producer.send(self._topic, version.encode(), key=self._name.encode())
-            future.get(timeout=self._kafka.request_timeout_s)
-        except KafkaError as error:
-            raise BrokerError(f"Kafka at {self._kafka.bootstrap} did not take an announcement: {error!r}") from error
+        append(self._kafka, self._topic, [Entry(version.encode(), self._name.encode())], "an announcement")
         self._newest = version
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._producer.close()

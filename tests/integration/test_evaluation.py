@@ -269,10 +269,9 @@ def test_workers_are_told_of_a_version_once_and_never_of_another_runs(configure,
     with closing(Learner(config)) as learner:
         first, second = (WeightVersion.decode(read_topic(config, config.topics.weights)[0].value), learner.step())
     for announced in (first, first, second):
-        with Relay(config) as relay:
-            relay.announce(announced)
-    with Relay(config) as relay, pytest.raises(ConfigError, match="were given version 2 of generation 1 before"):
-        relay.announce(first)
+        Relay(config).announce(announced)
+    with pytest.raises(ConfigError, match="were given version 2 of generation 1 before"):
+        Relay(config).announce(first)
     topic = config.model_copy(update={"name": config.evaluation.worker_run}).topics.weights
     assert [record.value for record in read_topic(config, topic)] == [first.encode(), second.encode()]
 
