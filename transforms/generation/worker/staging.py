@@ -46,6 +46,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
+_COPY_BYTES: Final = 32 << 20
+"""That one thread copies in one go: for each it asks several times for Python's lock, which the engine hardly lets go.
+SmolLM2-135M took 0.06 s in pieces of 16 MiB and 0.12 s in pieces of 8."""
 _READERS: Final = 8
 """Threads that copy files: as many as fill the bus to a GPU."""
 _DTYPES: Final = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -117,7 +120,7 @@ class Staging:
         layout = lay_out({name: tensor for content in contents for name, tensor in content.tensors.items()})
         buffer = self._room(layout.size)
         targets = views(buffer, layout)
-        jobs = [(content, *piece) for content in contents for piece in pieces(content.size)]
+        jobs = [(content, *piece) for content in contents for piece in pieces(content.size, _COPY_BYTES)]
         with ThreadPoolExecutor(max_workers=min(_READERS, parallel(len(jobs)))) as pool:
             list(pool.map(lambda job: _bring(job[0], job[1:], targets), jobs))
         return layout

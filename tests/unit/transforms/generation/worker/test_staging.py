@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from schemas import manifests
 from schemas.digests import digests
 from schemas.snapshots import LAYOUT_NAME, SOURCE_NAME, lay_out, views
 from schemas.weights import version_path
@@ -203,7 +202,7 @@ FILES = ({"a": torch.arange(40.0).bfloat16(), "b": torch.ones(2, 3)}, {"c": torc
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifests, "PIECE_BYTES", 24)
+    monkeypatch.setattr(module, "_COPY_BYTES", 24)
     for number, tensors in enumerate(FILES):
         save_file(tensors, tmp_path / f"{number}.safetensors", metadata={"format": "pt"})
     return [str(tmp_path / f"{number}.safetensors") for number in range(len(FILES))]
