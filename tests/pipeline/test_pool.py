@@ -82,12 +82,13 @@ def test_at_most_four_times_max_in_flight_waits_for_its_commit(open_pool, config
     assert len(engine.requests) == 22, "what is committed makes room"
 
 
-@pytest.mark.parametrize("case", [(2, 100, "no_prompts"), (40, 2, "admission"), (40, 100, "back_pressure")])
-def test_empty_slots_say_why(open_pool, config, topics, case):
-    prompts, admitted, reason = case
+@pytest.mark.parametrize("case", [(2, 100, 2, "no_prompts"), (40, 2, 4, "admission"), (40, 100, 16, "back_pressure")])
+def test_empty_slots_say_why(open_pool, config, topics, engine, case):
+    prompts, admitted, asked, reason = case
     topics.send_prompts([PROMPT] * prompts)
     topics.admit(admitted, admitted)
     pool = open_pool()
+    wait_for(lambda: len(engine.requests) == asked, 20)
     before = metrics.SLOT_SECONDS.labels("0", reason)._value.get()
     wait_for(lambda: pool.idle_s() > 1.0, 20)
     pool.offer_again()  # nothing is committed; a look at the pool adds the time up
