@@ -28,6 +28,7 @@ def test_prompt_needs_only_messages_and_reward():
     assert read.messages[0].content == "hi"
 
 
+@pytest.mark.usefixtures("tidy")
 @pytest.mark.parametrize(
     ("value", "reason", "words"),
     [

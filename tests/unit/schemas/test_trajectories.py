@@ -245,6 +245,7 @@ def test_versions_and_token_ids_that_only_the_learner_knows_to_be_wrong_are_read
     assert decode(*encode(group(response_token_ids=(1, 2, 2**31 - 1))))[0][0].response_token_ids[2] == 2**31 - 1
 
 
+@pytest.mark.usefixtures("tidy")
 @pytest.mark.parametrize("name", ["schema", "fingerprint", "rows", "sha256"])
 @pytest.mark.parametrize("text", [None, b"", b"\xff\xfe", b"NaN", b"-2", b"9" * 5000, b"[" * 100_000])
 def test_a_header_that_is_null_or_rubbish_is_refused(name, text):
@@ -252,6 +253,7 @@ def test_a_header_that_is_null_or_rubbish_is_refused(name, text):
     assert refused(value, {**headers, name: text}) in {"bad_headers", "old_schema", "bad_sha256", "bad_arrow"}
 
 
+@pytest.mark.usefixtures("tidy")
 @pytest.mark.parametrize(
     "text",
     [None, b"", b"\xff", b"{}", b'["12"]', b"[[0]]", b"[[0,1.5]]", b"[[0,null]]", b'[["0","1"]]', b"[[0,1e400]]",

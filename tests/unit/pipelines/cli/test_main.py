@@ -232,6 +232,7 @@ def test_a_line_that_the_topic_does_not_take_is_named(tmp_path):
         list(read_lines(file))
 
 
+@pytest.mark.usefixtures("tidy")
 @pytest.mark.parametrize(
     ("line", "key"),
     [

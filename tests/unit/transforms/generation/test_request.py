@@ -56,6 +56,7 @@ def test_the_prompt_says_its_group_size(tokenizer):
     assert prepare(asked, RolloutConfig(group_size=8), tokenizer).group_size == 3
 
 
+@pytest.mark.usefixtures("tidy")
 @pytest.mark.parametrize(
     ("value", "reason", "detail"),
     [
