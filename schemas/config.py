@@ -14,6 +14,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from schemas.errors import ConfigError
 from schemas.evaluation import EvaluationConfig
+from schemas.gateway import GatewayConfig
+from schemas.joining import FeedbackConfig
 from schemas.limits import MAX_GROUP_SIZE, MAX_RESPONSE_TOKENS, MAX_TRAJECTORY_BYTES
 from schemas.lora import LoraConfig
 from schemas.objectives import ObjectiveConfig
@@ -252,6 +254,11 @@ class LearnerConfig(Section):
     updates old, and a group is dropped as stale once that holds for none of its tokens. For long answers,
     which go on while weights change. At most ``max_staleness``; null trains all tokens of a sample whose
     oldest one is young enough."""
+    max_feedback_staleness: Annotated[int, Field(ge=0)] = 32
+    """The same for groups whose reward came as feedback, which takes its time, and for corrections of them.
+    Demonstrations are never stale."""
+    max_rater_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Largest share of a step's groups that one user's feedback may be part of; what is over it waits."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-5
     """Of AdamW, after warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -330,6 +337,8 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     scorer: ScorerConfig = ScorerConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+    gateway: GatewayConfig = GatewayConfig()
 
     @field_validator("name")
     @classmethod

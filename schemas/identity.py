@@ -1,7 +1,12 @@
 """Names of groups and samples. They come from the log alone: never a time, a worker or an attempt."""
 
 import re
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
+
+EXCHANGES: Final = 1 << 20
+"""Added to the partition of an exchange's record to name its group: a chat was never a record of the prompts topic."""
+FEEDBACK: Final = 1 << 21
+"""Added to the partition of a feedback record to name what it contributes by itself: a correction or demonstration."""
 
 _NUMBER = "(0|[1-9][0-9]{0,18})"
 """One spelling a number, in 64 bits: an id that could be written in two ways would not be found."""
@@ -9,13 +14,19 @@ _ROLLOUT = re.compile(rf"(?P<run>[A-Za-z0-9._-]+)/(?P<partition>{_NUMBER})/(?P<o
 
 
 class GroupId(NamedTuple):
-    """A group is the place of its prompt in the prompts topic.
+    """A group is the place of its prompt in the prompts topic, of its exchange, or of the feedback that caused it.
 
     Example: ``GroupId(partition=0, offset=38)``, as a record key ``b"0/38"``.
     """
 
     partition: int
+    """Of the prompts topic; from ``EXCHANGES`` on of the exchanges topic, from ``FEEDBACK`` on of the feedback topic."""
     offset: int
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it was admitted: a record of the prompts topic."""
+        return self.partition < EXCHANGES
 
     def key(self) -> bytes:
         """The key of Kafka records about this group."""

@@ -22,6 +22,9 @@ MAX_DECODED_BYTES: Final = 64 << 20
 """Most memory in bytes that the Arrow buffers of one trajectories record may take (6 kB of zstd can
 claim 200 MB). Twice the encoded cap, for writers that compress; the rows as Python objects take more."""
 
+MAX_FEEDBACK_BYTES: Final = 256 << 10
+"""Longest ``Feedback`` value in bytes: a corrected text of some 60,000 tokens."""
+
 MAX_DEAD_LETTER_HEAD_BYTES: Final = 4096
 """Bytes of the offending record that a dead letter keeps."""
 

@@ -8,6 +8,8 @@ from schemas.limits import MAX_PROMPTS_MESSAGE_BYTES, MAX_TRAJECTORY_BYTES
 _FOREVER: Final = {"retention.ms": "-1", "retention.bytes": "-1"}
 _BRIEFLY: Final = {"retention.ms": "3600000", "segment.ms": "600000"}
 """For what is repeated every few seconds: Kafka deletes whole segments, so those must be short too."""
+_APPENDED: Final = {"message.timestamp.type": "LogAppendTime"}
+"""For what is joined by time: the broker's clock never goes back within a partition, and no producer can set it."""
 _MARGIN_BYTES: Final = 1 << 20
 
 
@@ -36,6 +38,16 @@ class Topics:
     def feedback(self) -> str:
         """Judgements of people and programs."""
         return f"{self.run}.feedback"
+
+    @property
+    def exchanges(self) -> str:
+        """What people and programs asked a gateway."""
+        return f"{self.run}.exchanges"
+
+    @property
+    def outcomes(self) -> str:
+        """What became of pending groups and of feedback."""
+        return f"{self.run}.outcomes"
 
     @property
     def weights(self) -> str:
@@ -73,6 +85,16 @@ class Topics:
         return f"{self.run}.rollout"
 
     @property
+    def join_group(self) -> str:
+        """The consumer group under which the feedback pipeline commits what it will not read again."""
+        return f"{self.run}.join"
+
+    @property
+    def join_id(self) -> str:
+        """The transactional id of the feedback pipeline."""
+        return f"{self.run}.join"
+
+    @property
     def learner_id(self) -> str:
         """The learner's transactional id: a second learner fences the first."""
         return f"{self.run}.learner"
@@ -88,8 +110,10 @@ class Topics:
         return [
             TopicSpec(self.prompts, partitions, {**prompts, **_FOREVER}),
             TopicSpec(self.trajectories, partitions, {**large, **_FOREVER}),
-            TopicSpec(self.pending, partitions, {**large, **_FOREVER}),
-            TopicSpec(self.feedback, partitions, _FOREVER),
+            TopicSpec(self.pending, partitions, {**large, **_FOREVER, **_APPENDED}),
+            TopicSpec(self.feedback, partitions, {**_FOREVER, **_APPENDED}),
+            TopicSpec(self.exchanges, partitions, {**prompts, **_FOREVER}),
+            TopicSpec(self.outcomes, 1, _FOREVER),
             TopicSpec(self.weights, 1, _FOREVER),
             TopicSpec(self.admission, 1, _FOREVER),
             TopicSpec(self.workers, 1, _BRIEFLY),

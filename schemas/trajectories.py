@@ -3,7 +3,7 @@
 Written by the rollout pipeline (and the feedback pipeline), read by the learner, the audit and
 anyone. One row is one sample; all rows of a group are in one record. The Kafka headers carry what
 is needed to distrust the bytes: the schema's version and fingerprint, the number of rows, the
-groups and the sha256 of the value.
+groups and the sha256 of the value; and of rated groups who rated them, under a pseudonym.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from datetime import datetime
 from functools import cache
 from itertools import count
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import pyarrow as pa
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -78,6 +78,12 @@ def fingerprint(schema: pa.Schema) -> str:
 FINGERPRINT: Final = fingerprint(SCHEMA)
 
 
+Purpose = Literal["train", "feedback", "correction", "demonstration"]
+"""Of a row: a prompt whose reward is computed; one that people or programs rate; a difference that later feedback makes
+to the reward of a sample that was trained; a text that somebody gave as the right answer."""
+PURPOSES: Final[tuple[Purpose, ...]] = get_args(Purpose)
+
+
 class Span(NamedTuple):
     """From response token ``start`` on, ``version`` produced the tokens."""
 
@@ -100,6 +106,7 @@ class Sample:
     """The producer's name of the prompt; null if it gave none."""
     task: str
     purpose: str
+    """One of ``PURPOSES``."""
     prompt_token_ids: Sequence[int]
     """Length P."""
     response_token_ids: Sequence[int]
@@ -150,6 +157,7 @@ class Sample:
 _COLUMNS: Final = tuple(column.name for column in fields(Sample))
 _values: Final = attrgetter(*_COLUMNS)
 _GROUPS: Final = TypeAdapter(list[tuple[int, int]], config=ConfigDict(strict=True))
+_RATERS: Final = TypeAdapter(list[tuple[tuple[int, int], list[str]]])
 _DETAIL_CHARACTERS: Final = 300
 """A detail quotes the offending value, which may be a string of megabytes."""
 
@@ -178,8 +186,14 @@ def _process_name(pid: int) -> str:  # noqa: ARG001 - a process that was forked 
     return uuid.uuid4().hex
 
 
-def encode(samples: Sequence[Sample]) -> tuple[bytes, dict[str, bytes]]:
+def encode(
+    samples: Sequence[Sample], raters: Mapping[GroupId, Sequence[str]] | None = None
+) -> tuple[bytes, dict[str, bytes]]:
     """Encodes whole groups.
+
+    Args:
+        samples: of the groups.
+        raters: of each group that was rated, the pseudonyms of those who did (:func:`pseudonym`).
 
     Returns:
         The record's value, an Arrow IPC stream of one batch, and its headers.
@@ -191,7 +205,10 @@ def encode(samples: Sequence[Sample]) -> tuple[bytes, dict[str, bytes]]:
     with pa.ipc.new_stream(sink, SCHEMA) as writer:
         writer.write_table(table)
     value = sink.getvalue().to_pybytes()
-    return value, _headers(value, samples)
+    headers = _headers(value, samples)
+    if raters:
+        headers["raters"] = json.dumps([[group, names] for group, names in raters.items()]).encode()
+    return value, headers
 
 
 def _headers(value: bytes, samples: Sequence[Sample]) -> dict[str, bytes]:
@@ -212,6 +229,20 @@ def groups_named_in(headers: Mapping[str, bytes | None]) -> list[GroupId]:
     except ValidationError:
         return []
     return [GroupId(partition, offset) for partition, offset in named]
+
+
+def pseudonym(user: str) -> str:
+    """What a user is called in the headers of trajectories: 16 hexadecimal digits."""
+    return hashlib.sha256(user.encode()).hexdigest()[:16]
+
+
+def raters_named_in(headers: Mapping[str, bytes | None]) -> dict[GroupId, frozenset[str]]:
+    """Who rated which group; empty if nobody did or the header cannot be read."""
+    try:
+        named = _RATERS.validate_json(headers.get("raters") or b"[]")
+    except ValidationError:
+        return {}
+    return {GroupId(*group): frozenset(names) for group, names in named}
 
 
 def decode(value: bytes | None, headers: Mapping[str, bytes | None]) -> list[list[Sample]]:
@@ -325,6 +356,8 @@ def find_fault(sample: Sample) -> str | None:
         return "a negative coordinate or a sample index out of range"
     if not sample.prompt_token_ids or not 1 <= tokens <= MAX_RESPONSE_TOKENS:
         return f"{len(sample.prompt_token_ids)} prompt and {tokens} response tokens, expected 1 or more"
+    if sample.purpose not in PURPOSES:
+        return f"purpose {sample.purpose!r}, expected one of {', '.join(PURPOSES)}"
     if len(sample.response_logprobs) != tokens or len(sample.loss_mask) != tokens:
         return "response_token_ids, response_logprobs and loss_mask differ in length"
     if min(sample.prompt_token_ids) < 0 or min(sample.response_token_ids) < 0:
