@@ -17,15 +17,12 @@ from typing import Any, Final
 import apache_beam as beam
 import psutil
 import structlog
-from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
-from prometheus_client import start_http_server
 
-from pipelines.local.prism import find_prism
+from pipelines.beam import beam_options, serve_metrics
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
-from schemas.errors import PortError
 from transforms.assemble import Assemble
 from transforms.environments import registry as environments
 from transforms.generation.generate import Generate
@@ -36,9 +33,6 @@ from transforms.rewards import registry
 from transforms.score import Score
 
 _LOG = structlog.get_logger(__name__)
-_FOREVER_S: Final = 10 * 365 * 86_400
-"""Beam takes this for the longest life of a portable pipeline: 300 s unless told otherwise."""
-_DEFAULT_RUNNER: Final = "PrismRunner"
 _FAILED: Final = 1
 
 
@@ -69,7 +63,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     check(config)
     options = beam_options(beam_args)
     _end_on_signals()
-    _serve_metrics(config.rollout.metrics_port)
+    serve_metrics("rollout.metrics_port", config.rollout.metrics_port)
     sample_often()
     pipeline = beam.Pipeline(options=options)
     build(pipeline, config)
@@ -94,32 +88,6 @@ def check(config: RunConfig) -> None:
     environments.load(config.rollout.environments.modules)
     Tokenizer.load(config.model.path)
     create_topics(config)
-
-
-def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
-    """Beam's options: Prism unless another runner is named, and its binary unless that is given too."""
-    arguments = list(beam_args)
-    if not _names(arguments, "--runner"):
-        arguments.append(f"--runner={_DEFAULT_RUNNER}")
-    prism = any(argument.endswith(_DEFAULT_RUNNER) for argument in arguments)
-    if prism and not _names(arguments, "--prism_location") and not _names(arguments, "--job_endpoint"):
-        arguments.append(f"--prism_location={find_prism()}")
-    if not _names(arguments, "--job_server_timeout"):
-        arguments.append(f"--job_server_timeout={_FOREVER_S}")
-    return PipelineOptions(arguments, streaming=True, save_main_session=False)
-
-
-def _names(arguments: Sequence[str], option: str) -> bool:
-    return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
-
-
-def _serve_metrics(port: int) -> None:
-    if not port:
-        return
-    try:
-        start_http_server(port, addr="127.0.0.1")
-    except OSError as error:
-        raise PortError(f"rollout.metrics_port = {port}: {error.strerror}; give a free port, or 0 for none") from error
 
 
 def _end_on_signals() -> None:

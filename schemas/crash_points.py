@@ -32,10 +32,12 @@ LearnerPoint = Literal[
     "before_cleanup",
 ]
 PipelinePoint = Literal["request_sent", "group_finished", "record_sent", "before_finalize", "after_finalize"]
+JoinPoint = Literal["outcomes_sent", "outcomes_committed"]
 Action = Literal["kill", "stop"]
 
 LEARNER_POINTS: Final[tuple[str, ...]] = get_args(LearnerPoint)
 PIPELINE_POINTS: Final[tuple[str, ...]] = get_args(PipelinePoint)
+JOIN_POINTS: Final[tuple[str, ...]] = get_args(JoinPoint)
 _SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -44,7 +46,7 @@ def are_on() -> bool:
     return VARIABLE in os.environ
 
 
-def crash_point(name: LearnerPoint | PipelinePoint) -> None:
+def crash_point(name: LearnerPoint | PipelinePoint | JoinPoint) -> None:
     """Marks a place. Costs a look at the environment, and at one file where the points are on."""
     room = os.environ.get(VARIABLE)
     if room:
@@ -66,8 +68,9 @@ def arm(room: Path, name: str, action: Action = "kill") -> None:
     Raises:
         ValueError: there is no such point.
     """
-    if name not in (*LEARNER_POINTS, *PIPELINE_POINTS):
-        raise ValueError(f"no crash point {name!r}; there are {', '.join((*LEARNER_POINTS, *PIPELINE_POINTS))}")
+    known = (*LEARNER_POINTS, *PIPELINE_POINTS, *JOIN_POINTS)
+    if name not in known:
+        raise ValueError(f"no crash point {name!r}; there are {', '.join(known)}")
     beside = room / f".{name}"
     beside.write_text(action)
     beside.rename(room / name)

@@ -20,7 +20,7 @@ class GroupId(NamedTuple):
     """
 
     partition: int
-    """Of the prompts topic; from ``EXCHANGES`` on of the exchanges topic, from ``FEEDBACK`` on of the feedback topic."""
+    """Of the prompts topic; from ``EXCHANGES`` on that of exchanges, from ``FEEDBACK`` on that of feedback."""
     offset: int
 
     @property

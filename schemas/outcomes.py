@@ -39,7 +39,7 @@ class _Part(BaseModel):
 
 
 class FeedbackFate(_Part):
-    """One record of the feedback topic and what became of it. Example: ``{"at": [0, 17], "fate": "used", "id": "f-1"}``."""
+    """One record of the feedback topic and its fate. Example: ``{"at": [0, 17], "fate": "used", "id": "f-1"}``."""
 
     at: tuple[int, int]
     """Partition and offset."""

@@ -23,6 +23,7 @@ VERBS: Final = {
     "up": "start everything on this machine: Kafka, worker, pipeline, learner",
     "worker": "serve a model with vLLM and follow the announced weights",
     "rollout": "run the rollout pipeline on a Beam runner",
+    "join-feedback": "run the feedback pipeline on a Beam runner",
     "learn": "run the learner",
     "learn-scorer": "train a reward model or a critic from the log of a run",
     "evaluate": "ask held-out prompts of a run's weights while it trains",

@@ -65,6 +65,18 @@ class Tokenizer:
         ids = self._checked(self._encode(lambda: self._encode_after(messages)))
         return ids[1:] if ids[:1] == tuple(answer[-1:]) else ids
 
+    def encode_answer(self, text: str) -> tuple[int, ...]:
+        """The token ids of a text as the model's own answer, the mark of its end included.
+
+        What somebody wrote is cut where it would be a special token: it stays text.
+
+        Raises:
+            RecordError: ``bad_text`` or ``bad_token``.
+        """
+        end = self._tokenizer.eos_token_id
+        ids = self._encode(lambda: self._encode_plain(text, add_special_tokens=False))
+        return self._checked((*ids, end) if end is not None else ids)
+
     def _checked(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         if not ids:
             raise RecordError("bad_token", "the prompt has no tokens")

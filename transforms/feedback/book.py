@@ -1,0 +1,293 @@
+"""The memory of the feedback pipeline: the outcomes topic, read at the start and written with everything it decides.
+
+    Settled … ──► commit ──► one Kafka transaction: trajectories + dead letters + outcomes + offsets
+                                                                                     │
+    start: fence ──► offsets, outcomes ──► what has a fate, what was decided ◄───────┘
+
+Beam's state holds only what the topics can tell again, so a pipeline that is started anew, with nothing in its state,
+goes on where the last one was. A record of pending or feedback is *done* when it need not be read again; offsets
+are committed up to the first that is not. There is one book in a process, however many readers and writers Beam builds.
+
+This module must be imported, never run as ``__main__``: Beam pickles ``__main__`` by value.
+"""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import structlog
+from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError
+from kafka.structs import OffsetAndMetadata
+
+from schemas import trajectories
+from schemas.config import RunConfig
+from schemas.crash_points import crash_point
+from schemas.errors import BrokerError, FencedError, RecordError, StateError
+from schemas.identity import GroupId
+from schemas.offsets import OffsetSet
+from schemas.outcomes import Outcome
+from schemas.transactions import is_fencing, open_producer
+from transforms.feedback import metrics
+from transforms.feedback.items import Closed, Contribution, Place, Settled, Source
+
+_LOG = structlog.get_logger(__name__)
+_POLL_MS: Final = 200
+_NONE: Final = OffsetSet()
+
+
+class Book:
+    """What was decided, and what is done with. Opening one fences every older feedback pipeline of the run.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or a topic is missing.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config, self._topics = config, config.topics
+        self._lock = threading.Lock()
+        self._producer = open_producer(config.kafka, self._topics.join_id)
+        self._done = _read_offsets(config)
+        self._closed: dict[Place, set[GroupId]] = {}
+        self._decided: dict[GroupId, Outcome] = {}
+        self._fates: set[Place] = set()
+        for outcome in _read_outcomes(config, self._done):
+            self._note(outcome)
+
+    # ---- what has happened -------------------------------------------------------------------------------
+
+    def starts(self) -> dict[TopicPartition, int]:
+        """Where each partition of pending and feedback has to be read from."""
+        return {TopicPartition(topic, at): done.low for topic, of in self._done.items() for at, done in of.items()}
+
+    def has_fate(self, place: Place) -> bool:
+        """Whether a feedback record was dealt with."""
+        return place in self._fates or place[1] in self._done[self._topics.feedback].get(place[0], _NONE)
+
+    def is_closed(self, place: Place) -> bool:
+        """Whether a pending record is done with: all its groups are."""
+        return place[1] in self._done[self._topics.pending].get(place[0], _NONE)
+
+    def decision_of(self, group: GroupId) -> Outcome | None:
+        """The newest decision about a group whose pending record is not closed."""
+        return self._decided.get(group)
+
+    def _note(self, outcome: Outcome) -> None:
+        self._fates.update(fate.at for fate in outcome.feedback)
+        if outcome.group is not None and outcome.kind != "refused":
+            self._decided[outcome.group] = outcome
+
+    def _is_known(self, settled: Settled) -> bool:
+        """Whether a decision was committed before: a bundle that Beam tries again.
+
+        Raises:
+            StateError: a part of it was, by a pipeline that knew more.
+        """
+        outcome = settled.outcome
+        if outcome is None:
+            return False
+        known = [self.has_fate(fate.at) for fate in outcome.feedback]
+        if outcome.kind in ("joined", "expired") and not known:
+            known = [outcome.group in self._decided]
+        if any(known) and not all(known):
+            raise StateError(f"decisions about group {outcome.group} differ from the topics; start anew to read them")
+        return all(known)
+
+    # ---- what happens ------------------------------------------------------------------------------------
+
+    def commit(self, settled: Sequence[Settled]) -> None:
+        """Writes decisions and the offsets that they finish in one transaction.
+
+        Raises:
+            FencedError: a newer pipeline has taken over.
+            KafkaError: the outcome is unknown; the process has to end, the next one finds out.
+            StateError: see :meth:`_is_known`.
+        """
+        with self._lock:
+            started = time.monotonic()
+            fresh = [each for each in settled if not self._is_known(each)]
+            moved = self._offsets_after(fresh)
+            if not moved and not any(each.outcome for each in fresh):
+                return
+            try:
+                self._transact(fresh, moved)
+            except KafkaError as error:
+                self._give_up(error)
+            self._keep(fresh)
+            metrics.COMMIT_SECONDS.observe(time.monotonic() - started)
+
+    def _offsets_after(self, settled: Iterable[Settled]) -> set[TopicPartition]:
+        """Moves what is done; gives the partitions that changed."""
+        moved: set[TopicPartition] = set()
+        for each in settled:
+            for source in each.judged:
+                moved.add(self._finish(self._topics.feedback, source))
+            for closed in each.closed:
+                if self._close(closed):
+                    moved.add(self._finish(self._topics.pending, closed.source))
+            for source in each.passed:
+                moved.add(self._finish(self._topics.pending, source))
+        return moved
+
+    def _close(self, closed: Closed) -> bool:
+        """Whether all groups of its record are closed with it."""
+        groups = self._closed.setdefault(closed.source.place, set())
+        groups.add(closed.group)
+        self._decided.pop(closed.group, None)
+        if len(groups) < closed.of_groups:
+            return False
+        del self._closed[closed.source.place]
+        return True
+
+    def _finish(self, topic: str, source: Source) -> TopicPartition:
+        partition, offset = source.place
+        done = self._done[topic].setdefault(partition, OffsetSet())
+        for each in range(max(source.first, done.low), offset + 1):
+            done.add(each)
+        return TopicPartition(topic, partition)
+
+    def _transact(self, settled: Sequence[Settled], moved: Iterable[TopicPartition]) -> None:
+        self._producer.begin_transaction()
+        for each in settled:
+            for topic, key, value, headers in self._records(each):
+                self._producer.send(topic, value, key, headers=headers)
+        crash_point("outcomes_sent")
+        positions = {}
+        for partition in moved:
+            done = self._done[partition.topic][partition.partition]
+            positions[partition] = OffsetAndMetadata(done.low, done.encode(), -1)
+        if positions:
+            self._producer.send_offsets_to_transaction(positions, self._topics.join_group)
+        self._producer.commit_transaction()
+        crash_point("outcomes_committed")
+
+    def _records(self, settled: Settled) -> Iterator[tuple[str, bytes, bytes, list[tuple[str, bytes]]]]:
+        for contribution in settled.contributions:
+            value, headers = encode(contribution)
+            yield self._topics.trajectories, contribution.id.key(), value, list(headers.items())
+        for letter in settled.letters:
+            yield self._topics.dead_letters, letter.key(), letter.encode(), []
+        if settled.outcome is not None:
+            group = settled.outcome.group
+            yield self._topics.outcomes, group.key() if group else b"", settled.outcome.encode(), []
+
+    def _give_up(self, error: KafkaError) -> None:
+        if is_fencing(error):
+            raise FencedError(f"a newer feedback pipeline holds {self._topics.join_id}; this one ends") from error
+        with contextlib.suppress(KafkaError):
+            self._producer.abort_transaction()
+        raise error
+
+    def _keep(self, settled: Iterable[Settled]) -> None:
+        for each in settled:
+            closed = {found.group for found in each.closed}
+            if each.outcome is not None:
+                self._note(each.outcome)
+                metrics.count(each.outcome)
+            for group in closed:
+                self._decided.pop(group, None)
+        feedback = self._done[self._topics.feedback]
+        if len(self._fates) > _SWEEP_FATES:
+            self._fates = {place for place in self._fates if place[1] not in feedback.get(place[0], _NONE)}
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._producer.close(timeout=5)
+
+
+_SWEEP_FATES: Final = 10_000
+
+
+def encode(contribution: Contribution) -> tuple[bytes, dict[str, bytes]]:
+    """The value and headers of its trajectories record."""
+    return trajectories.encode(contribution.samples, {contribution.id: contribution.raters})
+
+
+def _read_offsets(config: RunConfig) -> dict[str, dict[int, OffsetSet]]:
+    """What earlier pipelines committed, for every partition of pending and feedback."""
+    topics = config.topics
+    consumer = KafkaConsumer(group_id=topics.join_group, **config.kafka.consumer_options())
+    try:
+        return {topic: _read_topic_offsets(consumer, topic) for topic in (topics.pending, topics.feedback)}
+    finally:
+        consumer.close()
+
+
+def _read_topic_offsets(consumer: Any, topic: str) -> dict[int, OffsetSet]:
+    partitions = consumer.partitions_for_topic(topic)
+    if not partitions:
+        raise BrokerError(f"topic {topic} does not exist; create it with: asyncflow topics")
+    places = [TopicPartition(topic, number) for number in sorted(partitions)]
+    first = consumer.beginning_offsets(places)
+    done: dict[int, OffsetSet] = {}
+    for place in places:
+        found = consumer.committed(place, metadata=True)
+        known = found is not None and found.offset >= 0
+        done[place.partition] = OffsetSet.decode(found.offset, found.metadata) if known else OffsetSet(first[place])
+    return done
+
+
+def _read_outcomes(config: RunConfig, done: dict[str, dict[int, OffsetSet]]) -> Iterator[Outcome]:
+    """The decisions that may concern what is read again: none is older than the oldest of those records."""
+    consumer = KafkaConsumer(**config.kafka.consumer_options())
+    try:
+        partition = TopicPartition(config.topics.outcomes, 0)
+        since_ms = _oldest_ms(consumer, done)
+        consumer.assign([partition])
+        end = consumer.end_offsets([partition])[partition]
+        found = consumer.offsets_for_times({partition: since_ms})[partition] if since_ms is not None else None
+        consumer.seek(partition, found.offset if found else end)
+        while consumer.position(partition) < end:
+            for records in consumer.poll(timeout_ms=_POLL_MS).values():
+                yield from (outcome for record in records if (outcome := _decode(record)))
+    finally:
+        consumer.close()
+
+
+def _oldest_ms(consumer: Any, done: dict[str, dict[int, OffsetSet]]) -> int | None:
+    """When the oldest record was appended that is not done; null if there is none."""
+    starts = {TopicPartition(topic, number): each.low for topic, of in done.items() for number, each in of.items()}
+    ends = consumer.end_offsets(list(starts))
+    open_ = {place: low for place, low in starts.items() if low < ends[place]}
+    oldest: int | None = None
+    for place, low in open_.items():
+        consumer.assign([place])
+        consumer.seek(place, low)
+        while consumer.position(place) < ends[place]:
+            if records := consumer.poll(timeout_ms=_POLL_MS, max_records=1).get(place):
+                oldest = min(oldest or records[0].timestamp, records[0].timestamp)
+                break
+    return oldest
+
+
+def _decode(record: Any) -> Outcome | None:
+    try:
+        return Outcome.decode(record.value or b"")
+    except RecordError as error:
+        _LOG.error("outcome_not_read", offset=record.offset, detail=str(error))
+        return None
+
+
+_BOOKS: Final[dict[str, Book]] = {}
+_LOCK: Final = threading.Lock()
+
+
+def book_of(config: RunConfig) -> Book:
+    """The book of this process, opened at the first call."""
+    with _LOCK:
+        if config.name not in _BOOKS:
+            _BOOKS[config.name] = Book(config)
+        return _BOOKS[config.name]
+
+
+def close_all() -> None:
+    """Closes every book of this process: the pipeline has ended."""
+    with _LOCK:
+        for book in _BOOKS.values():
+            book.close()
+        _BOOKS.clear()

@@ -1,0 +1,313 @@
+"""One group from its first item to its end: the whole logic of the join, without Beam and without Kafka.
+
+    Judged, Awaited ──► take ──► Case ──► wakes_at ──► settle ──► Settled …, Case
+
+    nothing awaited    judgements wait for their rollout, then are ``unknown``
+    awaited            judged by enough users: held back for ``settle_s``, then joined; after ``wait_s`` expired
+    joined             what comes later is held back too, then goes out as a correction, for ``correction_s``
+    expired            what comes later is too late
+
+Every decision is made at its moment by the clock of the topics, from what was appended until then: a pipeline that
+reads on after hours decides what it would have decided in time.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from schemas.dead_letters import DeadLetter
+from schemas.identity import GroupId, RolloutId
+from schemas.joining import FeedbackConfig
+from schemas.outcomes import Outcome, Vote
+from schemas.topics import Topics
+from transforms.feedback.contributions import Demonstrate, correction, demonstration, joined
+from transforms.feedback.items import Awaited, Closed, Contribution, Fates, Item, Judged, Place, Settled
+from transforms.feedback.rewards import concerns, rate
+from transforms.feedback.votes import fold
+
+_LEAST_CHANGE: Final = 1e-6
+"""Of a reward that is float32 in the log."""
+_MOST_WAITING: Final = 1000
+"""Judgements of one group that are held back; its state is written anew with each."""
+_NEVER: Final = float("inf")
+_ROUNDING_S: Final = 1e-3
+"""Times of the topics are whole milliseconds, those of timers whole microseconds."""
+
+
+class Rules(NamedTuple):
+    """What decisions depend on besides the case."""
+
+    topics: Topics
+    feedback: FeedbackConfig
+    demonstrate: Demonstrate
+    """Turns a text into the token ids of an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is known of one group; Beam's state for its key."""
+
+    group: GroupId
+    awaited: Awaited | None = None
+    others: tuple[Awaited, ...] = ()
+    """Further records of the same group, which count as duplicates."""
+    waiting: tuple[Judged, ...] = ()
+    """Judgements without a fate."""
+    decision: Outcome | None = None
+    """The newest; null before the first."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has to be remembered."""
+        return not self.awaited and not self.waiting
+
+
+def take(case: Case, item: Item) -> Case:
+    """The case with one more item. One that it has already changes nothing."""
+    if isinstance(item, Judged):
+        known = any(item.source.place == each.source.place for each in case.waiting) or _is_decided(case, item)
+        return case if known else replace(case, waiting=(*case.waiting, item))
+    if case.awaited is None:
+        return replace(case, awaited=item, decision=item.decision or case.decision)
+    if item.source.place == case.awaited.source.place:
+        return case if item.decision is None else replace(case, decision=item.decision)
+    known = any(item.source.place == each.source.place for each in case.others)
+    return case if known else replace(case, others=(*case.others, item))
+
+
+def _is_decided(case: Case, judged: Judged) -> bool:
+    return case.decision is not None and judged.source.place in {fate.at for fate in case.decision.feedback}
+
+
+# ---- when ------------------------------------------------------------------------------------------------
+
+
+def wakes_at(case: Case, rules: FeedbackConfig) -> float:
+    """When the case has to be looked at next, in seconds since 1970; infinity for never."""
+    lost_s = min((_lost_at(judged, rules) for judged in _lost(case, rules)), default=_NEVER)
+    if case.awaited is None or lost_s < _NEVER:
+        return lost_s
+    if case.decision is None:
+        expires_s = case.awaited.source.appended_s + rules.wait_s
+        return min(_ripe_at(case, case.awaited, rules) + _hold_s(case, rules), expires_s)
+    first_s = min((each.source.appended_s for each in case.waiting), default=_NEVER)
+    return min(first_s + _hold_s(case, rules), closes_at(case.decision, rules))
+
+
+def _hold_s(case: Case, rules: FeedbackConfig) -> float:
+    """How long judgements are held back: not at all where they are too many to be kept."""
+    return rules.settle_s if len(case.waiting) < _MOST_WAITING else 0.0
+
+
+def closes_at(decision: Outcome, rules: FeedbackConfig) -> float:
+    """When feedback on a decided group stops to count; each correction begins the time anew."""
+    return decision.decided_at.timestamp() + rules.correction_s
+
+
+def _lost_at(judged: Judged, rules: FeedbackConfig) -> float:
+    return judged.source.appended_s + rules.unknown_after_s
+
+
+def _lost(case: Case, rules: FeedbackConfig) -> list[Judged]:
+    """Judgements whose rollout does not come in time."""
+    comes_s = case.awaited.source.appended_s if case.awaited else _NEVER
+    return [judged for judged in case.waiting if _lost_at(judged, rules) < comes_s]
+
+
+def _ripe_at(case: Case, awaited: Awaited, rules: FeedbackConfig) -> float:
+    """When enough users had judged one of the answers; infinity if they have not, or took it back in time."""
+    ripe_s = _NEVER
+    by_time = sorted(case.waiting, key=lambda each: each.source.appended_s)
+    for number, judged in enumerate(by_time, start=1):
+        moment_s = max(judged.source.appended_s, awaited.source.appended_s)
+        if moment_s > ripe_s + rules.settle_s:
+            break
+        if ripe_s < _NEVER and judged.feedback.channel:
+            continue  # only a retraction could change it
+        votes = fold((), by_time[:number], len(awaited.samples)).votes
+        ripe = rate(votes, awaited.samples, rules)
+        ripe_s = min(ripe_s, moment_s) if ripe else _NEVER
+    return ripe_s
+
+
+# ---- what ------------------------------------------------------------------------------------------------
+
+
+def settle(case: Case, now_s: float, rules: Rules) -> tuple[list[Settled], Case]:
+    """Decides what is due at a moment.
+
+    Args:
+        case: of one group.
+        now_s: all that was appended until then is in the case, in seconds since 1970.
+        rules: of the run.
+
+    Returns:
+        What is to be written, in order, and what remains of the case.
+    """
+    if wakes_at(case, rules.feedback) > now_s + _ROUNDING_S:
+        return [], case
+    if lost := [judged for judged in _lost(case, rules.feedback) if _lost_at(judged, rules.feedback) <= now_s]:
+        return [_refused(case.group, lost, now_s)], _without(case, lost)
+    if case.awaited is None:
+        return [], case
+    later = [judged for judged in case.waiting if judged.source.appended_s > now_s + _ROUNDING_S]
+    due, settled = _without(case, later), list[Settled]()
+    if case.decision is None:
+        settled, due = _decide(due, case.awaited, now_s, rules)
+    elif due.waiting:
+        settled, due = _decide_again(due, case.awaited, case.decision, now_s, rules)
+    if due.decision and closes_at(due.decision, rules.feedback) <= now_s + _ROUNDING_S:
+        settled, due = [*settled, Settled(closed=_closed(due))], Case(case.group)
+    return settled, replace(due, waiting=tuple(later))
+
+
+def _without(case: Case, judgements: Sequence[Judged]) -> Case:
+    return replace(case, waiting=tuple(each for each in case.waiting if each not in judgements))
+
+
+def _refused(group: GroupId, lost: Sequence[Judged], now_s: float) -> Settled:
+    fates = Fates()
+    for judged in lost:
+        fates.give(judged, "unknown")
+    outcome = Outcome(kind="refused", group=group, feedback=fates.told, decided_at=_instant(now_s))
+    return Settled(outcome, judged=fates.sources)
+
+
+def _decide(case: Case, awaited: Awaited, now_s: float, rules: Rules) -> tuple[list[Settled], Case]:
+    """The first decision: joined if enough users have judged an answer, else expired."""
+    folded = fold((), case.waiting, len(awaited.samples))
+    rated = rate(folded.votes, awaited.samples, rules.feedback)
+    by_place = {judged.source.place: judged for judged in case.waiting}
+    votes = tuple(vote for vote in folded.votes if any(concerns(vote, index) for index in rated))
+    for vote in folded.votes:
+        if vote not in votes:
+            folded.fates.give(by_place[vote.place], "too_few")
+    used = [by_place[vote.place] for vote in votes]
+    contributions = (joined(awaited.samples, rated), *_demonstrations(awaited, used, rules)) if rated else ()
+    outcome = Outcome(
+        kind="joined" if rated else "expired",
+        group=case.group,
+        pending=_pending(case),
+        feedback=folded.fates.told,
+        contributions=tuple(each.id for each in contributions),
+        votes=votes,
+        rewards={index: each.reward for index, each in rated.items()},
+        decided_at=_instant(now_s),
+    )
+    letters = () if rated else _expiry(case.group, rules)
+    settled = Settled(outcome, contributions, letters, judged=folded.fates.sources)
+    return [settled], replace(case, waiting=(), decision=outcome)
+
+
+def _demonstrations(awaited: Awaited, used: Iterable[Judged], rules: Rules) -> list[Contribution]:
+    if rules.feedback.corrections != "demonstration":
+        return []
+    return [
+        demonstration(awaited.samples[judged.feedback.rollout.index], judged, rules.feedback, rules.demonstrate)
+        for judged in used
+        if judged.feedback.kind == "correction"
+    ]
+
+
+def _expiry(group: GroupId, rules: Rules) -> tuple[DeadLetter, ...]:
+    """A prompt that was admitted ends here; an exchange never was a prompt."""
+    if not group.is_prompt:
+        return ()
+    given = rules.feedback
+    detail = f"no answer was judged by feedback.min_raters = {given.min_raters} within feedback.wait_s = {given.wait_s}"
+    return (DeadLetter.of("join", "expired", detail, (rules.topics.prompts, *group), b""),)
+
+
+def _decide_again(
+    case: Case, awaited: Awaited, before: Outcome, now_s: float, rules: Rules
+) -> tuple[list[Settled], Case]:
+    """What comes after the first decision: a correction, if the group was trained and it changes anything."""
+    if not before.rewards:
+        return _decide_too_late(case, before)
+    folded = fold(before.votes, case.waiting, len(awaited.samples))
+    taken = [each for each in case.waiting if folded.fates.of(each.source.place) in ("used", "retraction")]
+    used = [each for each in taken if folded.fates.of(each.source.place) == "used"]
+    made, rewards = _correct(awaited, before, folded.votes, taken, rules)
+    _name_corrections(used, before, rewards, folded.fates, rules)
+    made += _demonstrations(awaited, used, rules)
+    outcome = Outcome(
+        kind="corrected",
+        group=case.group,
+        pending=_pending(case),
+        feedback=folded.fates.told,
+        contributions=tuple(each.id for each in made),
+        votes=folded.votes,
+        rewards=rewards,
+        decided_at=_instant(now_s),
+    )
+    return [Settled(outcome, tuple(made), judged=folded.fates.sources)], replace(case, waiting=(), decision=outcome)
+
+
+def _correct(
+    awaited: Awaited, before: Outcome, votes: Sequence[Vote], taken: Iterable[Judged], rules: Rules
+) -> tuple[list[Contribution], dict[int, float]]:
+    """The correction that new judgements make, under the name of the newest, and the rewards after it.
+
+    A text that is trained as a demonstration has that name for itself; it moves no reward alone.
+    """
+    causes = [each for each in taken if each.feedback.kind != "correction" or not _demonstrates(rules)]
+    if not causes:
+        return [], dict(before.rewards)
+    rated = rate(votes, awaited.samples, rules.feedback)
+    rewards = {index: rated[index].reward if index in rated else 0.0 for index in {*before.rewards, *rated}}
+    changes = _changes(before.rewards, rewards)
+    if not changes:
+        return [], rewards
+    cause = max(causes, key=lambda each: (each.source.appended_s, each.source.place))
+    raters = {user for index in changes if index in rated for user in rated[index].raters}
+    rows = [(awaited.samples[index], change) for index, change in changes.items()]
+    return [correction(rows, cause, raters | {cause.feedback.user})], rewards
+
+
+def _demonstrates(rules: Rules) -> bool:
+    return rules.feedback.corrections == "demonstration"
+
+
+def _changes(before: Mapping[int, float], rewards: Mapping[int, float]) -> dict[int, float]:
+    """What an answer without a reward so far counted as neither good nor bad."""
+    changes = {index: reward - before.get(index, 0.0) for index, reward in sorted(rewards.items())}
+    return {index: change for index, change in changes.items() if abs(change) > _LEAST_CHANGE}
+
+
+def _name_corrections(
+    used: Iterable[Judged], before: Outcome, rewards: Mapping[int, float], fates: Fates, rules: Rules
+) -> None:
+    changes = _changes(before.rewards, rewards)
+    for judged in used:
+        shown = judged.feedback.kind == "correction" and _demonstrates(rules)
+        counts = shown or any(_touches(judged, index) for index in changes)
+        fates.give(judged, "corrected" if counts else "no_change")
+
+
+def _touches(judged: Judged, index: int) -> bool:
+    own, other = judged.feedback.rollout.index, None
+    if judged.feedback.kind == "preference":
+        other = RolloutId.parse(str(judged.feedback.value)).index
+    return index in (own, other)
+
+
+def _decide_too_late(case: Case, before: Outcome) -> tuple[list[Settled], Case]:
+    fates = Fates()
+    for judged in case.waiting:
+        fates.give(judged, "too_late")
+    outcome = before.model_copy(update={"kind": "corrected", "feedback": fates.told})
+    return [Settled(outcome, judged=fates.sources)], replace(case, waiting=(), decision=outcome)
+
+
+def _pending(case: Case) -> tuple[Place, ...]:
+    return tuple(each.source.place for each in (case.awaited, *case.others) if each)
+
+
+def _closed(case: Case) -> tuple[Closed, ...]:
+    records = [each for each in (case.awaited, *case.others) if each]
+    return tuple(Closed(case.group, each.source, each.of_groups) for each in records)
+
+
+def _instant(moment_s: float) -> datetime:
+    return datetime.fromtimestamp(moment_s, UTC)

@@ -1,0 +1,121 @@
+"""The first look at a feedback record: is it one, may its sender say so, and not too often?
+
+    value ──► decode ──► receipt ──► rate of the user ──► held out? ──► Judged
+       └──────────┴────────┴───────────────┴────────────────┴────────► a fate at once
+
+What is refused here never reaches the pipeline's state, so a flood by one user delays nobody else. Forged records are
+told apart before they count against the user whose name they bear.
+"""
+
+import hashlib
+from collections import OrderedDict
+from typing import Any, Final
+
+import structlog
+
+from schemas.config import RunConfig
+from schemas.dead_letters import DeadLetter
+from schemas.errors import RecordError
+from schemas.feedback import Feedback
+from schemas.outcomes import Fate, FeedbackFate, Outcome
+from schemas.receipts import Receipts
+from schemas.records import now
+from transforms.feedback.drift import Drift
+from transforms.feedback.items import Judged, Settled, Source
+
+_LOG = structlog.get_logger(__name__)
+_MOST_USERS: Final = 100_000
+"""Buckets that are kept; who was silent for longest begins with a full one again."""
+
+
+class Buckets:
+    """A token bucket for each user, by the clock of the topic.
+
+    Args:
+        rate_per_s: tokens that come back.
+        burst: tokens that a bucket holds.
+    """
+
+    def __init__(self, rate_per_s: float, burst: int) -> None:
+        self._rate_per_s, self._burst = rate_per_s, burst
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, user: str, now_s: float) -> bool:
+        """Whether the user had a token, which is taken."""
+        tokens, since_s = self._buckets.pop(user, (float(self._burst), now_s))
+        tokens = min(self._burst, tokens + max(0.0, now_s - since_s) * self._rate_per_s)
+        allowed = tokens >= 1
+        self._buckets[user] = (tokens - 1 if allowed else tokens, max(now_s, since_s))
+        if len(self._buckets) > _MOST_USERS:
+            self._buckets.popitem(last=False)
+        return allowed
+
+
+class Gate:
+    """Lets judgements through, or says what becomes of them.
+
+    Args:
+        config: of the run.
+
+    Raises:
+        ConfigError: the key of receipts cannot be read.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config, self._rules = config, config.feedback
+        self._receipts = Receipts.load(self._rules.key_file) if self._rules.key_file else None
+        self._buckets = Buckets(self._rules.user_rate_per_s, self._rules.user_burst)
+        self._drift = Drift(self._rules.drift_window, self._rules.drift_alarm)
+
+    def look(self, source: Source, value: bytes | None) -> Judged | Settled:
+        """One record of the feedback topic."""
+        try:
+            feedback = Feedback.decode(value)
+        except RecordError as error:
+            return self._malformed(source, error, value or b"")
+        fate = self._refuse(feedback, source.appended_s)
+        if fate in (None, "held_out") and feedback.channel == "rating":
+            self._drift.hear(float(feedback.value or 0), held_out=fate == "held_out")
+        return settled(source, fate, feedback.feedback_id) if fate else Judged(source, feedback)
+
+    def _refuse(self, feedback: Feedback, appended_s: float) -> Fate | None:
+        if feedback.rollout.run != self._config.name:
+            return "unknown"
+        if self._receipts:
+            fault = self._receipts.find_fault(feedback.receipt, feedback.rollout, feedback.user, appended_s)
+            if fault:
+                return fault
+        if not self._buckets.take(feedback.user, appended_s):
+            return "rate_limited"
+        return "held_out" if is_held_out(feedback.user, self._rules.held_out_share) else None
+
+    def _malformed(self, source: Source, error: RecordError, value: bytes) -> Settled:
+        _LOG.warning("feedback_malformed", place=source.place, reason=error.reason, detail=error.detail[:300])
+        where = (self._config.topics.feedback, *source.place)
+        letter = DeadLetter.of("join", error.reason, error.detail, where, value)
+        found = settled(source, "malformed", "")
+        return Settled(found.outcome, letters=(letter,), judged=found.judged)
+
+
+def settled(source: Source, fate: Fate, name: str) -> Settled:
+    """A judgement that is used for no group."""
+    told = FeedbackFate(at=source.place, fate=fate, id=name)
+    return Settled(Outcome(kind="refused", feedback=(told,), decided_at=now()), judged=(source,))
+
+
+def is_held_out(user: str, share: float) -> bool:
+    """Whether a user belongs to the share that watches; the same for every run and at any time."""
+    digest = hashlib.sha256(f"held-out/{user}".encode()).digest()
+    return int.from_bytes(digest[:8]) < share * 2**64
+
+
+def merge(refusals: list[Settled]) -> Settled:
+    """Many refusals as one record."""
+    outcomes: list[Any] = [each.outcome for each in refusals if each.outcome]
+    told = tuple(fate for outcome in outcomes for fate in outcome.feedback)
+    return Settled(
+        Outcome(kind="refused", feedback=told, decided_at=now()) if told else None,
+        letters=tuple(letter for each in refusals for letter in each.letters),
+        judged=tuple(source for each in refusals for source in each.judged),
+        passed=tuple(source for each in refusals for source in each.passed),
+    )

@@ -1,0 +1,123 @@
+"""What goes into the feedback pipeline's keyed state, and what comes out.
+
+Judged, Awaited ──► Case, one a group ──► Settled
+"""
+
+from dataclasses import dataclass, field
+
+from schemas.dead_letters import DeadLetter
+from schemas.feedback import Feedback
+from schemas.identity import GroupId
+from schemas.outcomes import FeedbackFate, Outcome
+from schemas.trajectories import Group, Sample
+
+Place = tuple[int, int]
+"""Partition and offset of a record."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A record of the pending or feedback topic."""
+
+    place: Place
+    first: int
+    """The lowest offset that it accounts for: between it and the place lie no other records."""
+    appended_s: float
+    """When the broker took it, in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """A group that waits for feedback."""
+
+    group: GroupId
+    source: Source
+    of_groups: int
+    """How many groups its record has."""
+    samples: tuple[Sample, ...]
+    """All of the group, by index."""
+    decision: Outcome | None = None
+    """What was decided about it before the pipeline was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A judgement that may count."""
+
+    source: Source
+    feedback: Feedback
+
+    @property
+    def group(self) -> GroupId:
+        """The group of the answer."""
+        return self.feedback.group
+
+
+Item = Awaited | Judged
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A group for the learner."""
+
+    samples: tuple[Sample, ...]
+    raters: tuple[str, ...]
+    """Pseudonyms of the users whose judgements are part of it."""
+
+    @property
+    def id(self) -> GroupId:
+        """Its group id."""
+        return self.samples[0].group
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A group whose pending record need not be read again on its account."""
+
+    group: GroupId
+    source: Source
+    of_groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What is written in one transaction, or left out as a whole."""
+
+    outcome: Outcome | None = None
+    """Null if something is only closed or passed over."""
+    contributions: tuple[Contribution, ...] = ()
+    letters: tuple[DeadLetter, ...] = ()
+    judged: tuple[Source, ...] = ()
+    """The feedback records that need not be read again: those of the outcome, or such as had a fate before."""
+    closed: tuple[Closed, ...] = ()
+    passed: tuple[Source, ...] = ()
+    """Pending records of which nothing can be used."""
+
+
+@dataclass(slots=True)
+class Fates:
+    """Collects what became of judgements."""
+
+    known: dict[Place, tuple[Source, FeedbackFate]] = field(default_factory=dict)
+
+    def give(self, judged: Judged, fate: str) -> None:
+        """The newest fate holds."""
+        told = FeedbackFate.model_validate({"at": judged.source.place, "fate": fate, "id": judged.feedback.feedback_id})
+        self.known[judged.source.place] = (judged.source, told)
+
+    def of(self, place: Place) -> str | None:
+        """The fate of one record."""
+        return self.known[place][1].fate if place in self.known else None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """The records."""
+        return tuple(source for source, _ in self.known.values())
+
+    @property
+    def told(self) -> tuple[FeedbackFate, ...]:
+        """For the outcome."""
+        return tuple(fate for _, fate in self.known.values())
+
+
+__all__ = ["Awaited", "Closed", "Contribution", "Fates", "Group", "Item", "Judged", "Place", "Settled", "Source"]

@@ -1,0 +1,174 @@
+"""Reading pending and feedback as one unbounded source, with one clock.
+
+    pending  ──► decode ──► Awaited, with what was decided before ─┐
+    feedback ──► Gate ────► Judged ────────────────────────────────┴──► a Batch a bundle
+                  └───────► Settled: refused, or dealt with before
+
+The watermark is the time of what was read last; of partitions that are read to their end a little before now. It never
+stands still while nothing comes, so that timers fire (a source that is idle otherwise blocks them all), and a backlog
+is worked off by its own time: what a pipeline missed while it was away does not expire because it was away.
+
+What a reader has given and what is committed lies in the book, so the checkpoint mark is empty, as in
+:mod:`transforms.generation.source`.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+from apache_beam.coders import PickleCoder
+from apache_beam.io.unbounded_source import (
+    CheckpointMark,
+    UnboundedReader,
+    UnboundedSource,
+    _ReadFromUnboundedSourceDoFn,
+)
+from apache_beam.utils.timestamp import Timestamp
+from kafka import KafkaConsumer, TopicPartition
+
+from schemas.config import RunConfig
+from schemas.dead_letters import DeadLetter
+from schemas.errors import RecordError
+from schemas.trajectories import decode
+from transforms.feedback.book import book_of
+from transforms.feedback.gate import Gate, merge
+from transforms.feedback.items import Awaited, Item, Judged, Settled, Source
+from transforms.generation.source import Nothing
+
+_LOG = structlog.get_logger(__name__)
+_PATIENCE_MS: Final = 80
+"""How long a bundle waits for its first record: less than the 100 ms after which Prism asks for its progress."""
+_MOST_RECORDS: Final = 500
+"""Of one bundle."""
+_IDLE_LAG_S: Final = 0.5
+"""How far the watermark stays behind the clock where nothing waits: longer than a record takes from the broker's clock
+to its reader. What comes later than that is joined all the same, by decisions that are made without it."""
+_PAUSE_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one bundle is made of."""
+
+    items: tuple[Item, ...]
+    settled: tuple[Settled, ...]
+
+
+class BatchReader(UnboundedReader):  # type: ignore[misc]
+    """Reads both topics from where the book says."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        self._watermark_s = 0.0
+
+    def start(self) -> bool:
+        """Begins with the oldest record that is not done."""
+        self._book = book_of(self._config)
+        self._gate = Gate(self._config)
+        self._next = self._book.starts()
+        self._reached_s = dict.fromkeys(self._next, 0.0)
+        self._consumer = KafkaConsumer(**self._config.kafka.consumer_options(), max_poll_records=_MOST_RECORDS)
+        self._consumer.assign(sorted(self._next))
+        for partition, offset in self._next.items():
+            self._consumer.seek(partition, offset)
+        return self.advance()
+
+    def advance(self) -> bool:
+        """Moves to the next batch; waits a little if nothing has come."""
+        asked_s = time.time()
+        polled = self._consumer.poll(timeout_ms=_PATIENCE_MS)
+        found = [self._read(partition, record) for partition, records in polled.items() for record in records]
+        self._move_watermark(asked_s, polled)
+        items = tuple(each for of in found for each in of if isinstance(each, Awaited | Judged))
+        refused = [each for of in found for each in of if isinstance(each, Settled)]
+        self._batch = Batch(items, (merge(refused),) if refused else ())
+        self._batch_s = min((record.timestamp for of in polled.values() for record in of), default=0) / 1000
+        return bool(found)
+
+    def _move_watermark(self, asked_s: float, polled: dict[Any, list[Any]]) -> None:
+        for partition, records in polled.items():
+            self._reached_s[partition] = max(self._reached_s[partition], records[-1].timestamp / 1000)
+        for partition in self._reached_s:
+            if self._is_at_end(partition) or not polled:
+                self._reached_s[partition] = max(self._reached_s[partition], asked_s - _IDLE_LAG_S)
+        self._watermark_s = max(self._watermark_s, min(self._reached_s.values()))
+
+    def _is_at_end(self, partition: TopicPartition) -> bool:
+        end = self._consumer.highwater(partition)
+        return end is not None and self._consumer.position(partition) >= end
+
+    def _read(self, partition: TopicPartition, record: Any) -> list[Item | Settled]:
+        source = Source((record.partition, record.offset), self._next[partition], record.timestamp / 1000)
+        self._next[partition] = record.offset + 1
+        if partition.topic == self._config.topics.pending:
+            return list(self._read_pending(source, record))
+        if self._book.has_fate(source.place):
+            return [Settled(judged=(source,))]
+        return [self._gate.look(source, record.value)]
+
+    def _read_pending(self, source: Source, record: Any) -> Iterator[Item | Settled]:
+        if self._book.is_closed(source.place):
+            yield Settled(passed=(source,))
+            return
+        try:
+            groups = decode(record.value, dict(record.headers))
+        except RecordError as error:
+            yield self._unreadable(source, error, record.value or b"")
+            return
+        for samples in groups:
+            ordered = tuple(sorted(samples, key=lambda sample: sample.sample_index))
+            group = ordered[0].group
+            yield Awaited(group, source, len(groups), ordered, self._book.decision_of(group))
+
+    def _unreadable(self, source: Source, error: RecordError, value: bytes) -> Settled:
+        _LOG.error("pending_unreadable", place=source.place, reason=error.reason, detail=error.detail[:300])
+        letter = DeadLetter.of("join", error.reason, error.detail, (self._config.topics.pending, *source.place), value)
+        return Settled(letters=(letter,), passed=(source,))
+
+    def get_current(self) -> Batch:
+        """The batch."""
+        return self._batch
+
+    def get_current_timestamp(self) -> Timestamp:
+        """When the oldest of its records was appended."""
+        return Timestamp(self._batch_s)
+
+    def get_watermark(self) -> Timestamp:
+        """Everything that was appended before has been given."""
+        return Timestamp(self._watermark_s)
+
+    def get_checkpoint_mark(self) -> CheckpointMark:
+        """Always the same."""
+        return Nothing()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._consumer.close()
+
+
+@dataclass(frozen=True)
+class BatchSource(UnboundedSource):  # type: ignore[misc]
+    """Both topics, undivided: one reader keeps one clock."""
+
+    config: RunConfig
+
+    def split(self, desired_num_splits: int, options: Any = None) -> Iterable["BatchSource"]:  # noqa: ARG002 - Beam's
+        """Itself."""
+        return [self]
+
+    def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> BatchReader:  # noqa: ARG002 - Beam's
+        """A reader that begins where the book says."""
+        return BatchReader(self.config)
+
+    def get_checkpoint_mark_coder(self) -> PickleCoder:
+        """The same bytes for every mark."""
+        return PickleCoder()
+
+
+class ReadFn(_ReadFromUnboundedSourceDoFn):  # type: ignore[misc]
+    """Beam's own reading of unbounded sources, one batch a bundle."""
+
+    def __init__(self) -> None:
+        super().__init__(poll_interval=_PAUSE_S, max_records_per_bundle=1)
