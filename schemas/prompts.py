@@ -11,6 +11,12 @@ from schemas.records import Record
 FEEDBACK_REWARD = "feedback"
 """The reward name of prompts that people or programs score later."""
 
+VERIFIABLE = "verifiable"
+"""The part of a rated row's reward that a function gives, before people speak."""
+
+VERIFIABLE_SHARE = "verifiable_share"
+"""How much of the blended reward that part is, from 0 to 1."""
+
 ENVIRONMENT_REWARD = "environment"
 """The reward name of prompts whose environment scores the answers."""
 
@@ -43,6 +49,18 @@ class RewardSpec(Call):
     The name is a registered one, ``feedback`` or ``environment``; the arguments are that reward's,
     such as the right answer.
     """
+
+
+class FeedbackArguments(Part):
+    """Arguments of the reward ``feedback``.
+
+    Example: ``{"verifiable": {"name": "last_number", "args": {"answer": "5"}}, "share": 0.25}``.
+    """
+
+    verifiable: RewardSpec | None = None
+    """A function's reward to blend with what people say; null for their word alone."""
+    share: float = Field(default=0.5, ge=0, le=1)
+    """How much of the reward it is."""
 
 
 class EnvironmentSpec(Call):
@@ -115,6 +133,26 @@ class Prompt(Record):
         if self.reward.name == ENVIRONMENT_REWARD and not self.environment:
             raise ValueError("the reward is the environment's, but there is none: give environment, or another reward")
         return self
+
+    @model_validator(mode="after")
+    def _knows_blend(self) -> Self:
+        if self.reward.name == FEEDBACK_REWARD and self.feedback.verifiable is not None:
+            function = self.feedback.verifiable.name
+            if function in (FEEDBACK_REWARD, ENVIRONMENT_REWARD):
+                raise ValueError(f"reward.args.verifiable is {function!r}, expected the name of a function")
+        return self
+
+    @property
+    def feedback(self) -> FeedbackArguments:
+        """The arguments of a reward that people or programs give."""
+        return FeedbackArguments.model_validate(self.reward.args)
+
+    @property
+    def function(self) -> RewardSpec | None:
+        """The function that scores the answers; null where an environment or people alone do."""
+        if self.reward.name == FEEDBACK_REWARD:
+            return self.feedback.verifiable
+        return None if self.reward.name == ENVIRONMENT_REWARD else self.reward
 
     @classmethod
     def decode(cls, value: bytes | None) -> Self:

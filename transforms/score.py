@@ -6,7 +6,8 @@ Rewards are computed in killable processes (:mod:`transforms.rewards.processes`)
 a group is finished, and collected when its bundle ends. A group is one task; if that does not come back, each of its
 samples is one, so that only the sample that hangs or kills its process goes without a reward. A
 reward that could not be computed is null with a reason, never a number. A group without any reward
-becomes a dead letter. Groups that wait for feedback pass through. Environments have rewarded their
+becomes a dead letter. Groups that wait for feedback pass through, with what a function says of them where the prompt
+wants both. Environments have rewarded their
 samples before, or failed them: what such a sample would get from a function does not count.
 """
 
@@ -26,7 +27,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from schemas.config import RewardsConfig, RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import ProcessDied
-from schemas.prompts import ENVIRONMENT_REWARD, FEEDBACK_REWARD, RewardSpec
+from schemas.prompts import ENVIRONMENT_REWARD, FEEDBACK_REWARD, VERIFIABLE, VERIFIABLE_SHARE, RewardSpec
 from schemas.trajectories import Group, Sample
 from transforms import metrics
 from transforms.generation.outcome import Outcome
@@ -54,6 +55,18 @@ def apply_scores(run: RunConfig, group: Group, scores: Sequence[SampleScore]) ->
     return replace(group, samples=samples)
 
 
+def blend_later(group: Group, scores: Sequence[SampleScore]) -> Group:
+    """The group with the part of its rewards that does not depend on people; where that failed, they alone decide."""
+    share = group.prompt.feedback.share
+    samples = tuple(
+        replace(
+            sample, reward_parts={VERIFIABLE: score.value, VERIFIABLE_SHARE: share} if score.value is not None else {}
+        )
+        for sample, score in zip(group.samples, scores, strict=True)
+    )
+    return replace(group, samples=samples)
+
+
 def given_score(sample: Sample) -> SampleScore:
     """What the sample's environment gave."""
     return SampleScore(sample.reward, sample.reward_parts, sample.reward_error)
@@ -74,24 +87,27 @@ class Scorer:
 
     def begin(self, outcome: Outcome) -> None:
         """Starts to score a group that a function scores, unless it was begun."""
-        if isinstance(outcome, Group) and outcome.prompt.reward.name not in (FEEDBACK_REWARD, ENVIRONMENT_REWARD):
-            self._future(outcome)
+        if isinstance(outcome, Group) and (spec := outcome.prompt.function):
+            self._future(outcome, spec)
 
-    def _future(self, group: Group) -> "Future[list[SampleScore]]":
+    def _future(self, group: Group, spec: RewardSpec) -> "Future[list[SampleScore]]":
         attempt = group.samples[0].attempt_id
         if attempt not in self._begun:
-            self._begun[attempt] = self._submit(group.prompt.reward, group.samples)
+            self._begun[attempt] = self._submit(spec, group.samples)
         return self._begun[attempt]
 
     def finish(self, run: RunConfig, outcome: Outcome) -> Outcome:
         """The outcome with its rewards; one that needs none passes through."""
-        if not isinstance(outcome, Group) or outcome.prompt.reward.name == FEEDBACK_REWARD:
+        if not isinstance(outcome, Group):
             return outcome
-        if outcome.prompt.reward.name == ENVIRONMENT_REWARD:
+        name, spec = outcome.prompt.reward.name, outcome.prompt.function
+        if name == ENVIRONMENT_REWARD:
             return apply_scores(run, outcome, [given_score(sample) for sample in outcome.samples])
-        scores = self._collect(self._future(outcome), outcome)
+        if spec is None:
+            return outcome
+        scores = self._collect(self._future(outcome, spec), outcome, spec)
         del self._begun[outcome.samples[0].attempt_id]
-        return apply_scores(run, outcome, scores)
+        return blend_later(outcome, scores) if name == FEEDBACK_REWARD else apply_scores(run, outcome, scores)
 
     def _submit(self, spec: RewardSpec, samples: Sequence[Sample]) -> "Future[list[SampleScore]]":
         started = time.monotonic()
@@ -99,9 +115,8 @@ class Scorer:
         future.add_done_callback(lambda _: metrics.SCORE_SECONDS.observe(time.monotonic() - started))
         return future
 
-    def _collect(self, future: "Future[list[SampleScore]]", group: Group) -> list[SampleScore]:
+    def _collect(self, future: "Future[list[SampleScore]]", group: Group, spec: RewardSpec) -> list[SampleScore]:
         """Waits for the scores of a group; if they do not come, tries each sample alone."""
-        spec = group.prompt.reward
         scores, error = _result(future)
         if scores is None:
             _LOG.warning("group_not_scored", group=str(group.id), reward=spec.name, error=error)

@@ -13,12 +13,8 @@ from typing import Any, NamedTuple
 
 from schemas.joining import FeedbackConfig
 from schemas.outcomes import Vote
+from schemas.prompts import VERIFIABLE, VERIFIABLE_SHARE
 from schemas.trajectories import Sample
-
-VERIFIABLE = "verifiable"
-"""The part of a row's reward that a function gave before people spoke."""
-VERIFIABLE_SHARE = "verifiable_share"
-"""How much of the blended reward it is, from 0 to 1."""
 
 
 class Rated(NamedTuple):

@@ -79,7 +79,7 @@ def prepare(record: PromptRecord, config: RolloutConfig, tokenizer: Encoder, min
         RecordError: with the reason of the dead letter.
     """
     prompt = Prompt.decode(record.value)
-    registry.check(prompt.reward)
+    registry.check(prompt.function or prompt.reward)
     if prompt.environment:
         environments.check(prompt.environment)
     group_size = prompt.group_size or config.group_size

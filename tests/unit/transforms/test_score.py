@@ -77,6 +77,21 @@ def test_a_score_has_value_and_parts(scorer):
     assert scores(scorer, group("fine", "a")) == [SampleScore(2.0, {"half": 1.0}, None)]
 
 
+def test_what_people_rate_is_also_scored_where_the_prompt_wants_both(scorer):
+    asked = group("fine", "a")
+    blend = {"name": "feedback", "args": {"verifiable": {"name": "fine"}, "share": 0.25}}
+    asked = replace(asked, prompt=Prompt.model_validate({"text": "?", "reward": blend}))
+    got = scorer.finish(RunConfig(), asked)
+    assert [(each.reward, each.reward_parts) for each in got.samples] == [
+        (None, {"verifiable": 2.0, "verifiable_share": 0.25})
+    ]
+
+
+def test_what_people_alone_rate_passes_through(scorer):
+    asked = group("feedback", "a")
+    assert scorer.finish(RunConfig(), asked) is asked
+
+
 FAILURES = {
     "hangs": "reward_timeout: no reward within 0.5 s",
     "ignores_sigterm": "reward_timeout: no reward within 0.5 s",
