@@ -10,15 +10,26 @@ import base64
 import hashlib
 import hmac
 import json
+import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
 from schemas.errors import ConfigError
 from schemas.identity import RolloutId
 
+KEY_NAME: Final = "receipts.key"
+"""Of the file in a run's directory."""
 _FORM: Final = "1"
 _LEAST_KEY_BYTES: Final = 16
 Finding = Literal["bad_receipt", "expired_receipt"]
+
+
+def make_key(path: Path) -> None:
+    """Writes a random key that only its owner may read, unless there is one already."""
+    with suppress(FileExistsError), os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+        file.write(f"{secrets.token_hex(32)}\n")
 
 
 class Receipts:

@@ -13,16 +13,19 @@ from pipelines.cli.interrupts import sigterm_is_ctrl_c
 from pipelines.cli.options import ProcessOptions, base_config, parse, peek
 from schemas.config import RunConfig, validate
 from schemas.errors import ConfigError
+from schemas.receipts import KEY_NAME
 
 _RESTARTS = 5
 _DESCRIPTION = """Starts everything that a run needs on this machine and keeps it running.
 
-In this order: a Kafka broker, the topics, a vLLM worker, the learner and Prism, the rollout pipeline. A process that
+In this order: a Kafka broker, the topics, a vLLM worker, the learner and Prism, the rollout pipeline, and with
+--gateway the feedback pipeline and a web page where people chat with the model and judge its answers. A process that
 dies is started again, five times at most. It ends with code 0 when the learner has done all its steps, and on Ctrl-C or
 SIGTERM. Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
 
   asyncflow up --name sums --prompts sums.jsonl --steps 48
   asyncflow up --name sums --resume --steps 96
+  asyncflow up --name chat --gateway --learner.objective.advantage running_baseline
 """
 
 _log = structlog.get_logger(__name__)
@@ -38,6 +41,10 @@ class UpOptions(ProcessOptions):
     """Optimizer steps, as --learner.steps."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """JSON lines to submit at the start, in the form of the prompts topic."""
+    feedback: bool = False
+    """Also start the feedback pipeline."""
+    gateway: bool = False
+    """Also start a gateway, and with it the feedback pipeline: people chat with the model and judge its answers."""
     resume: bool = False
     """Go on with the run of that --name, under the configuration that it was started with."""
 
@@ -64,7 +71,12 @@ def _run(config: RunConfig, options: UpOptions) -> int:
             if options.prompts is not None:
                 sys.stdout.write(f"{submit(stack.config, read_lines(options.prompts))} prompts\n")
             stack.start_rollout()
+            if options.feedback or options.gateway:
+                stack.start_feedback()
             sys.stdout.write(f"kafka {stack.config.kafka.bootstrap}\n")
+            if options.gateway:
+                stack.start_gateway()
+                sys.stdout.write(f"gateway http://{stack.config.gateway.host}:{stack.config.gateway.port}\n")
             sys.stdout.flush()
             stack.wait()
     except KeyboardInterrupt:
@@ -91,6 +103,8 @@ def _complete(options: UpOptions) -> RunConfig:
         tree["learner"]["steps"] = options.steps
     if options.model is not None:
         tree["model"]["path"] = str(options.model)
+    if options.gateway and not tree["feedback"]["key_file"]:
+        tree["feedback"]["key_file"] = KEY_NAME
     if not tree["model"]["path"]:
         from pipelines.local.demo_model import demo_model
 

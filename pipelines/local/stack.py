@@ -1,6 +1,7 @@
 """The local stack of one run: every process on this machine, in one directory.
 
 broker ─► topics ─► worker, learner, Prism (at once) ─► worker serves its first version ─► rollout pipeline
+                                                                └─► if asked for: feedback pipeline, gateway
 
 runs/<name>/
     config.toml     what the processes read: ports, absolute paths and dtype filled in
@@ -9,13 +10,14 @@ runs/<name>/
     kafka/          the log itself
     weights/        the weight store
     checkpoints/    of the learner
+    receipts.key    of a gateway, unless the configuration names another
 """
 
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -32,12 +34,17 @@ from pipelines.local.topics import create_topics
 from pipelines.runs import CONFIG_NAME, KAFKA_NAME, lock_run
 from schemas.config import KafkaConfig, RolloutConfig, RunConfig, WorkerConfig, load, validate
 from schemas.errors import ConfigError, DiskError, ModelError, RunError
+from schemas.gateway import GatewayConfig
+from schemas.receipts import KEY_NAME, make_key
 
 BROKER: Final = "kafka"
 PRISM: Final = "prism"
 WORKER: Final = "worker"
 LEARNER: Final = "learner"
 ROLLOUT: Final = "rollout"
+FEEDBACK_PRISM: Final = "prism-feedback"
+FEEDBACK: Final = "join-feedback"
+GATEWAY: Final = "gateway"
 
 _STATUS_TIMEOUT_S: Final = 2.0
 _WORKER_READY_S: Final = 600.0  # compiling for a GPU takes minutes
@@ -109,12 +116,30 @@ class Stack:
         self.supervisor.start(self._broker_spec())
         self.supervisor.wait_ready(BROKER, on_tick=on_tick)
         create_topics(self.config)
-        self.supervisor.start(self._prism_spec(prism), self._worker_spec(), self._learner_spec())
+        self.supervisor.start(
+            self._prism_spec(prism, PRISM, self._prism_port, ROLLOUT), self._worker_spec(), self._learner_spec()
+        )
         self.supervisor.wait_ready(WORKER, PRISM, on_tick=on_tick)
 
     def start_rollout(self) -> None:
         """Starts the pipeline."""
-        self.supervisor.start(self._rollout_spec())
+        flags = self.beam_flags()
+        self.supervisor.start(self._pipeline_spec(ROLLOUT, self.config.rollout.metrics_port, flags))
+
+    def start_feedback(self) -> None:
+        """Starts the feedback pipeline, with a Prism of its own: neither pipeline falls with the other's."""
+        self.supervisor.start(self._prism_spec(find_prism(), FEEDBACK_PRISM, self._feedback_prism_port, FEEDBACK))
+        self.supervisor.wait_ready(FEEDBACK_PRISM)
+        flags = self.beam_flags(self._feedback_prism_port)
+        self.supervisor.start(self._pipeline_spec(FEEDBACK, self.config.feedback.metrics_port, flags))
+
+    def start_gateway(self) -> None:
+        """Starts the gateway and returns when it serves."""
+        port = self.config.gateway.port
+        ready, restarts = (lambda: accepts(port)), self._restarts
+        command, environment = self._command(GATEWAY), environment_of(GATEWAY)
+        self.supervisor.start(Spec(GATEWAY, command, environment, ready=ready, restarts=restarts, grace_s=10))
+        self.supervisor.wait_ready(GATEWAY)
 
     def wait(self, on_tick: Callable[[], None] | None = None) -> None:
         """Returns when the learner has done all its steps.
@@ -157,10 +182,12 @@ class Stack:
 
     def _prepare(self) -> None:
         check_room(self._given, self.directory)
-        ports = free_ports(6)
-        self._controller_port, self._prism_port = ports[4:]
-        self.config = resolve(self._given, self.directory, ports[:4])
+        ports = free_ports(9)
+        self._controller_port, self._prism_port, self._feedback_prism_port = ports[6:]
+        self.config = resolve(self._given, self.directory, ports[:6])
         (self.directory / CONFIG_NAME).write_text(tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True)))
+        if self._given.feedback.key_file == KEY_NAME:
+            make_key(self.directory / KEY_NAME)
         self._supervisor = Supervisor(self.directory / "logs", self.directory)
 
     def _broker_spec(self) -> Spec:
@@ -168,11 +195,10 @@ class Stack:
         broker = Broker(self.directory / KAFKA_NAME, port, self._controller_port)
         return broker.spec(BROKER, self._restarts)
 
-    def _prism_spec(self, prism: Path) -> Spec:
-        port = self._prism_port
+    def _prism_spec(self, prism: Path, name: str, port: int, bound: str) -> Spec:
         return Spec(
-            PRISM, prism_command(prism, port), environment_of(PRISM), ready=lambda: accepts(port),
-            restarts=self._restarts, grace_s=5, bound=ROLLOUT,
+            name, prism_command(prism, port), environment_of(name), ready=lambda: accepts(port),
+            restarts=self._restarts, grace_s=5, bound=bound,
         )  # fmt: skip
 
     def _worker_spec(self) -> Spec:
@@ -189,16 +215,16 @@ class Stack:
             ready_timeout_s=_LEARNER_READY_S, restarts=self._restarts, grace_s=60, ends=True,
         )  # fmt: skip
 
-    def _rollout_spec(self) -> Spec:
-        port = self.config.rollout.metrics_port
+    def _pipeline_spec(self, name: str, port: int, flags: Sequence[str]) -> Spec:
+        """A pipeline; its verb is its name, and it lives and dies with its Prism."""
         return Spec(
-            ROLLOUT, self._command("rollout", *self.beam_flags()), environment_of(ROLLOUT), ready=lambda: accepts(port),
-            restarts=self._restarts, grace_s=30, bound=ROLLOUT,
+            name, self._command(name, *flags), environment_of(name), ready=lambda: accepts(port),
+            restarts=self._restarts, grace_s=30, bound=name,
         )  # fmt: skip
 
-    def beam_flags(self) -> list[str]:
-        """Beam's options for a pipeline that runs on the stack's Prism."""
-        endpoint = f"--job_endpoint={LOOPBACK}:{self._prism_port}"
+    def beam_flags(self, prism_port: int | None = None) -> list[str]:
+        """Beam's options for a pipeline that runs on a Prism of the stack, by default the rollout pipeline's."""
+        endpoint = f"--job_endpoint={LOOPBACK}:{prism_port or self._prism_port}"
         return ["--runner=PortableRunner", endpoint, "--environment_type=LOOPBACK"]
 
     def _command(self, verb: str, *more: str) -> list[str]:
@@ -217,7 +243,7 @@ def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
     Args:
         config: as the user gave it.
         directory: of the run; relative paths become absolute below it.
-        ports: four free ones, for Kafka, worker and the metrics of pipeline and learner.
+        ports: six free ones, for Kafka, worker, the metrics of both pipelines and the learner, and the gateway.
     """
     tree = config.model_dump(mode="json")
     kafka_port = _asked_port(
@@ -236,6 +262,12 @@ def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
         "metrics_port": learner_metrics or ports[3],
         "checkpoint_root": _below(config.learner.checkpoint_root, directory),
     }
+    tree["feedback"] |= {
+        "metrics_port": _asked_port(config.feedback.metrics_port, 0, "feedback.metrics_port") or ports[4],
+        "key_file": config.feedback.key_file and _below(config.feedback.key_file, directory),
+    }
+    gateway_port = _asked_port(config.gateway.port, GatewayConfig().port, "gateway.port")
+    tree["gateway"] |= {"port": gateway_port or ports[5]}
     tree["weights"]["root"] = _below(config.weights.root, directory)
     tree["model"] = {"path": str(Path(config.model.path).absolute()), "dtype": _dtype(config)}
     return validate(tree, "resolved")
@@ -295,7 +327,9 @@ def saved_config(name: str, runs: Path = DEFAULT_RUNS) -> RunConfig:
     tree: dict[str, Any] = load(file).model_dump(mode="json")
     tree["kafka"]["bootstrap"] = KafkaConfig().bootstrap
     tree["worker"]["port"] = WorkerConfig().port
-    tree["rollout"]["metrics_port"] = tree["learner"]["metrics_port"] = 0
+    tree["gateway"]["port"] = GatewayConfig().port
+    for section in ("rollout", "learner", "feedback"):
+        tree[section]["metrics_port"] = 0
     return validate(tree, str(file))
 
 
