@@ -1,4 +1,4 @@
-"""The rollout pipeline as a process of its own, as the local stack starts it, and what it wrote."""
+"""The pipelines as processes of their own, as the local stack starts them, and what the first one wrote."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from schemas.dead_letters import DeadLetter
 _PROGRAM = """
 import sys
 from pathlib import Path
-from pipelines.rollout import run
+from pipelines.{} import run
 from schemas.config import load
 sys.exit(run(load(Path(sys.argv[1])), sys.argv[2:]))
 """
@@ -26,13 +26,15 @@ sys.exit(run(load(Path(sys.argv[1])), sys.argv[2:]))
 class RolloutProcess:
     """Starts the pipeline and ends everything of it at the end."""
 
+    module = "rollout"
+
     def __init__(self, config, directory, beam_args=()):
         file = directory / "config.toml"
         file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
-        self.log = directory / "rollout.log"
+        self.log = directory / f"{self.module}.log"
         self._output = self.log.open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(file), *beam_args],
+            [sys.executable, "-c", _PROGRAM.format(self.module), str(file), *beam_args],
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -56,6 +58,12 @@ class RolloutProcess:
         if self.process.poll() is None:
             self.kill()
         self._output.close()
+
+
+class JoinProcess(RolloutProcess):
+    """The feedback pipeline in the same way."""
+
+    module = "join_feedback"
 
 
 class Topics:

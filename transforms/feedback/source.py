@@ -43,8 +43,10 @@ _PATIENCE_MS: Final = 80
 _MOST_RECORDS: Final = 500
 """Of one bundle."""
 _IDLE_LAG_S: Final = 0.5
-"""How far the watermark stays behind the clock where nothing waits: longer than a record takes from the broker's clock
-to its reader. What comes later than that is joined all the same, by decisions that are made without it."""
+"""How far the watermark stays behind the clock where nothing waits: more than broker and reader differ in their clocks.
+What is later than that is joined all the same, by decisions that are made without it."""
+_ASK_S: Final = 0.2
+"""Time between two questions where the topics end."""
 _PAUSE_S: Final = 0.05
 
 
@@ -61,7 +63,7 @@ class BatchReader(UnboundedReader):  # type: ignore[misc]
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
-        self._watermark_s = 0.0
+        self._watermark_s = self._asked_s = 0.0
 
     def start(self) -> bool:
         """Begins with the oldest record that is not done."""
@@ -77,27 +79,28 @@ class BatchReader(UnboundedReader):  # type: ignore[misc]
 
     def advance(self) -> bool:
         """Moves to the next batch; waits a little if nothing has come."""
-        asked_s = time.time()
         polled = self._consumer.poll(timeout_ms=_PATIENCE_MS)
         found = [self._read(partition, record) for partition, records in polled.items() for record in records]
-        self._move_watermark(asked_s, polled)
+        self._move_watermark(polled)
         items = tuple(each for of in found for each in of if isinstance(each, Awaited | Judged))
         refused = [each for of in found for each in of if isinstance(each, Settled)]
         self._batch = Batch(items, (merge(refused),) if refused else ())
         self._batch_s = min((record.timestamp for of in polled.values() for record in of), default=0) / 1000
         return bool(found)
 
-    def _move_watermark(self, asked_s: float, polled: dict[Any, list[Any]]) -> None:
+    def _move_watermark(self, polled: dict[Any, list[Any]]) -> None:
         for partition, records in polled.items():
             self._reached_s[partition] = max(self._reached_s[partition], records[-1].timestamp / 1000)
-        for partition in self._reached_s:
-            if self._is_at_end(partition) or not polled:
-                self._reached_s[partition] = max(self._reached_s[partition], asked_s - _IDLE_LAG_S)
+        if time.time() - self._asked_s > _ASK_S:
+            self._find_ends()
         self._watermark_s = max(self._watermark_s, min(self._reached_s.values()))
 
-    def _is_at_end(self, partition: TopicPartition) -> bool:
-        end = self._consumer.highwater(partition)
-        return end is not None and self._consumer.position(partition) >= end
+    def _find_ends(self) -> None:
+        """Asks the broker which partitions are read to their ends; that nothing was polled may mean that it is slow."""
+        self._asked_s = time.time()
+        for partition, end in self._consumer.end_offsets(list(self._reached_s)).items():
+            if self._consumer.position(partition) >= end:
+                self._reached_s[partition] = max(self._reached_s[partition], self._asked_s - _IDLE_LAG_S)
 
     def _read(self, partition: TopicPartition, record: Any) -> list[Item | Settled]:
         source = Source((record.partition, record.offset), self._next[partition], record.timestamp / 1000)
