@@ -1,22 +1,23 @@
 """JoinFeedback: groups that wait for feedback meet it, in keyed state, by the clock of the topics.
 
-    pending, feedback ──► Read ──► Batch ──┬─► items, by group ──► Join (state, timer) ──┐
-                                           └─► refused at once ──────────────────────────┴──► Commit ──► (Kafka)
+    pending, feedback ──► Read ──► Batch ──┬─► items, by key ──► Join (state, timer) ──┐
+                                           └─► refused at once ────────────────────────┴──► Commit ──► (Kafka)
 
-All decisions are those of :mod:`transforms.feedback.case`. A group is one key; its case is its state, and its timer is
-when that has to be looked at next. Commit is keyed too, by one key, so that one writer commits at a time wherever the
-runner puts it; Join divides the work over as many workers as the runner has.
+All decisions are those of :mod:`transforms.feedback.case`. Groups are spread over keys; a key's state is a journal of
+its groups' cases, and its timer is when one of them has to be looked at next. Commit is keyed too, by one key, so that
+one writer commits at a time wherever the runner puts it; Join divides the work over as many workers as the runner has.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final
 
 import apache_beam as beam
-from apache_beam.coders import PickleCoder
+from apache_beam.coders import PickleCoder, StrUtf8Coder
 from apache_beam.pvalue import PBegin, PCollection
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
 from schemas.config import RunConfig
@@ -24,34 +25,48 @@ from schemas.identity import GroupId
 from transforms.end_of_stage import EndOfStage
 from transforms.feedback import metrics
 from transforms.feedback.book import book_of
-from transforms.feedback.case import Case, Rules, settle, take, wakes_at
+from transforms.feedback.case import Rules
 from transforms.feedback.items import Item, Settled
+from transforms.feedback.pace import PACE
+from transforms.feedback.shelf import Shelf
 from transforms.feedback.source import Batch, BatchSource, ReadFn
 from transforms.generation.tokenizer import Tokenizer
 
 _REFUSED: Final = "refused"
-Key = tuple[int, int]
-_CASE: Final = ReadModifyWriteStateSpec("case", PickleCoder())
+_KEYS: Final = 32
+"""Over which groups are spread: on so many workers at most the state is divided."""
+_STAMP: Final = ReadModifyWriteStateSpec("stamp", StrUtf8Coder())
+_JOURNAL: Final = BagStateSpec("journal", PickleCoder())
 _WAKE: Final = TimerSpec("wake", TimeDomain.WATERMARK)
 _ONE: Final = ReadModifyWriteStateSpec("one", PickleCoder())
-_CASE_PARAM: Final = beam.DoFn.StateParam(_CASE)
+_STAMP_PARAM: Final = beam.DoFn.StateParam(_STAMP)
+_JOURNAL_PARAM: Final = beam.DoFn.StateParam(_JOURNAL)
 _WAKE_PARAM: Final = beam.DoFn.TimerParam(_WAKE)
 _ONE_PARAM: Final = beam.DoFn.StateParam(_ONE)
+_SHELVES: Final[dict[tuple[str, int], Shelf]] = {}
+"""Of this process, by run and key. A runner works on a key in one bundle at a time."""
 
 
 class UnbatchFn(beam.DoFn):  # type: ignore[misc]
-    """Items by their group; what needs no state goes aside."""
+    """Items by their key; what needs no state goes aside."""
 
     def process(self, batch: Batch) -> Iterator[Any]:
         """One batch."""
         for settled in batch.settled:
             yield beam.pvalue.TaggedOutput(_REFUSED, settled)
+        by_key: dict[int, list[Item]] = {}
         for item in batch.items:
-            yield tuple(item.group), item
+            by_key.setdefault(key_of(item.group), []).append(item)
+        yield from ((key, tuple(items)) for key, items in by_key.items())
+
+
+def key_of(group: GroupId) -> int:
+    """The key that a group shares with others."""
+    return zlib.crc32(group.key()) % _KEYS
 
 
 class JoinFn(beam.DoFn):  # type: ignore[misc]
-    """One group after the other: takes its items, and settles it when its time has come."""
+    """One key after the other: takes its items, and settles what is due; see :mod:`transforms.feedback.shelf`."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -63,39 +78,51 @@ class JoinFn(beam.DoFn):  # type: ignore[misc]
 
     def process(
         self,
-        element: tuple[Key, Item],
-        state: Any = _CASE_PARAM,
+        element: tuple[int, tuple[Item, ...]],
+        stamp: Any = _STAMP_PARAM,
+        journal: Any = _JOURNAL_PARAM,
         timer: Any = _WAKE_PARAM,
     ) -> None:
-        """Keeps an item and sets the timer."""
-        key, item = element
-        before = state.read()
-        if before is None:
-            metrics.CASES.inc()
-        self._keep(take(before or Case(GroupId(*key)), item), state, timer)
+        """Keeps items and sets the timer."""
+        key, items = element
+        PACE.take(len(items))
+        shelf = self._shelf(key, stamp, journal)
+        self._keep(shelf, shelf.take(items), stamp, journal, timer)
 
     @on_timer(_WAKE)  # type: ignore[untyped-decorator]
     def wake(
         self,
-        state: Any = _CASE_PARAM,
-        timer: Any = _WAKE_PARAM,
+        key: int = beam.DoFn.KeyParam,
         moment: Any = beam.DoFn.TimestampParam,
+        stamp: Any = _STAMP_PARAM,
+        journal: Any = _JOURNAL_PARAM,
+        timer: Any = _WAKE_PARAM,
     ) -> Iterable[Settled]:
         """Settles what is due."""
-        case = state.read()
-        if case is None:
-            return
-        settled, case = settle(case, moment.micros / 1e6, self._rules)
-        yield from settled
-        if case.is_empty:
-            metrics.CASES.dec()
-            state.clear()
-        else:
-            self._keep(case, state, timer)
+        shelf = self._shelf(key, stamp, journal)
+        settled, changed = shelf.settle(moment.micros / 1e6, self._rules)
+        self._keep(shelf, changed, stamp, journal, timer)
+        return settled
 
-    def _keep(self, case: Case, state: Any, timer: Any) -> None:
-        state.write(case)
-        timer.set(Timestamp(micros=math.ceil(wakes_at(case, self._config.feedback) * 1e6)))
+    def _shelf(self, key: int, stamp: Any, journal: Any) -> Shelf:
+        """The key's shelf in this process, if it is as the state says."""
+        known, newest = _SHELVES.get((self._config.name, key)), stamp.read() or ""
+        if known is None or known.stamp != newest:
+            known = Shelf.restored(self._config.feedback, journal.read())
+            _SHELVES[self._config.name, key] = known
+        return known
+
+    def _keep(self, shelf: Shelf, changed: Collection[GroupId], stamp: Any, journal: Any, timer: Any) -> None:
+        if changed:
+            anew, entries = shelf.journal(changed)
+            if anew:
+                journal.clear()
+            for entry in entries:
+                journal.add(entry)
+            stamp.write(shelf.stamp)
+        if shelf.cases:
+            timer.set(Timestamp(micros=math.ceil(shelf.wakes_at() * 1e6)))
+        metrics.CASES.set(sum(len(each.cases) for each in list(_SHELVES.values())))
 
 
 class CommitFn(beam.DoFn):  # type: ignore[misc]
@@ -133,7 +160,7 @@ class JoinFeedback(beam.PTransform):  # type: ignore[misc]
             | "Read" >> beam.ParDo(ReadFn()).with_output_types(Batch)
         )
         items = batches | "Unbatch" >> beam.ParDo(UnbatchFn()).with_outputs(_REFUSED, main="items")
-        keyed = items["items"] | "ByGroup" >> beam.Map(lambda item: item).with_output_types(tuple[Key, Item])
+        keyed = items["items"] | "Keyed" >> beam.Map(lambda item: item).with_output_types(tuple[int, tuple[Item, ...]])
         joined = keyed | "Join" >> beam.ParDo(JoinFn(self._config)).with_output_types(Settled)
         return (joined, items[_REFUSED]) | beam.Flatten()
 

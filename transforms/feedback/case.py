@@ -21,9 +21,10 @@ from schemas.identity import GroupId, RolloutId
 from schemas.joining import FeedbackConfig
 from schemas.outcomes import Outcome, Vote
 from schemas.topics import Topics
+from schemas.trajectories import Sample
 from transforms.feedback.contributions import Demonstrate, correction, demonstration, joined
 from transforms.feedback.items import Awaited, Closed, Contribution, Fates, Item, Judged, Place, Settled
-from transforms.feedback.rewards import concerns, rate
+from transforms.feedback.rewards import are_rated, concerns, rate
 from transforms.feedback.votes import fold
 
 _LEAST_CHANGE: Final = 1e-6
@@ -125,9 +126,8 @@ def _ripe_at(case: Case, awaited: Awaited, rules: FeedbackConfig) -> float:
             break
         if ripe_s < _NEVER and judged.feedback.channel:
             continue  # only a retraction could change it
-        votes = fold((), by_time[:number], len(awaited.samples)).votes
-        ripe = rate(votes, awaited.samples, rules)
-        ripe_s = min(ripe_s, moment_s) if ripe else _NEVER
+        votes = fold((), by_time[:number], awaited.size).votes
+        ripe_s = min(ripe_s, moment_s) if are_rated(votes, rules) else _NEVER
     return ripe_s
 
 
@@ -176,15 +176,15 @@ def _refused(group: GroupId, lost: Sequence[Judged], now_s: float) -> Settled:
 
 def _decide(case: Case, awaited: Awaited, now_s: float, rules: Rules) -> tuple[list[Settled], Case]:
     """The first decision: joined if enough users have judged an answer, else expired."""
-    folded = fold((), case.waiting, len(awaited.samples))
-    rated = rate(folded.votes, awaited.samples, rules.feedback)
+    folded, samples = fold((), case.waiting, awaited.size), awaited.samples()
+    rated = rate(folded.votes, samples, rules.feedback)
     by_place = {judged.source.place: judged for judged in case.waiting}
     votes = tuple(vote for vote in folded.votes if any(concerns(vote, index) for index in rated))
     for vote in folded.votes:
         if vote not in votes:
             folded.fates.give(by_place[vote.place], "too_few")
     used = [by_place[vote.place] for vote in votes]
-    contributions = (joined(awaited.samples, rated), *_demonstrations(awaited, used, rules)) if rated else ()
+    contributions = (joined(samples, rated), *_demonstrations(samples, used, rules)) if rated else ()
     outcome = Outcome(
         kind="joined" if rated else "expired",
         group=case.group,
@@ -200,11 +200,11 @@ def _decide(case: Case, awaited: Awaited, now_s: float, rules: Rules) -> tuple[l
     return [settled], replace(case, waiting=(), decision=outcome)
 
 
-def _demonstrations(awaited: Awaited, used: Iterable[Judged], rules: Rules) -> list[Contribution]:
+def _demonstrations(samples: Sequence[Sample], used: Iterable[Judged], rules: Rules) -> list[Contribution]:
     if rules.feedback.corrections != "demonstration":
         return []
     return [
-        demonstration(awaited.samples[judged.feedback.rollout.index], judged, rules.feedback, rules.demonstrate)
+        demonstration(samples[judged.feedback.rollout.index], judged, rules.feedback, rules.demonstrate)
         for judged in used
         if judged.feedback.kind == "correction"
     ]
@@ -225,12 +225,12 @@ def _decide_again(
     """What comes after the first decision: a correction, if the group was trained and it changes anything."""
     if not before.rewards:
         return _decide_too_late(case, before)
-    folded = fold(before.votes, case.waiting, len(awaited.samples))
+    folded, samples = fold(before.votes, case.waiting, awaited.size), awaited.samples()
     taken = [each for each in case.waiting if folded.fates.of(each.source.place) in ("used", "retraction")]
     used = [each for each in taken if folded.fates.of(each.source.place) == "used"]
-    made, rewards = _correct(awaited, before, folded.votes, taken, rules)
+    made, rewards = _correct(samples, before, folded.votes, taken, rules)
     _name_corrections(used, before, rewards, folded.fates, rules)
-    made += _demonstrations(awaited, used, rules)
+    made += _demonstrations(samples, used, rules)
     outcome = Outcome(
         kind="corrected",
         group=case.group,
@@ -245,7 +245,7 @@ def _decide_again(
 
 
 def _correct(
-    awaited: Awaited, before: Outcome, votes: Sequence[Vote], taken: Iterable[Judged], rules: Rules
+    samples: Sequence[Sample], before: Outcome, votes: Sequence[Vote], taken: Iterable[Judged], rules: Rules
 ) -> tuple[list[Contribution], dict[int, float]]:
     """The correction that new judgements make, under the name of the newest, and the rewards after it.
 
@@ -254,14 +254,14 @@ def _correct(
     causes = [each for each in taken if each.feedback.kind != "correction" or not _demonstrates(rules)]
     if not causes:
         return [], dict(before.rewards)
-    rated = rate(votes, awaited.samples, rules.feedback)
+    rated = rate(votes, samples, rules.feedback)
     rewards = {index: rated[index].reward if index in rated else 0.0 for index in {*before.rewards, *rated}}
     changes = _changes(before.rewards, rewards)
     if not changes:
         return [], rewards
     cause = max(causes, key=lambda each: (each.source.appended_s, each.source.place))
     raters = {user for index in changes if index in rated for user in rated[index].raters}
-    rows = [(awaited.samples[index], change) for index, change in changes.items()]
+    rows = [(samples[index], change) for index, change in changes.items()]
     return [correction(rows, cause, raters | {cause.feedback.user})], rewards
 
 

@@ -3,13 +3,15 @@
 Judged, Awaited ──► Case, one a group ──► Settled
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from schemas.dead_letters import DeadLetter
 from schemas.feedback import Feedback
 from schemas.identity import GroupId
 from schemas.outcomes import FeedbackFate, Outcome
-from schemas.trajectories import Group, Sample
+from schemas.trajectories import Sample, decode, encode
 
 Place = tuple[int, int]
 """Partition and offset of a record."""
@@ -25,6 +27,10 @@ class Source:
     appended_s: float
     """When the broker took it, in seconds since 1970."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As that of :class:`Awaited`."""
+        return Source, (self.place, self.first, self.appended_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Awaited:
@@ -34,10 +40,30 @@ class Awaited:
     source: Source
     of_groups: int
     """How many groups its record has."""
-    samples: tuple[Sample, ...]
-    """All of the group, by index."""
+    size: int
+    """How many answers the group has."""
+    value: bytes
+    """The group alone, as in the log (:func:`schemas.trajectories.encode`): a third of its size as objects, or less."""
+    headers: tuple[tuple[str, bytes], ...]
     decision: Outcome | None = None
     """What was decided about it before the pipeline was started."""
+
+    @classmethod
+    def of(
+        cls, source: Source, samples: Sequence[Sample], *, of_groups: int = 1, decision: Outcome | None = None
+    ) -> "Awaited":
+        """A group as it was read, of a record that may hold others."""
+        value, headers = encode(samples)
+        return cls(samples[0].group, source, of_groups, len(samples), value, tuple(headers.items()), decision)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A third of the cost of what ``dataclass`` generates; every item crosses from stage to stage."""
+        return Awaited, tuple(getattr(self, name) for name in self.__slots__)
+
+    def samples(self) -> list[Sample]:
+        """All of the group, by index."""
+        (samples,) = decode(self.value, dict(self.headers))
+        return sorted(samples, key=lambda sample: sample.sample_index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +72,10 @@ class Judged:
 
     source: Source
     feedback: Feedback
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As that of :class:`Awaited`."""
+        return Judged, (self.source, self.feedback)
 
     @property
     def group(self) -> GroupId:
@@ -118,6 +148,3 @@ class Fates:
     def told(self) -> tuple[FeedbackFate, ...]:
         """For the outcome."""
         return tuple(fate for _, fate in self.known.values())
-
-
-__all__ = ["Awaited", "Closed", "Contribution", "Fates", "Group", "Item", "Judged", "Place", "Settled", "Source"]

@@ -41,6 +41,17 @@ def rate(votes: Sequence[Vote], samples: Sequence[Sample], rules: FeedbackConfig
     }
 
 
+def are_rated(votes: Sequence[Vote], rules: FeedbackConfig) -> bool:
+    """Whether enough users have judged one of the answers, so that :func:`rate` will find any."""
+    judged = {index for vote in votes for index in answers_of(vote)}
+    return any(len(raters_of(votes, index)) >= rules.min_raters for index in judged)
+
+
+def answers_of(vote: Vote) -> tuple[int, ...]:
+    """The answers that a vote says something of: one, or both of a preference."""
+    return (vote.sample, int(vote.value)) if vote.channel == "preference" else (vote.sample,)
+
+
 def raters_of(votes: Iterable[Vote], index: int) -> tuple[str, ...]:
     """The users who have judged an answer, alone or against another."""
     return tuple(sorted({vote.user for vote in votes if concerns(vote, index)}))
@@ -48,7 +59,7 @@ def raters_of(votes: Iterable[Vote], index: int) -> tuple[str, ...]:
 
 def concerns(vote: Vote, index: int) -> bool:
     """Whether a vote says something of an answer."""
-    return index in (vote.sample, vote.value if vote.channel == "preference" else None)
+    return index in answers_of(vote)
 
 
 def _rate(votes: Sequence[Vote], sample: Sample, rules: FeedbackConfig) -> Rated | None:

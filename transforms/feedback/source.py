@@ -35,6 +35,7 @@ from schemas.trajectories import decode
 from transforms.feedback.book import book_of
 from transforms.feedback.gate import Gate, merge
 from transforms.feedback.items import Awaited, Item, Judged, Settled, Source
+from transforms.feedback.pace import PACE
 from transforms.generation.source import Nothing
 
 _LOG = structlog.get_logger(__name__)
@@ -78,12 +79,16 @@ class BatchReader(UnboundedReader):  # type: ignore[misc]
         return self.advance()
 
     def advance(self) -> bool:
-        """Moves to the next batch; waits a little if nothing has come."""
+        """Moves to the next batch; waits a little if nothing has come or the state has enough to do."""
+        if not PACE.has_room():
+            time.sleep(_PATIENCE_MS / 1000)
+            return False
         polled = self._consumer.poll(timeout_ms=_PATIENCE_MS)
         found = [self._read(partition, record) for partition, records in polled.items() for record in records]
         self._move_watermark(polled)
         items = tuple(each for of in found for each in of if isinstance(each, Awaited | Judged))
         refused = [each for of in found for each in of if isinstance(each, Settled)]
+        PACE.give(len(items))
         self._batch = Batch(items, (merge(refused),) if refused else ())
         self._batch_s = min((record.timestamp for of in polled.values() for record in of), default=0) / 1000
         return bool(found)
@@ -121,9 +126,12 @@ class BatchReader(UnboundedReader):  # type: ignore[misc]
             yield self._unreadable(source, error, record.value or b"")
             return
         for samples in groups:
-            ordered = tuple(sorted(samples, key=lambda sample: sample.sample_index))
-            group = ordered[0].group
-            yield Awaited(group, source, len(groups), ordered, self._book.decision_of(group))
+            group = samples[0].group
+            decision = self._book.decision_of(group)
+            if len(groups) == 1:  # as it came
+                yield Awaited(group, source, 1, len(samples), record.value, tuple(record.headers), decision)
+            else:
+                yield Awaited.of(source, samples, of_groups=len(groups), decision=decision)
 
     def _unreadable(self, source: Source, error: RecordError, value: bytes) -> Settled:
         _LOG.error("pending_unreadable", place=source.place, reason=error.reason, detail=error.detail[:300])

@@ -11,7 +11,7 @@ from transforms.feedback.votes import fold
 
 
 def rewards(judgements, *, size=2, samples=None, **changes):
-    samples = samples or awaited(size=size).samples
+    samples = samples or awaited(size=size).samples()
     votes = fold((), judgements, len(samples)).votes
     return {index: each.reward for index, each in rate(votes, samples, FeedbackConfig(**changes)).items()}
 
@@ -48,7 +48,7 @@ def test_a_rating_and_a_preference_count_alike():
 
 
 def test_a_users_own_rating_comes_before_how_alike_their_text_is():
-    sample = awaited(response_text="the cat").samples[0]
+    sample = awaited(response_text="the cat").samples()[0]
     votes = fold((), [judged(1.0, "correction", "the cat"), judged(2.0, value=-1.0)], 2).votes
     assert ratings_of(votes, sample) == {"ann": -1.0}
 
@@ -62,7 +62,7 @@ def test_raters_are_users_and_not_judgements():
 def test_a_verifiable_part_is_blended_by_its_share():
     assert blend(-1.0, {}) == -1.0
     assert blend(-1.0, {"verifiable": 1.0, "verifiable_share": 0.25}) == pytest.approx(-0.5)
-    samples = awaited(reward_parts={"verifiable": 1.0, "verifiable_share": 0.5}).samples
+    samples = awaited(reward_parts={"verifiable": 1.0, "verifiable_share": 0.5}).samples()
     assert rewards([judged(1.0, value=-1.0)], samples=samples) == {0: 0.0}
 
 
