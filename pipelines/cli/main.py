@@ -33,6 +33,7 @@ VERBS: Final = {
     "kafka": "serve the log of a finished run again",
     "audit": "check every promise of a run from its topics alone",
     "replay": "train a step of a run again from the log and compare the bits",
+    "simulate-users": "have a population talk to a gateway and judge its answers",
     "drill": "hurt a running stack on purpose and check that nothing is lost",
 }
 

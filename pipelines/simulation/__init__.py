@@ -1,0 +1,8 @@
+"""A seeded population that talks to a gateway as people do, and what came of it.
+
+preferences    which answers somebody likes: checkable rules by name
+population     who there is: what each likes, how often they err, how long they take
+talk           one user's questions and judgements, over HTTP
+results        the share of liked answers over time, and how long the model took to adapt
+run            all of it
+"""

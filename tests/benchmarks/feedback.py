@@ -1,0 +1,184 @@
+"""The feedback pipeline under traffic worse than real: is every judgement accounted for once, and how fast?
+
+    10^5 rollouts, 10^5 judgements (20 % twice, 10 % late, 5 % early, 5 % unknown, 2 % retractions), in random order
+        ──► a pipeline that nobody disturbs          ──► fates, ends, events/s, size of the state
+        ──► one that is killed (SIGKILL) three times ──► the same numbers
+    a flood of 10^4 judgements a second by one user  ──► how long another user's judgement takes, before and meanwhile
+
+    make -s bench BENCH=feedback BENCH_ARGS="--events 10000"
+
+Prints one JSON object, with code 1 if anything was lost, doubled or different. A real broker, Prism and the tiny model;
+rollouts and judgements are those of ``tests/support/feedback_traffic.py``. The topics are filled first, so that the
+rate is that of the pipeline and not of the sender.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+
+from pipelines.local.broker import Broker
+from pipelines.local.tiny_model import build_tiny_model
+from pipelines.local.topics import create_topics
+from schemas.config import KafkaConfig, ModelConfig, RunConfig
+from schemas.feedback import Feedback
+from schemas.identity import EXCHANGES, GroupId
+from schemas.joining import FeedbackConfig
+from tests.pipeline.rollout_process import JoinProcess, wait_for
+from tests.support.feedback_traffic import Sender, account, draw
+
+KILLS = 3
+HELD_S = 60.0
+"""Longer than it takes to send all rollouts and judgements: what is decided must not depend on how fast that is."""
+FLOOD_A_S = 10_000
+FLOOD_S = 20
+TIMEOUT_S = 1800
+
+
+def main():
+    options = parse()
+    with tempfile.TemporaryDirectory(prefix="asyncflow-feedback-") as made:
+        directory = Path(made)
+        model = build_tiny_model(directory / "model")
+        with Broker(directory / "kafka") as broker:
+            bench = Bench(broker.bootstrap, model, directory, options.events)
+            figures = bench.measure()
+            figures["flood"] = bench.flood()
+    figures["passed"] = judge(figures)
+    sys.stdout.write(json.dumps(figures, indent=1) + "\n")
+    return 0 if figures["passed"] else 1
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, default=100_000, help="rollouts, and as many judgements")
+    return parser.parse_args()
+
+
+class Bench:
+    """Runs on one broker."""
+
+    def __init__(self, bootstrap, model, directory, events):
+        self._bootstrap, self._model, self._directory, self._events = bootstrap, model, directory, events
+
+    def _config(self, name, **feedback):
+        config = RunConfig(
+            name=name,
+            kafka=KafkaConfig(bootstrap=self._bootstrap),
+            model=ModelConfig(path=str(self._model)),
+            feedback=FeedbackConfig(**feedback),
+        )
+        create_topics(config)
+        return config
+
+    def measure(self):
+        """Both pipelines, each over a log of its own with the same traffic."""
+        held = {"settle_s": HELD_S, "unknown_after_s": HELD_S, "wait_s": 4 * HELD_S, "correction_s": 2 * HELD_S}
+        configs = [self._config(name, user_rate_per_s=1e6, **held) for name in ("undisturbed", "killed")]
+        traffics = [draw(self._events, self._events, run=config.name) for config in configs]
+        sent_s = [self._send(config, traffic) for config, traffic in zip(configs, traffics, strict=True)]
+        time.sleep(HELD_S + 1)
+        for config, traffic in zip(configs, traffics, strict=True):
+            Sender(config).send(traffic.late)
+        undisturbed = self._run(configs[0], traffics[0], kills=0)
+        killed = self._run(configs[1], traffics[1], kills=KILLS)
+        return {"events": self._events, "seconds_sent": max(sent_s), "undisturbed": undisturbed, "killed": killed}
+
+    def _send(self, config, traffic):
+        started, sender = time.monotonic(), Sender(config)
+        sender.send(traffic.early)
+        sender.send(traffic.mixed)
+        return time.monotonic() - started
+
+    def _run(self, config, traffic, kills):
+        """Waits until everything has an end, killing the pipeline as its work goes on."""
+        started, judgements = time.monotonic(), len(traffic.judgements)
+        marks = [judgements * (each + 1) // (kills + 2) for each in range(kills)]
+        while True:
+            with JoinProcess(config, self._directory) as running:
+                found = wait_for(lambda: self._at(config, traffic, marks), TIMEOUT_S, running, poll_s=2)
+                if not marks:
+                    memory_bytes = psutil.Process(running.process.pid).memory_info().rss
+                    running.drain()
+                    break
+                marks.pop(0)
+                running.kill()
+        seconds = time.monotonic() - started
+        return {
+            **found.figures,
+            "once": found.once() and len(found.judged) == len(traffic.judgements),
+            "seconds": seconds,
+            "events_a_second": 2 * self._events / seconds,
+            "memory_bytes": memory_bytes,
+            "log": summary_of(running.log),
+        }
+
+    def _at(self, config, traffic, marks):
+        found = account(config)
+        if marks:
+            return found if len(found.judged) >= marks[0] else None
+        ended = found.kinds["joined"] + found.kinds["expired"] == self._events
+        return found if ended and len(found.judged) == len(traffic.judgements) else None
+
+    def flood(self):
+        """Seconds from a judgement to its outcome, alone and beside a user who sends ten thousand a second."""
+        config = self._config("flood", settle_s=0.0, user_rate_per_s=5.0)
+        sender = Sender(config)
+        with JoinProcess(config, self._directory):
+            self._wait_for_one(config, sender, 0)  # the pipeline is up
+            alone = [self._wait_for_one(config, sender, number) for number in range(1, 11)]
+            with ThreadPoolExecutor(1) as pool:
+                flooded = pool.submit(send_flood, config)
+                beside = [self._wait_for_one(config, sender, number) for number in range(11, 21)]
+                sent_a_second = flooded.result()
+        return {
+            "sent_a_second": sent_a_second,
+            "seconds_alone": statistics.median(alone),
+            "seconds_beside": statistics.median(beside),
+        }
+
+    def _wait_for_one(self, config, sender, number):
+        name, group = f"one-{number}", GroupId(EXCHANGES, number)
+        given = Feedback(
+            feedback_id=name, rollout_id=f"{config.name}/{group}/0", kind="thumb", value=1.0, user=f"quiet-{number}"
+        )
+        started = time.monotonic()
+        sender.send([group, given])
+        wait_for(lambda: account(config).joined[group], 120, poll_s=0.05)
+        return time.monotonic() - started
+
+
+def send_flood(config):
+    """One user's judgements of rollouts that exist, as fast as they can be told; gives how many a second that was."""
+    sender, started, sent = Sender(config), time.monotonic(), 0
+    while time.monotonic() - started < FLOOD_S:
+        sender.send(
+            Feedback(feedback_id=f"x-{sent + each}", rollout_id=f"{config.name}/{GroupId(EXCHANGES, 0)}/0",
+                     kind="thumb", value=1.0, user="loud")
+            for each in range(1000)
+        )  # fmt: skip
+        sent += 1000
+        time.sleep(max(0.0, started + sent / FLOOD_A_S - time.monotonic()))
+    return sent / (time.monotonic() - started)
+
+
+def summary_of(log):
+    """Errors in a log, so that a run that only seems right is seen."""
+    return [line[:300] for line in log.read_text(errors="replace").splitlines() if "Traceback" in line][:3]
+
+
+def judge(figures):
+    """Whether nothing was lost or doubled, and dying changed nothing."""
+    undisturbed, killed = figures["undisturbed"], figures["killed"]
+    same = all(undisturbed[name] == killed[name] for name in ("fates", "kinds"))
+    return same and undisturbed["once"] and killed["once"]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
