@@ -11,8 +11,8 @@ import tyro
 
 from pipelines.cli.options import parse
 
-_DESCRIPTION = """A seeded population that talks to a gateway as people do: it asks, likes or dislikes by a rule, errs now
-and then, takes its time, and in the middle begins to like something else. Prints what came of it as JSON. Example:
+_DESCRIPTION = """A seeded population that talks to a gateway as people do: it asks, likes or dislikes by a rule, errs
+now and then, takes its time, and in the middle begins to like something else. Prints what came of it as JSON. Example:
 
   asyncflow simulate-users --gateway http://127.0.0.1:8080 --first short --then sentence --answers 4000
 """
