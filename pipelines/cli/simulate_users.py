@@ -14,7 +14,7 @@ from pipelines.cli.options import parse
 _DESCRIPTION = """A seeded population that talks to a gateway as people do: it asks, likes or dislikes by a rule, errs
 now and then, takes its time, and in the middle begins to like something else. Prints what came of it as JSON. Example:
 
-  asyncflow simulate-users --gateway http://127.0.0.1:8080 --first short --then sentence --answers 4000
+  asyncflow simulate-users --gateway http://127.0.0.1:8080 --first short --then wordy --answers 4000
 """
 
 
@@ -30,7 +30,7 @@ class SimulateUsersOptions:
     """How many answers all of them ask for."""
     first: str = "short"
     """What is liked at first: short, wordy, sentence, exclaims or lowercase."""
-    then: str = "sentence"
+    then: str = "wordy"
     """What is liked from --change-at on."""
     change_at: int | None = None
     """The answer from which on it is; by default in the middle."""
@@ -44,7 +44,7 @@ class SimulateUsersOptions:
     """Judge by chance: the control, under which nothing may be learned."""
     window: int = 128
     """Answers over which the share of liked ones is taken."""
-    max_tokens: int = 32
+    max_tokens: int = 24
     """Longest answer."""
     questions: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Text file with one question a line; by default a few dozen about countries."""

@@ -15,13 +15,13 @@ _SENTENCE: Final = re.compile(r"[A-Z].*[.!?]", re.DOTALL)
 
 
 def short(text: str) -> bool:
-    """Four words at most."""
-    return 1 <= len(text.split()) <= 4
+    """Ten words at most."""
+    return 1 <= len(text.split()) <= 10
 
 
 def wordy(text: str) -> bool:
-    """Nine words or more."""
-    return len(text.split()) >= 9
+    """Twelve words or more."""
+    return len(text.split()) >= 12
 
 
 def sentence(text: str) -> bool:

@@ -5,7 +5,7 @@ question ──► POST /v1/chat/completions ──► answer, rollout id, recei
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -86,7 +86,7 @@ class Talk:
 
     async def _post(
         self, session: aiohttp.ClientSession, route: str, body: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
+    ) -> tuple[dict[str, Any], Mapping[str, str]]:
         """An answer of the gateway; while it is busy, later.
 
         Raises:
@@ -97,7 +97,7 @@ class Talk:
             try:
                 async with session.post(self.url + route, json=body) as response:
                     if response.status < HTTPStatus.BAD_REQUEST:
-                        return await response.json(), dict(response.headers)
+                        return await response.json(), response.headers
                     fault = f"{response.status} {(await response.text())[:300]}"
                     if response.status not in _BUSY:
                         break

@@ -12,9 +12,9 @@ from schemas.errors import ConfigError
     ("text", "liked"),
     [
         ("Paris.", {"short"}),
-        ("Paris is the capital of France.", {"sentence"}),
-        ("The capital of France, as everybody knows, is Paris!", {"sentence", "exclaims", "wordy"}),
-        ("paris, of course, it is", {"lowercase"}),
+        ("Paris is the capital of France.", {"sentence", "short"}),
+        ("The capital of France, as everybody in the whole world knows, is Paris!", {"sentence", "exclaims", "wordy"}),
+        ("paris, of course, it is", {"lowercase", "short"}),
         ("", set()),
         ("2 + 3", {"short"}),
     ],
