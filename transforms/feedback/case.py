@@ -32,8 +32,8 @@ _LEAST_CHANGE: Final = 1e-6
 _MOST_WAITING: Final = 1000
 """Judgements of one group that are held back; its state is written anew with each."""
 _NEVER: Final = float("inf")
-_ROUNDING_S: Final = 1e-3
-"""Times of the topics are whole milliseconds, those of timers whole microseconds."""
+ROUNDING_S: Final = 1e-3
+"""What is due within it is due: times of the topics are whole milliseconds, those of timers whole microseconds."""
 
 
 class Rules(NamedTuple):
@@ -145,19 +145,20 @@ def settle(case: Case, now_s: float, rules: Rules) -> tuple[list[Settled], Case]
     Returns:
         What is to be written, in order, and what remains of the case.
     """
-    if wakes_at(case, rules.feedback) > now_s + _ROUNDING_S:
+    until_s = now_s + ROUNDING_S
+    if wakes_at(case, rules.feedback) > until_s:
         return [], case
-    if lost := [judged for judged in _lost(case, rules.feedback) if _lost_at(judged, rules.feedback) <= now_s]:
+    if lost := [judged for judged in _lost(case, rules.feedback) if _lost_at(judged, rules.feedback) <= until_s]:
         return [_refused(case.group, lost, now_s)], _without(case, lost)
     if case.awaited is None:
         return [], case
-    later = [judged for judged in case.waiting if judged.source.appended_s > now_s + _ROUNDING_S]
+    later = [judged for judged in case.waiting if judged.source.appended_s > until_s]
     due, settled = _without(case, later), list[Settled]()
     if case.decision is None:
         settled, due = _decide(due, case.awaited, now_s, rules)
     elif due.waiting:
         settled, due = _decide_again(due, case.awaited, case.decision, now_s, rules)
-    if due.decision and closes_at(due.decision, rules.feedback) <= now_s + _ROUNDING_S:
+    if due.decision and closes_at(due.decision, rules.feedback) <= until_s:
         settled, due = [*settled, Settled(closed=_closed(due))], Case(case.group)
     return settled, replace(due, waiting=tuple(later))
 

@@ -20,7 +20,7 @@ from typing import Final
 
 from schemas.identity import GroupId
 from schemas.joining import FeedbackConfig
-from transforms.feedback.case import Case, Rules, settle, take, wakes_at
+from transforms.feedback.case import ROUNDING_S, Case, Rules, settle, take, wakes_at
 from transforms.feedback.items import Item, Settled
 
 _SLACK_CASES: Final = 256
@@ -81,7 +81,7 @@ class Shelf:
         """Decides what is due; gives it and the groups that changed."""
         settled: list[Settled] = []
         changed = set()
-        while self.wakes_at() <= now_s:
+        while self.wakes_at() <= now_s + ROUNDING_S:
             group = heapq.heappop(self._wakes)[1]
             found, case = settle(self.cases[group], now_s, rules)
             settled += found

@@ -41,7 +41,7 @@ from transforms.generation.source import Nothing
 _LOG = structlog.get_logger(__name__)
 _PATIENCE_MS: Final = 80
 """How long a bundle waits for its first record: less than the 100 ms after which Prism asks for its progress."""
-_MOST_RECORDS: Final = 500
+_MOST_RECORDS: Final = 4000
 """Of one bundle."""
 _IDLE_LAG_S: Final = 0.5
 """How far the watermark stays behind the clock where nothing waits: more than broker and reader differ in their clocks.

@@ -83,3 +83,15 @@ def test_a_shelf_from_its_journal_goes_on_like_the_one_in_memory():
     assert {outcome.kind for outcome in told if outcome} == {"joined", "expired", "corrected", "refused"}
     assert largest < 500, "the journal is written anew now and then"
     assert state.restore().cases == kept.cases
+
+
+def test_a_timer_that_rounds_the_moment_down_still_finds_what_is_due():
+    """At today's seconds a float has a quarter of a microsecond, and a timer whole ones."""
+    dice = random.Random(2)
+    for _ in range(2000):
+        shelf, at_s = Shelf(CONFIG), 1.7e9 + dice.random() * 1e6
+        shelf.take([awaited(1, at_s)])
+        due_s = shelf.wakes_at()
+        settled, _ = shelf.settle(int(due_s * 1e6) / 1e6, RULES)
+        assert [each.outcome.kind for each in settled] == ["expired"]
+        assert shelf.wakes_at() > due_s
