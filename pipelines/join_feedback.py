@@ -20,7 +20,7 @@ from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
 from schemas.receipts import Receipts
-from transforms.feedback.book import close_all
+from transforms.feedback import book, feed
 from transforms.generation.tokenizer import Tokenizer
 from transforms.join_feedback import Commit, JoinFeedback
 
@@ -63,7 +63,8 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         _LOG.error("join_failed", error=repr(error)[:2000])
         return _FAILED
     finally:
-        close_all()
+        feed.close_all()
+        book.close_all()
 
 
 def _watch(result: Any, stop: threading.Event) -> int:

@@ -26,10 +26,11 @@ from transforms.end_of_stage import EndOfStage
 from transforms.feedback import metrics
 from transforms.feedback.book import book_of
 from transforms.feedback.case import Rules
+from transforms.feedback.feed import Batch
 from transforms.feedback.items import Item, Settled
 from transforms.feedback.pace import PACE
 from transforms.feedback.shelf import Shelf
-from transforms.feedback.source import Batch, BatchSource, ReadFn
+from transforms.feedback.source import BatchSource, ReadFn
 from transforms.generation.tokenizer import Tokenizer
 
 _REFUSED: Final = "refused"

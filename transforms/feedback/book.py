@@ -15,6 +15,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
@@ -25,6 +26,7 @@ from kafka.structs import OffsetAndMetadata
 from schemas import trajectories
 from schemas.config import RunConfig
 from schemas.crash_points import crash_point
+from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, FencedError, RecordError, StateError
 from schemas.identity import GroupId
 from schemas.offsets import OffsetSet
@@ -89,7 +91,7 @@ class Book:
             StateError: a part of it was, by a pipeline that knew more.
         """
         outcome = settled.outcome
-        if outcome is None:
+        if outcome is None or outcome.group is None:
             return False
         known = [self.has_fate(fate.at) for fate in outcome.feedback]
         if outcome.kind in ("joined", "expired") and not known:
@@ -97,6 +99,20 @@ class Book:
         if any(known) and not all(known):
             raise StateError(f"decisions about group {outcome.group} differ from the topics; start anew to read them")
         return all(known)
+
+    def _only_new(self, settled: Settled) -> Settled:
+        """Without refusals that were committed before: a reader that was set back has read them again."""
+        outcome = settled.outcome
+        if outcome is None or outcome.group is not None:
+            return settled
+        fresh = tuple(fate for fate in outcome.feedback if not self.has_fate(fate.at))
+        letters = tuple(letter for letter in settled.letters if self._is_new(letter))
+        return replace(
+            settled, outcome=outcome.model_copy(update={"feedback": fresh}) if fresh else None, letters=letters
+        )
+
+    def _is_new(self, letter: DeadLetter) -> bool:
+        return letter.topic != self._topics.feedback or not self.has_fate((letter.partition, letter.offset))
 
     # ---- what happens ------------------------------------------------------------------------------------
 
@@ -110,7 +126,7 @@ class Book:
         """
         with self._lock:
             started = time.monotonic()
-            fresh = [each for each in settled if not self._is_known(each)]
+            fresh = [self._only_new(each) for each in settled if not self._is_known(each)]
             moved = self._offsets_after(fresh)
             if not moved and not any(each.outcome for each in fresh):
                 return

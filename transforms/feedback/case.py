@@ -14,6 +14,7 @@ reads on after hours decides what it would have decided in time.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Final, NamedTuple
 
 from schemas.dead_letters import DeadLetter
@@ -78,7 +79,10 @@ def take(case: Case, item: Item) -> Case:
 
 
 def _is_decided(case: Case, judged: Judged) -> bool:
-    return case.decision is not None and judged.source.place in {fate.at for fate in case.decision.feedback}
+    if case.decision is None:
+        return False
+    known = (fate.at for fate in case.decision.feedback), (vote.place for vote in case.decision.votes)
+    return judged.source.place in chain(*known)
 
 
 # ---- when ------------------------------------------------------------------------------------------------

@@ -1,23 +1,13 @@
-"""Reading pending and feedback as one unbounded source, with one clock.
+"""The feed as Beam's unbounded source: a bundle is one batch.
 
-    pending  ──► decode ──► Awaited, with what was decided before ─┐
-    feedback ──► Gate ────► Judged ────────────────────────────────┴──► a Batch a bundle
-                  └───────► Settled: refused, or dealt with before
-
-The watermark is the time of what was read last; of partitions that are read to their end a little before now. It never
-stands still while nothing comes, so that timers fire (a source that is idle otherwise blocks them all), and a backlog
-is worked off by its own time: what a pipeline missed while it was away does not expire because it was away.
-
-What a reader has given and what is committed lies in the book, so the checkpoint mark is empty, as in
-:mod:`transforms.generation.source`.
+A reader is a thin view of the process's feed, and its checkpoint mark the feed's place, so a reader that Beam builds
+anew finds the feed where it was. See :mod:`transforms.generation.source` for why a bundle has one element.
 """
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import structlog
 from apache_beam.coders import PickleCoder
 from apache_beam.io.unbounded_source import (
     CheckpointMark,
@@ -26,137 +16,50 @@ from apache_beam.io.unbounded_source import (
     _ReadFromUnboundedSourceDoFn,
 )
 from apache_beam.utils.timestamp import Timestamp
-from kafka import KafkaConsumer, TopicPartition
 
 from schemas.config import RunConfig
-from schemas.dead_letters import DeadLetter
-from schemas.errors import RecordError
-from schemas.trajectories import decode
-from transforms.feedback.book import book_of
-from transforms.feedback.gate import Gate, merge
-from transforms.feedback.items import Awaited, Item, Judged, Settled, Source
-from transforms.feedback.pace import PACE
-from transforms.generation.source import Nothing
+from transforms.feedback.feed import At, Batch, feed_of
 
-_LOG = structlog.get_logger(__name__)
-_PATIENCE_MS: Final = 80
-"""How long a bundle waits for its first record: less than the 100 ms after which Prism asks for its progress."""
-_MOST_RECORDS: Final = 4000
-"""Of one bundle."""
-_IDLE_LAG_S: Final = 0.5
-"""How far the watermark stays behind the clock where nothing waits: more than broker and reader differ in their clocks.
-What is later than that is joined all the same, by decisions that are made without it."""
-_ASK_S: Final = 0.2
-"""Time between two questions where the topics end."""
 _PAUSE_S: Final = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one bundle is made of."""
+@dataclass(frozen=True)
+class Mark(CheckpointMark):  # type: ignore[misc]
+    """The position of a reader."""
 
-    items: tuple[Item, ...]
-    settled: tuple[Settled, ...]
+    at: At
 
 
 class BatchReader(UnboundedReader):  # type: ignore[misc]
-    """Reads both topics from where the book says."""
+    """Takes batches from the feed."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
-        self._watermark_s = self._asked_s = 0.0
+    def __init__(self, config: RunConfig, at: At | None) -> None:
+        self._config, self._at = config, at
 
     def start(self) -> bool:
-        """Begins with the oldest record that is not done."""
-        self._book = book_of(self._config)
-        self._gate = Gate(self._config)
-        self._next = self._book.starts()
-        self._reached_s = dict.fromkeys(self._next, 0.0)
-        self._consumer = KafkaConsumer(**self._config.kafka.consumer_options(), max_poll_records=_MOST_RECORDS)
-        self._consumer.assign(sorted(self._next))
-        for partition, offset in self._next.items():
-            self._consumer.seek(partition, offset)
+        """Finds the feed."""
+        self._feed = feed_of(self._config, self._at)
         return self.advance()
 
     def advance(self) -> bool:
-        """Moves to the next batch; waits a little if nothing has come or the state has enough to do."""
-        if not PACE.has_room():
-            time.sleep(_PATIENCE_MS / 1000)
-            return False
-        polled = self._consumer.poll(timeout_ms=_PATIENCE_MS)
-        found = [self._read(partition, record) for partition, records in polled.items() for record in records]
-        self._move_watermark(polled)
-        items = tuple(each for of in found for each in of if isinstance(each, Awaited | Judged))
-        refused = [each for of in found for each in of if isinstance(each, Settled)]
-        PACE.give(len(items))
-        self._batch = Batch(items, (merge(refused),) if refused else ())
-        self._batch_s = min((record.timestamp for of in polled.values() for record in of), default=0) / 1000
-        return bool(found)
-
-    def _move_watermark(self, polled: dict[Any, list[Any]]) -> None:
-        for partition, records in polled.items():
-            self._reached_s[partition] = max(self._reached_s[partition], records[-1].timestamp / 1000)
-        if time.time() - self._asked_s > _ASK_S:
-            self._find_ends()
-        self._watermark_s = max(self._watermark_s, min(self._reached_s.values()))
-
-    def _find_ends(self) -> None:
-        """Asks the broker which partitions are read to their ends; that nothing was polled may mean that it is slow."""
-        self._asked_s = time.time()
-        for partition, end in self._consumer.end_offsets(list(self._reached_s)).items():
-            if self._consumer.position(partition) >= end:
-                self._reached_s[partition] = max(self._reached_s[partition], self._asked_s - _IDLE_LAG_S)
-
-    def _read(self, partition: TopicPartition, record: Any) -> list[Item | Settled]:
-        source = Source((record.partition, record.offset), self._next[partition], record.timestamp / 1000)
-        self._next[partition] = record.offset + 1
-        if partition.topic == self._config.topics.pending:
-            return list(self._read_pending(source, record))
-        if self._book.has_fate(source.place):
-            return [Settled(judged=(source,))]
-        return [self._gate.look(source, record.value)]
-
-    def _read_pending(self, source: Source, record: Any) -> Iterator[Item | Settled]:
-        if self._book.is_closed(source.place):
-            yield Settled(passed=(source,))
-            return
-        try:
-            groups = decode(record.value, dict(record.headers))
-        except RecordError as error:
-            yield self._unreadable(source, error, record.value or b"")
-            return
-        for samples in groups:
-            group = samples[0].group
-            decision = self._book.decision_of(group)
-            if len(groups) == 1:  # as it came
-                yield Awaited(group, source, 1, len(samples), record.value, tuple(record.headers), decision)
-            else:
-                yield Awaited.of(source, samples, of_groups=len(groups), decision=decision)
-
-    def _unreadable(self, source: Source, error: RecordError, value: bytes) -> Settled:
-        _LOG.error("pending_unreadable", place=source.place, reason=error.reason, detail=error.detail[:300])
-        letter = DeadLetter.of("join", error.reason, error.detail, (self._config.topics.pending, *source.place), value)
-        return Settled(letters=(letter,), passed=(source,))
+        """Moves to the next batch; waits a little if nothing has come."""
+        return self._feed.advance()
 
     def get_current(self) -> Batch:
         """The batch."""
-        return self._batch
+        return self._feed.batch
 
     def get_current_timestamp(self) -> Timestamp:
         """When the oldest of its records was appended."""
-        return Timestamp(self._batch_s)
+        return Timestamp(self._feed.batch_s)
 
     def get_watermark(self) -> Timestamp:
         """Everything that was appended before has been given."""
-        return Timestamp(self._watermark_s)
+        return Timestamp(self._feed.watermark_s)
 
     def get_checkpoint_mark(self) -> CheckpointMark:
-        """Always the same."""
-        return Nothing()
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._consumer.close()
+        """The feed's place."""
+        return Mark(self._feed.at)
 
 
 @dataclass(frozen=True)
@@ -170,11 +73,11 @@ class BatchSource(UnboundedSource):  # type: ignore[misc]
         return [self]
 
     def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> BatchReader:  # noqa: ARG002 - Beam's
-        """A reader that begins where the book says."""
-        return BatchReader(self.config)
+        """A reader that goes on at the mark, or begins where the book says."""
+        return BatchReader(self.config, checkpoint_mark.at if isinstance(checkpoint_mark, Mark) else None)
 
     def get_checkpoint_mark_coder(self) -> PickleCoder:
-        """The same bytes for every mark."""
+        """Equal bytes for equal marks."""
         return PickleCoder()
 
 
