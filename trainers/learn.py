@@ -166,10 +166,12 @@ class Learner:
 
     def _look_for_fault(self) -> None:
         """Publishes the weights again if nobody can answer because they cannot be loaded any more."""
-        waiting, finished = len(self._planner.waiting), self._planner.accounts.count
-        _log.warning("waiting for groups", have=waiting, need=self._config.learner.groups_per_step,
-                     admitted=self._admission.admitted, finished=finished)  # fmt: skip
-        unanswered = self._admission.admitted > finished + waiting
+        waiting, accounts = self._planner.waiting, self._planner.accounts
+        _log.warning("waiting for groups", have=len(waiting), need=self._config.learner.groups_per_step,
+                     over_share=self._planner.over_share(), admitted=self._admission.admitted,
+                     finished=accounts.count, parked=len(accounts.parked))  # fmt: skip
+        answered = accounts.parked.union(group for group in waiting if group.is_prompt)
+        unanswered = self._admission.admitted > accounts.count + len(answered)
         fault = self._at.weights.fault(self._at.announced) if unanswered else None
         if fault:
             self._publish_again(fault)
@@ -196,6 +198,7 @@ class Learner:
         published_at = time.monotonic()
         figures |= metrics.of_outcome(outcome) if outcome else {}
         figures |= {
+            "prompts_parked": len(self._planner.accounts.parked),
             "learning_rate": rate,
             "seconds_wait": self._waited_s,
             "seconds_train": trained_at - started,
@@ -278,4 +281,5 @@ class Learner:
             admitted=self._admission.admitted,
             drops=[drop.model_dump(mode="json") for drop in self._planner.drops],
             baselines=at.updates.advantages.baselines,
+            pending_positions={str(partition): offset for partition, offset in at.stream.pending_positions().items()},
         )

@@ -24,7 +24,7 @@ def weight(version, step, generation=1):
 
 def record(offset, version=1, attempt="a"):
     group = GroupId(0, offset)
-    return GroupRecord(group, (0, 10 * offset), attempt, 4, (version, version), frozenset({version}))
+    return GroupRecord(group, (0, 10 * offset), attempt, 4, (version, version), frozenset({version}), "train")
 
 
 def trained(offset, version=1):

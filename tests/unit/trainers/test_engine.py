@@ -65,7 +65,9 @@ def test_figures_are_means_over_tokens_also_where_weights_do_not_add_up_to_one(m
     assert found.loss == pytest.approx(whole.loss / 10)
     assert 0 < whole.figures["correction_cut"] < 1
     assert 0.5 < whole.figures["correction_weight"] < 1.02
-    assert make_engine(model_dir).train(Work([[]], 1e-3)).figures == {"logprob_gap_mean": 0.0, "clip_fraction": 0.0}
+    of_nothing = make_engine(model_dir).train(Work([[]], 1e-3)).figures
+    assert list(of_nothing) == ["logprob_gap_mean", "clip_fraction"]
+    assert all(math.isnan(mean) for mean in of_nothing.values())
 
 
 def test_gradient_does_not_depend_on_chunks_or_packs(model_dir, monkeypatch):

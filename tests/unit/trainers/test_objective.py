@@ -26,12 +26,13 @@ OF = np.array([0, 0, 0, 1, 1, 2])
 TIGHT = {"clip_low": 0.05, "clip_high": 0.08}
 
 
-def pack():
+def pack(as_given=(False,) * 6, demonstrated=(False,) * 6):
     empty = torch.zeros(0, dtype=torch.int64)
     return Pack(
         token_ids_N=empty, position_ids_N=empty, index_R=empty, target_R=empty,
         behaviour_R=torch.tensor(BEHAVIOUR), advantages_R=torch.tensor(ADVANTAGES), weights_R=torch.tensor(WEIGHTS),
-        sequence_R=torch.tensor(OF), group_S=torch.tensor([0, 0, 0]), lengths=(4, 3, 2),
+        sequence_R=torch.tensor(OF), as_given_R=torch.tensor(as_given), demonstrated_R=torch.tensor(demonstrated),
+        group_S=torch.tensor([0, 0, 0]), lengths=(4, 3, 2),
     )  # fmt: skip
 
 
