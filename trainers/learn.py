@@ -41,7 +41,8 @@ _log = structlog.get_logger(__name__)
 _POLL_S: Final = 0.1
 """How long the stream is waited for at a time: also how soon a signal is seen."""
 _PATIENCE_S: Final = 30.0
-"""After this long without a group the learner says what it waits for and looks whether it is its own fault."""
+"""After this long without a group, or with too many of the same raters, the learner says what it waits for and looks
+whether it is its own fault."""
 
 
 def run(config: RunConfig) -> int:
@@ -137,7 +138,7 @@ class Learner:
         started = heard = time.monotonic()
         patience_s = _PATIENCE_S
         while not self._stop.is_set():
-            if self._listen():
+            if self._listen() and not self._planner.is_held_up():
                 heard, patience_s = time.monotonic(), _PATIENCE_S
             self._planner.drop_stale(self._at.steps_done)
             self._deliver_as_files()

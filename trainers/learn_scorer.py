@@ -42,7 +42,6 @@ from trainers.log import broker_errors, topic_ids
 from trainers.optimizer import learning_rate
 from trainers.planner import Arrival
 from trainers.precision import fastest_dtype
-from trainers.purposes import RATED
 from trainers.ranks import Ranks
 from trainers.scorer_orders import KINDS, Orders
 from trainers.stream import Groups, Stream
@@ -173,9 +172,6 @@ class ScorerLearner:
         )
 
     def _can_teach(self, arrival: Arrival) -> bool:
-        """A difference or the weight of a demonstration says nothing of how good an answer is."""
-        if arrival.purpose not in RATED:
-            return False
         if arrival.highest_token >= self._orders.vocabulary:
             _log.warning("group passed over: the model does not know its tokens", group=str(arrival.group))
             return False

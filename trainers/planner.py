@@ -188,7 +188,11 @@ class Planner:
         """Whether the next step can be planned: it is full, or too much came that teaches nothing."""
         if self._fruitless > FRUITLESS_FACTOR * self.groups_per_step:
             return True
-        return len(self.waiting) >= self.groups_per_step == len(self._choose())
+        return len(self.waiting) >= self.groups_per_step and not self.is_held_up()
+
+    def is_held_up(self) -> bool:
+        """Whether enough groups wait for a step, and too many of them are of the same raters."""
+        return len(self.waiting) >= self.groups_per_step > len(self._choose())
 
     def over_share(self) -> int:
         """Groups that wait although the next step has room: their raters have their share of it."""
