@@ -192,7 +192,13 @@ class Planner:
 
     def is_held_up(self) -> bool:
         """Whether enough groups wait for a step, and too many of them are of the same raters."""
+        if self._most_of_one_rater >= self.groups_per_step:
+            return False
         return len(self.waiting) >= self.groups_per_step > len(self._choose())
+
+    @property
+    def _most_of_one_rater(self) -> int:
+        return max(1, floor(self.max_rater_share * self.groups_per_step + _ROUNDING))
 
     def over_share(self) -> int:
         """Groups that wait although the next step has room: their raters have their share of it."""
@@ -203,7 +209,7 @@ class Planner:
         """The groups with the oldest weights, in the order of their arrival, that fit into one step."""
         chosen: list[Arrival] = []
         taken: Counter[str] = Counter()
-        most = max(1, floor(self.max_rater_share * self.groups_per_step + _ROUNDING))
+        most = self._most_of_one_rater
         for arrival in sorted(self.waiting.values(), key=lambda arrival: self.versions.steps[arrival.oldest]):
             if len(chosen) < self.groups_per_step and all(taken[rater] < most for rater in arrival.raters):
                 chosen.append(arrival)
