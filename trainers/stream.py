@@ -83,7 +83,7 @@ class Stream:
         if pending is not None:
             starts |= self._starts(self._topics.pending, pending)
         self._letters = partitions_of(self._consumer, config.topics.dead_letters)[0]
-        self._early = list(read_to_end(self._consumer, {self._letters: letters_from}))
+        self._early = _read_early(config, self._letters, letters_from)
         after = self._early[-1].offset + 1 if self._early else letters_from  # not where a poll happened to end
         assign(self._consumer, {**starts, self._letters: after})
 
@@ -180,6 +180,15 @@ def read_trajectories(record: Any) -> Iterator[Arrival | Fault]:
     for samples in groups:
         ordered = tuple(sorted(samples, key=lambda sample: sample.sample_index))
         yield Arrival(ordered[0].group, at, ordered, raters.get(ordered[0].group, frozenset()))
+
+
+def _read_early(config: RunConfig, letters: TopicPartition, start: int | None) -> list[Any]:
+    """The records so far, by a consumer of its own: kafka-python forgets the leaders of what is not assigned."""
+    consumer = open_consumer(config)
+    try:
+        return list(read_to_end(consumer, {letters: start}))
+    finally:
+        consumer.close()
 
 
 def _read_letter(record: Any) -> Iterator[Letter]:
