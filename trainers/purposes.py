@@ -3,7 +3,8 @@
     id                     purpose                     rows         reward
     prompts partition      train, feedback             the group's  of each answer
     EXCHANGES + partition  feedback                    the group's  of each answer
-    FEEDBACK + partition   correction, demonstration   1            a difference; a weight above 0
+    FEEDBACK + partition   correction                  1 or more    a difference, of each answer that changed
+                           demonstration               1            a weight above 0
 
 Everybody who may write to the topic can name any group, so this is checked and not assumed.
 """
@@ -36,7 +37,7 @@ def find_misfit(group: GroupId, purposes: Collection[str], rows: int) -> str | N
     allowed, given = purposes_of(group), sorted(set(purposes))
     if len(given) != 1 or given[0] not in allowed:
         return f"purpose {' and '.join(given)}, expected {' or '.join(allowed)} of every row"
-    if given[0] not in RATED and rows != 1:
+    if given[0] == "demonstration" and rows != 1:
         return f"{rows} rows of purpose {given[0]}, expected 1"
     return None
 

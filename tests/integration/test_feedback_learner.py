@@ -164,7 +164,7 @@ def test_what_a_group_may_not_be_is_a_dead_letter_and_never_trained(make_config,
     write_prompts(config, 200)
     rogue = [
         group(FEEDBACK, 10**15, 1, run=config.name),
-        group(FEEDBACK, 10**15 + 1, 2, run=config.name, purpose="correction"),
+        group(FEEDBACK, 10**15 + 1, 2, run=config.name, purpose="demonstration"),
         group(FEEDBACK, 10**15 + 2, 1, run=config.name, purpose="demonstration", reward=-1.0),
     ]
     write_records(config, map(encode, rogue))

@@ -339,7 +339,7 @@ def test_a_contribution_of_a_version_that_was_never_announced_is_unknown(log):
 
 @pytest.mark.parametrize(
     ("partition", "purpose", "samples"),
-    [(EXCHANGES, "train", 1), (EXCHANGES, "correction", 1), (FEEDBACK, "feedback", 1), (FEEDBACK, "correction", 2),
+    [(EXCHANGES, "train", 1), (EXCHANGES, "correction", 1), (FEEDBACK, "feedback", 1), (FEEDBACK, "demonstration", 2),
      (0, "demonstration", 1), (0, "feedback+train", 2)],
 )  # fmt: skip
 def test_what_was_trained_as_something_that_its_id_does_not_allow_is_found(log, partition, purpose, samples):

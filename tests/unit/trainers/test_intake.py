@@ -100,7 +100,7 @@ def test_what_is_no_prompt_needs_no_admission_and_is_not_counted(intake, partiti
         late(EXCHANGES, "train"),
         late(EXCHANGES, "demonstration"),
         late(FEEDBACK, "feedback"),
-        late(FEEDBACK, "correction", size=2),
+        late(FEEDBACK, "demonstration", size=2),
         late(FEEDBACK, "demonstration", reward=-1.0),
         late(FEEDBACK, "demonstration", response_token_ids=(3, VOCABULARY, 4)),
     ],
