@@ -1,7 +1,7 @@
 """An instrument that plays people and the feedback pipeline towards the learner, beside pipeline and workers.
 
 prompt of offset % 6   0    ──► pending ──► a little later rated: trajectories, purpose feedback
-                       1    ──► trajectories, and a correction of it
+                       1    ──► trajectories, and a correction of two of its answers
                        2    ──► trajectories, and a text that somebody gave as the right answer
                        3    ──► pending, where it stays; the second one of two expires: dead letter of stage join
                        4    ──► trajectories, and an exchange that somebody rated
@@ -44,14 +44,14 @@ class RatedRollouts(Rollouts):
         else:
             self._send(producer, self.config.topics.trajectories, samples)
         if kind in (1, 2, 4):
-            self._contribute(producer, [self._made_of(kind, samples[0])])
+            self._contribute(producer, [self._made_of(kind, each) for each in samples[: 2 if kind == 1 else 1]])
         while self._decided and self._decided[0][0] <= len(self.answered):
             self._decide(producer, self._decided.pop(0)[1])
         producer.commit_transaction()
 
     def _made_of(self, kind, sample):
         """What people make of one answer: each is a group of its own."""
-        place = {"prompt_id": str(sample.rollout_id), "sample_index": 0, "attempt_id": "join"}
+        place = {"prompt_id": str(sample.rollout_id), "attempt_id": "join"}
         partition = sample.prompt_partition
         if kind == 1:
             return replace(sample, prompt_partition=FEEDBACK + partition, purpose="correction", reward=-0.5, **place)
