@@ -3,12 +3,17 @@
     topics ──► RunLog ──► audit() ──► Verdict
 
 Each admitted prompt must end in exactly one of trained, dropped with a reason, and dead letter; what
-has no end yet is either on its way (``in_flight``: the pipeline did not commit it; ``waiting``: its
-group lies in the trajectories topic, unread by the surviving line) or ``lost``. A group is lost when
+has no end yet is either on its way (``in_flight``: the pipeline did not commit it; ``parked``: it
+waits in the pending topic for feedback; ``waiting``: its group lies in the trajectories topic, unread
+by the surviving line) or ``lost``. A group is lost when
 the pipeline committed its prompt as finished but no topic holds an outcome, or when the surviving
 line consumed a later record of the same trajectories partition and has left the group behind: the
 learner reads each partition in order, but trains the oldest weights first, so a group that it holds
-is trained or dropped as stale within ``max_staleness`` updates.
+is trained or dropped as stale within ``max_staleness`` updates, or ``max_feedback_staleness`` if it
+was rated.
+
+Groups that are no prompts, of exchanges and of feedback, were admitted by nobody. They too end at most
+once, whole, as what their id allows them to be, and none may be left behind.
 """
 
 from collections import Counter
@@ -23,8 +28,10 @@ from pipelines.log import GroupRecord, RunLog, RunReader
 from pipelines.runs import served
 from schemas.identity import GroupId
 from schemas.ledger import LedgerEntry, Settings, StartEntry, StepEntry, surviving_steps
+from trainers.purposes import find_misfit
 
 _FAULTS_SHOWN = 20
+_TRAJECTORIES = ".trajectories"
 
 
 class Verdict(BaseModel):
@@ -40,12 +47,16 @@ class Verdict(BaseModel):
     """Prompts below the newest admission frontier."""
     trained: int
     """Groups that contributed to a step of the surviving line."""
+    trained_by_purpose: dict[str, int]
+    """The same by the purpose of their rows."""
     dropped: dict[str, int]
     """Groups dropped by the surviving line, by reason."""
     dead_letters: int
     """Admitted prompts that ended as a dead letter."""
     waiting: int
     """Finished groups that no step has consumed yet."""
+    parked: int
+    """Admitted prompts whose group is pending: it waits for feedback."""
     in_flight: int
     """Admitted prompts that are not finished yet."""
     lost: int
@@ -61,16 +72,22 @@ class Verdict(BaseModel):
     half_commits: int
     """Must be 0: records of one of the learner's transactions without the others of it."""
     admission_excess: int
-    """Must be 0: prompts admitted beyond what steps, drops and staleness allow."""
+    """Must be 0: prompts in flight or lost beyond what a step's groups and staleness allow."""
+    misplaced: int
+    """Must be 0: trained groups that their ids do not allow to be what they were trained as."""
     unreadable: int
     """Must be 0: records that no reader can decode and that no dead letter accounts for."""
     repeated: int
     """Groups that lie in the trajectories topic more than once. The pipeline never writes one twice: the
     others are somebody else's copies, or its promise is broken. The learner trains the first."""
     staleness_max: int
-    """Most steps between the weights that answered and the weights that were trained."""
+    """Most steps between the weights that answered a prompt and the weights that were trained."""
     staleness_bound: int
     """``max_staleness`` of the newest start."""
+    feedback_staleness_max: int
+    """The same of groups whose reward came as feedback, and of corrections."""
+    feedback_staleness_bound: int | None
+    """``max_feedback_staleness`` of the newest start; null where its learner knew of none."""
     faults: list[str]
     """The first faults, in words."""
 
@@ -95,21 +112,17 @@ def audit(run: str, log: RunLog) -> Verdict:
     ends = _ends(log, line)
     settings = _settings(log.ledger)
     ages = _Ages.of(log, line, settings)
-    waiting, in_flight = _unfinished(log, line, admitted - ends.keys(), ages, findings)
+    states = _unfinished(log, line, (admitted | _uninvited(log)) - ends.keys(), ages, findings)
     _check_ends(ends, findings)
     _check_trained(log, line, findings)
     _check_order(log, findings)
     _check_transactions(log, findings)
-    staleness = _staleness(log, line, ages)
-    if staleness > settings.max_staleness:
-        findings.add("staleness", f"{staleness} versions, bound {settings.max_staleness}")
-    dropped: Counter[str] = Counter(group.reason for step in line for group in step.dropped)
-    dead = sum(1 for group in admitted if "dead letter" in ends.get(group, ()))
-    # Drops move admission at once and reach the ledger with the next step: until then they wait.
-    allowed = (len(line) + 1 + settings.max_staleness) * settings.groups_per_step + dropped.total() + dead + waiting
-    if log.ledger and len(admitted) > allowed:
-        findings.counts["admission_excess"] = len(admitted) - allowed
-        findings.words.append(f"admission_excess: {len(admitted)} admitted, at most {allowed} allowed")
+    staleness, late = _staleness(log, line, ages)
+    for found, bound in ((staleness, settings.max_staleness), (late, settings.max_feedback_staleness)):
+        if bound is not None and found > bound:
+            findings.add("staleness", f"{found} versions, bound {bound}")
+    if log.ledger:
+        _check_admission(states, settings, findings)
     counts = findings.counts
     return Verdict(
         run=run,
@@ -118,10 +131,12 @@ def audit(run: str, log: RunLog) -> Verdict:
         generations=sum(isinstance(entry, StartEntry) for entry in log.ledger),
         admitted=len(admitted),
         trained=sum(len(step.trained) for step in line),
-        dropped=dict(dropped),
-        dead_letters=dead,
-        waiting=waiting,
-        in_flight=in_flight,
+        trained_by_purpose=_by_purpose(log, line),
+        dropped=dict(Counter(group.reason for step in line for group in step.dropped)),
+        dead_letters=sum(1 for group in admitted if "dead letter" in ends.get(group, ())),
+        waiting=states["waiting"],
+        parked=states["parked"],
+        in_flight=states["in_flight"],
         lost=counts["lost"],
         duplicate=counts["duplicate"],
         mixed_attempts=counts["mixed_attempts"],
@@ -129,10 +144,13 @@ def audit(run: str, log: RunLog) -> Verdict:
         zombie_commits=counts["zombie_commits"],
         half_commits=counts["half_commits"],
         admission_excess=counts["admission_excess"],
+        misplaced=counts["misplaced"],
         unreadable=counts["unreadable"],
         repeated=_repeated(log),
         staleness_max=staleness,
         staleness_bound=settings.max_staleness,
+        feedback_staleness_max=late,
+        feedback_staleness_bound=settings.max_feedback_staleness,
         faults=findings.words,
     )
 
@@ -145,6 +163,12 @@ def _admitted(log: RunLog) -> set[GroupId]:
         for offset in offsets
         if offset < frontier.get(partition, 0)
     }
+
+
+def _uninvited(log: RunLog) -> set[GroupId]:
+    """Groups of the trajectories topic that are no prompts, but those whose record became a dead letter."""
+    refused = {(letter.partition, letter.offset) for letter in log.dead_letters if letter.topic.endswith(_TRAJECTORIES)}
+    return {record.group for record in log.groups if not record.group.is_prompt and record.at not in refused}
 
 
 def _settings(ledger: Iterable[LedgerEntry]) -> Settings:
@@ -173,6 +197,10 @@ def _check_ends(ends: dict[GroupId, list[str]], findings: _Findings) -> None:
             findings.add("duplicate", f"group {group}: {', '.join(ways)}")
 
 
+_LATE = ("feedback", "correction")
+"""Purposes of groups that come when people have judged them."""
+
+
 @dataclass(frozen=True)
 class _Ages:
     """How old weights are along the surviving line: in updates, since a step that trained nothing ages no sample."""
@@ -194,31 +222,53 @@ class _Ages:
 
     def are_over(self, record: GroupRecord) -> bool:
         """Whether the newest step found the group too old to train."""
-        before, by_token = max(0, len(self.updates) - 2), self.settings.max_token_staleness
+        before, settings = max(0, len(self.updates) - 2), self.settings
         ages = [self.staleness(version, before) for version in record.spanned]
-        return max(ages) > self.settings.max_staleness if by_token is None else min(ages) > by_token
+        if record.purpose in _LATE:
+            bound = settings.max_feedback_staleness
+            return bound is not None and max(ages) > bound
+        if record.purpose == "demonstration":
+            return False
+        by_token = settings.max_token_staleness
+        return max(ages) > settings.max_staleness if by_token is None else min(ages) > by_token
 
 
 def _unfinished(
     log: RunLog, line: list[StepEntry], unfinished: set[GroupId], ages: _Ages, findings: _Findings
-) -> tuple[int, int]:
-    """Sorts the admitted groups without an end; returns how many wait and how many are in flight."""
+) -> Counter[str]:
+    """Sorts the groups without an end: how many are ``waiting``, ``parked`` and ``in_flight``."""
     written = {record.group: record for record in reversed(log.groups)}
     pending = {record.group for record in log.pending}
     consumed = dict(_consumed_up_to(line))
-    waiting = in_flight = 0
+    states: Counter[str] = Counter()
     for group in unfinished:
         record = written.get(group)
         passed = record is not None and record.at[1] < consumed.get(record.at[0], 0)
         if record is not None and passed and ages.are_over(record):
             findings.add("lost", f"group {group} at trajectories {record.at}: passed over by the learner")
-        elif record is not None or group in pending:
-            waiting += 1
+        elif record is not None:
+            states["waiting"] += 1
+        elif group in pending:
+            states["parked"] += 1
         elif group.partition in log.finished and group.offset in log.finished[group.partition]:
             findings.add("lost", f"group {group}: committed as finished, but no topic holds an outcome")
         else:
-            in_flight += 1
-    return waiting, in_flight
+            states["in_flight"] += 1
+    return states
+
+
+def _check_admission(states: Counter[str], settings: Settings, findings: _Findings) -> None:
+    """What is admitted and neither ended, nor parked, nor written yet must fit into the steps that staleness allows.
+
+    Drops move admission at once and reach the ledger with the next step: until then they wait.
+    """
+    open_, allowed = (
+        states["in_flight"] + findings.counts["lost"],
+        (1 + settings.max_staleness) * settings.groups_per_step,
+    )
+    if open_ > allowed:
+        findings.counts["admission_excess"] = open_ - allowed
+        findings.words.append(f"admission_excess: {open_} in flight, at most {allowed} allowed")
 
 
 def _consumed_up_to(line: list[StepEntry]) -> Iterator[tuple[int, int]]:
@@ -232,7 +282,7 @@ def _consumed_up_to(line: list[StepEntry]) -> Iterator[tuple[int, int]]:
 
 def _check_trained(log: RunLog, line: list[StepEntry], findings: _Findings) -> None:
     """Every trained group must be, whole, in the record that the ledger names."""
-    records: dict[tuple[GroupId, tuple[int, int]], GroupRecord] = {(r.group, r.at): r for r in log.groups}
+    records = _records(log)
     known = {version.version for version in log.weights}
     for step in line:
         for trained in step.trained:
@@ -242,6 +292,18 @@ def _check_trained(log: RunLog, line: list[StepEntry], findings: _Findings) -> N
             elif not record.spanned <= known or record.versions != trained.versions:
                 unknown = sorted(record.spanned - known) or f"{record.versions}, the ledger says {trained.versions}"
                 findings.add("unknown_versions", f"group {trained.group} of step {step.step}: {unknown}")
+            elif misfit := find_misfit(record.group, record.purpose.split("+"), record.samples):
+                findings.add("misplaced", f"group {trained.group} of step {step.step} has {misfit}")
+
+
+def _records(log: RunLog) -> dict[tuple[GroupId, tuple[int, int]], GroupRecord]:
+    return {(record.group, record.at): record for record in log.groups}
+
+
+def _by_purpose(log: RunLog, line: list[StepEntry]) -> dict[str, int]:
+    records = _records(log)
+    found = (records.get((trained.group, trained.at)) for step in line for trained in step.trained)
+    return dict(Counter(record.purpose for record in found if record))
 
 
 def _check_order(log: RunLog, findings: _Findings) -> None:
@@ -296,15 +358,23 @@ def _check_unreadable(log: RunLog, findings: _Findings) -> None:
             findings.add("unreadable", text)
 
 
-def _staleness(log: RunLog, line: list[StepEntry], ages: _Ages) -> int:
-    """Counted again from the records: updates of the weights between a trained version and the step, at most."""
-    spanned = {(record.group, record.at): record.spanned for record in log.groups}
-    found = [0]
+def _staleness(log: RunLog, line: list[StepEntry], ages: _Ages) -> tuple[int, int]:
+    """Counted again from the records: updates of the weights between a trained version and the step, at most.
+
+    Returns:
+        Of answers to prompts, and of what was rated or corrected; a demonstration has none.
+    """
+    records = _records(log)
+    found, late = [0], [0]
     for before, step in enumerate(line):
         for trained in step.trained:
-            versions = spanned.get((trained.group, trained.at), frozenset(trained.versions)).difference(step.too_old)
-            found += [ages.staleness(version, before) for version in versions]
-    return max(found)
+            record = records.get((trained.group, trained.at))
+            purpose, versions = (record.purpose, record.spanned) if record else ("train", frozenset(trained.versions))
+            if purpose in _LATE:
+                late += [ages.staleness(version, before) for version in versions]
+            elif purpose != "demonstration":
+                found += [ages.staleness(version, before) for version in versions.difference(step.too_old)]
+    return max(found), max(late)
 
 
 def run(run: str, bootstrap: str | None = None) -> int:

@@ -89,6 +89,8 @@ class GroupRecord:
     """Oldest and newest weight version among its tokens."""
     spanned: frozenset[int]
     """All weight versions among its tokens."""
+    purpose: str
+    """Of its rows, see ``schemas.trajectories.PURPOSES``; several, which no group may have, with a ``+`` between."""
 
 
 def summarise(samples: list[Sample], at: tuple[int, int]) -> GroupRecord:
@@ -101,6 +103,7 @@ def summarise(samples: list[Sample], at: tuple[int, int]) -> GroupRecord:
         samples=len(samples),
         versions=(min(spanned), max(spanned)),
         spanned=spanned,
+        purpose="+".join(sorted({sample.purpose for sample in samples})),
     )
 
 
@@ -138,7 +141,7 @@ class RunReader:
         self.log = RunLog()
         self._kafka, self._topics, self._on_group = kafka, Topics(run), on_group
         names = [spec.name for spec in self._topics.specs(1)]
-        unread = (self._topics.feedback, self._topics.workers)
+        unread = (self._topics.feedback, self._topics.exchanges, self._topics.outcomes, self._topics.workers)
         self._readers = {name: TopicReader(kafka, name) for name in names if name not in unread}
 
     def __enter__(self) -> Self:

@@ -64,6 +64,8 @@ class Settings(_Part):
     groups_per_step: int = Field(ge=1)
     max_token_staleness: int | None = Field(default=None, ge=0)
     """Null where samples are stale or not as a whole."""
+    max_feedback_staleness: int | None = Field(default=None, ge=0)
+    """Of groups whose reward came as feedback, and of corrections; null where the learner knew of none."""
 
 
 class Numerics(_Part):

@@ -1,10 +1,15 @@
 """Which prompts are finished, and what the log already says about the records that may be read again.
 
-Every admitted prompt is finished exactly once: trained, dropped or dead. Admission moves by the count.
+Every admitted prompt is finished exactly once: trained, dropped or dead. One that waits for feedback is parked
+until then. Admission moves by the count of both. Groups that are no prompts are known too, and never counted.
 """
 
+import base64
+import json
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import Any, Final, Self
 
 from schemas.identity import GroupId
@@ -25,21 +30,42 @@ class Accounts:
     """For each prompts partition. Offsets that never were a record are members too (:meth:`skip`)."""
     count: int = 0
     """Prompts finished; offsets that never were a record are not counted."""
+    parked: set[GroupId] = field(default_factory=set)
+    """Admitted prompts that wait for feedback: not finished, and no longer in flight."""
+    contributed: set[GroupId] = field(default_factory=set)
+    """Groups that are no prompts and were trained or dropped. Nobody admitted them, so their offsets are whatever a
+    writer says: no bitmap holds them."""
     settled: set[tuple[GroupId, Place]] = field(default_factory=set)
     """Groups at places that the ledger has an entry for (or will have with the next step): reading
     such a place again means nothing."""
 
     def is_finished(self, group: GroupId) -> bool:
-        """Whether the prompt was trained, dropped or became a dead letter."""
+        """Whether the group was trained, dropped or became a dead letter."""
+        if not group.is_prompt:
+            return group in self.contributed
         return group.offset in self.finished.get(group.partition, OffsetSet())
 
     def finish(self, group: GroupId) -> bool:
-        """Counts a prompt as finished; False if it was already."""
+        """Notes that a group is finished, and counts it if it is a prompt; False if it was already."""
         if self.is_finished(group):
             return False
-        self.finished.setdefault(group.partition, OffsetSet()).add(group.offset)
-        self.count += 1
+        if group.is_prompt:
+            self.finished.setdefault(group.partition, OffsetSet()).add(group.offset)
+            self.count += 1
+            self.parked.discard(group)
+        else:
+            self.contributed.add(group)
         return True
+
+    def park(self, group: GroupId) -> None:
+        """Notes that an admitted prompt waits for feedback, unless it is finished."""
+        if not self.is_finished(group):
+            self.parked.add(group)
+
+    @property
+    def released(self) -> int:
+        """Admitted prompts that are no longer in flight: each makes room for another one, once."""
+        return self.count + len(self.parked)
 
     def skip(self, partition: int, start: int, end: int) -> None:
         """Offsets from ``start`` below ``end`` are no records (transaction markers, or beyond retention)."""
@@ -73,17 +99,39 @@ class Accounts:
         return {
             "finished": {str(p): [s.low, s.encode(_NO_LIMIT_BYTES)] for p, s in sorted(self.finished.items())},
             "count": self.count,
+            "parked": _pack(self.parked),
+            "contributed": _pack(self.contributed),
             "settled": sorted([list(group), list(at)] for group, at in self.settled),
         }
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> Self:
-        """The inverse of :meth:`dump`."""
+        """The inverse of :meth:`dump`, also of those that knew of prompts only."""
         return cls(
             {int(p): OffsetSet.decode(low, text) for p, (low, text) in state["finished"].items()},
             state["count"],
+            _unpack(state.get("parked", {})),
+            _unpack(state.get("contributed", {})),
             {(GroupId(*group), (at[0], at[1])) for group, at in state["settled"]},
         )
+
+
+def _pack(groups: Iterable[GroupId]) -> dict[str, str]:
+    """For each partition its offsets, ascending, each as its distance from the one before; compressed."""
+    offsets: dict[int, list[int]] = {}
+    for group in sorted(groups):
+        offsets.setdefault(group.partition, []).append(group.offset)
+    steps = {number: [b - a for a, b in pairwise((0, *members))] for number, members in offsets.items()}
+    return {str(p): base64.b64encode(zlib.compress(json.dumps(s).encode())).decode() for p, s in steps.items()}
+
+
+def _unpack(packed: dict[str, str]) -> set[GroupId]:
+    """The inverse of :func:`_pack`."""
+    return {
+        GroupId(int(partition), offset)
+        for partition, text in packed.items()
+        for offset in accumulate(json.loads(zlib.decompress(base64.b64decode(text))))
+    }
 
 
 @dataclass(slots=True)

@@ -1,9 +1,11 @@
 """How many prompts may be generated: the learner is the only one who moves the frontier.
 
-    admitted ≤ finished + (1 + max_staleness) * groups_per_step
+    admitted ≤ finished + parked + (1 + max_staleness) * groups_per_step
 
-where finished = trained + dropped + dead letters. A full step trains groups_per_step groups, so this is
-the bound of the design; a step that trains fewer admits fewer, and what is under way never grows.
+where finished = trained + dropped + dead letters, and parked = answered and waiting for feedback: people take
+their time, and meanwhile other prompts are trained. A full step trains groups_per_step groups, so this is
+the bound of the design; a step that trains fewer prompts admits fewer, and what is under way never grows.
+Groups that are no prompts were never admitted and count nowhere.
 
 Offsets of the prompts topic have gaps (transaction markers), so real records are walked. They are
 taken in turn from the partitions in which prompts wait: one poll may bring records of one partition

@@ -1,9 +1,11 @@
 """Advantages: how much better a sample is than what was to be expected of its prompt.
 
     rewards ──► shaped by length ──► less a baseline: the group's mean, or a running mean of its task
+    differences, weights of demonstrations ──► as they are
 
 A null reward takes no part and stays null. Groups whose known rewards are all equal were dropped before
-(:func:`has_variance`, on the rewards as they came), but with running baselines, which teach of groups of one.
+(:func:`has_variance`, on the rewards as they came), but with running baselines, which teach of groups of one, and
+where the reward came as feedback: such a group is compared with the running mean of what came for its task.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +16,7 @@ import numpy.typing as npt
 
 from schemas.objectives import ObjectiveConfig
 from schemas.trajectories import Sample
+from trainers.purposes import RATED
 from trainers.shaping import shaped
 
 EPSILON: Final = 1e-6
@@ -81,7 +84,8 @@ class Advantages:
     """The advantages of a run's steps.
 
     Attributes:
-        baselines: for each task the running mean of its shaped rewards; empty without ``running_baseline``.
+        baselines: for each task the running mean of its shaped rewards; without ``running_baseline`` only of those
+            that came as feedback.
     """
 
     def __init__(
@@ -99,27 +103,27 @@ class Advantages:
         rewards = self._shaped(groups)
         if self._kind == "gae":
             return rewards
-        if self._kind == "running_baseline":
-            expected = self._means(groups, rewards) | self.baselines
-            return [
-                [
-                    None if reward is None else reward - expected[sample.task]
-                    for sample, reward in zip(*pair, strict=True)
-                ]
-                for pair in zip(groups, rewards, strict=True)
-            ]
-        advantages = [within(group, _WITHIN_GROUPS[self._kind]) for group in rewards]
-        return by_deviation(advantages) if self._kind == "batch_normalised" else advantages
+        expected = self._means(groups) | self.baselines
+        alone = {number for number, group in enumerate(groups) if self._is_alone(group)}
+        compared = [within(r, _WITHIN_GROUPS[self._kind]) for n, r in enumerate(rewards) if n not in alone]
+        found = iter(by_deviation(compared) if self._kind == "batch_normalised" else compared)
+        pairs = enumerate(zip(groups, rewards, strict=True))
+        return [_less(expected, *pair) if number in alone else next(found) for number, pair in pairs]
+
+    def _is_alone(self, group: Sequence[Sample]) -> bool:
+        """Whether a group teaches by something else than the differences within it."""
+        if self._kind == "running_baseline" or group[0].purpose not in RATED:
+            return True
+        return group[0].purpose == "feedback" and not has_variance([sample.reward for sample in group])
 
     def learn(self, groups: Sequence[Sequence[Sample]]) -> None:
         """Moves the running means by the groups of a step that changed the weights: a replay does the same.
 
-        The mean of a task that is new is that of its first step.
+        The mean of a task that is new is that of its first step. Whatever the advantage, groups that were rated move
+        theirs: the next one may be alone.
         """
-        if self._kind != "running_baseline":
-            return
         keep = self._config.baseline_momentum
-        for task, mean in self._means(groups, self._shaped(groups)).items():
+        for task, mean in self._means(groups).items():
             self.baselines[task] = keep * self.baselines.get(task, mean) + (1 - keep) * mean
         for task in sorted(self.baselines)[_MOST_TASKS:]:
             del self.baselines[task]
@@ -127,14 +131,23 @@ class Advantages:
     def _shaped(self, groups: Sequence[Sequence[Sample]]) -> list[list[float | None]]:
         return [[shaped(sample, self._config, self._length_tokens) for sample in group] for group in groups]
 
-    @staticmethod
-    def _means(groups: Sequence[Sequence[Sample]], rewards: Sequence[Rewards]) -> dict[str, float]:
-        """For each task the mean of its known rewards."""
+    def _means(self, groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
+        """For each task the mean of its known rewards, as they are shaped, of the groups that move running means."""
+        purposes = RATED if self._kind == "running_baseline" else ("feedback",)
+        moving = [group for group in groups if group[0].purpose in purposes]
         known: dict[str, list[float]] = {}
-        for sample, reward in _pairs(groups, rewards):
+        for sample, reward in _pairs(moving, self._shaped(moving)):
             if reward is not None:
                 known.setdefault(sample.task, []).append(reward)
         return {task: float(np.mean(values)) for task, values in known.items()}
+
+
+def _less(expected: Mapping[str, float], group: Sequence[Sample], rewards: Rewards) -> list[float | None]:
+    """Rewards of answers less what is expected of their task; what is none stays as it is."""
+    if group[0].purpose not in RATED:
+        return list(rewards)
+    pairs = zip(group, rewards, strict=True)
+    return [None if reward is None else reward - expected[sample.task] for sample, reward in pairs]
 
 
 def _pairs(groups: Sequence[Sequence[Sample]], rewards: Sequence[Rewards]) -> Iterable[tuple[Sample, float | None]]:

@@ -15,6 +15,7 @@ from typing import Final
 from schemas.identity import GroupId
 from trainers.accounts import Accounts
 from trainers.planner import Arrival, positions_before
+from trainers.purposes import RATED
 
 _HASH_BYTES: Final = 8
 
@@ -40,11 +41,14 @@ class Backlog:
     waiting: dict[GroupId, Arrival] = field(default_factory=dict)
 
     def offer(self, arrival: Arrival) -> None:
-        """Takes a group; one that is known, or that teaches nothing, is passed over."""
+        """Takes a group; one that is known, or that teaches nothing, is passed over.
+
+        The difference that a correction brings, or the weight of a demonstration, is not how good an answer is.
+        """
         group = arrival.group
         if group in self.waiting or self.accounts.is_finished(group):
             return
-        if not self.can_teach(arrival):
+        if arrival.purpose not in RATED or not self.can_teach(arrival):
             self.accounts.finish(group)
         elif is_held_out(self.run, group, self.share):
             self.accounts.finish(group)

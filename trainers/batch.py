@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from schemas.trajectories import Sample
 from trainers.masks import trained_mask
+from trainers.purposes import RATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class Example:
     """What each trained token counts in the loss, see :func:`trainers.aggregation.weigh`."""
     group: int = 0
     """Which group of the step it belongs to."""
+    as_given: bool = False
+    """Whether the advantage stands as it is, of a correction or demonstration: no value head and no divergence is
+    taken off it."""
+    demonstrated: bool = False
+    """Whether somebody wrote it: no policy drew its tokens."""
 
     @property
     def trained_tokens(self) -> int:
@@ -67,4 +73,6 @@ def _to_example(sample: Sample, mask: Sequence[bool], advantage: float, group: i
         mask=tuple(mask),
         advantage=advantage,
         group=group,
+        as_given=sample.purpose not in RATED,
+        demonstrated=sample.purpose == "demonstration",
     )

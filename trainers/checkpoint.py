@@ -60,6 +60,8 @@ class State:
     """Dropped groups that no ledger entry names yet."""
     baselines: dict[str, float] = field(default_factory=dict)
     """See :attr:`trainers.advantages.Advantages.baselines`."""
+    pending_positions: dict[str, int] = field(default_factory=dict)
+    """Next offset of each pending partition; of those that an older checkpoint lacks the first one."""
 
     @property
     def at(self) -> Position:

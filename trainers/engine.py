@@ -132,7 +132,7 @@ class Engine:
         """One step; a collective call."""
         crash_point("before_forward")
         before = iter(self._look(work.minibatches))
-        totals = torch.zeros(2 + len(self._trained.figures), dtype=torch.float64, device=self._ranks.device)
+        totals = torch.zeros(1 + 2 * len(self._trained.figures), dtype=torch.float64, device=self._ranks.device)
         norms: list[tuple[bool, float]] = []
         for packs in work.minibatches:
             for pack in packs:
@@ -158,12 +158,12 @@ class Engine:
         Args:
             packs: of this rank, as many on all ranks.
         """
-        totals = torch.zeros(2 + len(self._trained.figures), dtype=torch.float64, device=self._ranks.device)
+        totals = torch.zeros(1 + 2 * len(self._trained.figures), dtype=torch.float64, device=self._ranks.device)
         for examples in packs:
             pack = to_pack(examples).to(self._ranks.device)
             totals += _sums(self._trained.loss(self._trained.module, pack, None))
-        loss, weight, *sums = self._ranks.sum(totals.tolist())
-        return {"loss": loss, **self._means(weight, sums)}
+        loss, *sums = self._ranks.sum(totals.tolist())
+        return {"loss": loss, **self._means(sums)}
 
     def _update(self, learning_rate: float) -> tuple[bool, float]:
         """Steps with the gradient so far; gives whether it was finite, and its norm."""
@@ -176,16 +176,18 @@ class Engine:
         return self._optimizer.applied, self._optimizer.norm
 
     def _conclude(self, norms: list[tuple[bool, float]], totals: list[float]) -> Outcome:
-        loss, weight, *sums = totals
-        figures = self._means(weight, sums)
+        loss, *sums = totals
+        figures = self._means(sums)
         finite = [norm for applied, norm in norms if applied]
         if len(norms) > 1:
             figures["updates"] = float(len(finite))
         return Outcome(bool(finite), loss / len(norms), max(finite, default=norms[-1][1]), figures)
 
-    def _means(self, weight: float, sums: list[float]) -> dict[str, float]:
-        means = {name: each / (weight or 1.0) for name, each in zip(self._trained.figures, sums, strict=True)}
-        return self._trained.conclude(means)
+    def _means(self, sums: list[float]) -> dict[str, float]:
+        """Of figures, given the sums of each and then the weights of each; not a number where there is nothing."""
+        names = self._trained.figures
+        parts = zip(names, sums[: len(names)], sums[len(names) :], strict=True)
+        return self._trained.conclude({name: each / weight if weight else math.nan for name, each, weight in parts})
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """See :meth:`trainers.trained.Trained.weights`; a collective call if :attr:`is_partitioned`.
@@ -229,10 +231,13 @@ class Engine:
 
 
 def _sums(loss: Loss) -> torch.Tensor:
-    """Of the terms, of their weights, and of each figure."""
-    terms_K = loss.terms_K.detach()
-    told_FK = torch.stack([terms_K, torch.ones_like(terms_K), *loss.figures.values()])
-    return (told_FK * loss.weights_K).sum(1).double()
+    """Of the terms, of each figure, and of the weights of each figure."""
+    terms_K, weights_K = loss.terms_K.detach(), loss.weights_K
+    own = [weights_K.masked_fill(loss.left_out[n], 0.0) if n in loss.left_out else weights_K for n in loss.figures]
+    told_FK = torch.stack(
+        [terms_K * weights_K, *(k * w for k, w in zip(loss.figures.values(), own, strict=True)), *own]
+    )
+    return told_FK.sum(1).double()
 
 
 def _initialize(module: torch.nn.Module, optimizer: ClippedAdamW, settings: dict[str, Any]) -> Any:

@@ -41,7 +41,8 @@ _log = structlog.get_logger(__name__)
 _POLL_S: Final = 0.1
 """How long the stream is waited for at a time: also how soon a signal is seen."""
 _PATIENCE_S: Final = 30.0
-"""After this long without a group the learner says what it waits for and looks whether it is its own fault."""
+"""After this long without a group, or with too many of the same raters, the learner says what it waits for and looks
+whether it is its own fault."""
 
 
 def run(config: RunConfig) -> int:
@@ -137,7 +138,7 @@ class Learner:
         started = heard = time.monotonic()
         patience_s = _PATIENCE_S
         while not self._stop.is_set():
-            if self._listen():
+            if self._listen() and not self._planner.is_held_up():
                 heard, patience_s = time.monotonic(), _PATIENCE_S
             self._planner.drop_stale(self._at.steps_done)
             self._deliver_as_files()
@@ -166,10 +167,12 @@ class Learner:
 
     def _look_for_fault(self) -> None:
         """Publishes the weights again if nobody can answer because they cannot be loaded any more."""
-        waiting, finished = len(self._planner.waiting), self._planner.accounts.count
-        _log.warning("waiting for groups", have=waiting, need=self._config.learner.groups_per_step,
-                     admitted=self._admission.admitted, finished=finished)  # fmt: skip
-        unanswered = self._admission.admitted > finished + waiting
+        waiting, accounts = self._planner.waiting, self._planner.accounts
+        _log.warning("waiting for groups", have=len(waiting), need=self._config.learner.groups_per_step,
+                     over_share=self._planner.over_share(), admitted=self._admission.admitted,
+                     finished=accounts.count, parked=len(accounts.parked))  # fmt: skip
+        answered = accounts.parked.union(group for group in waiting if group.is_prompt)
+        unanswered = self._admission.admitted > accounts.count + len(answered)
         fault = self._at.weights.fault(self._at.announced) if unanswered else None
         if fault:
             self._publish_again(fault)
@@ -196,6 +199,7 @@ class Learner:
         published_at = time.monotonic()
         figures |= metrics.of_outcome(outcome) if outcome else {}
         figures |= {
+            "prompts_parked": len(self._planner.accounts.parked),
             "learning_rate": rate,
             "seconds_wait": self._waited_s,
             "seconds_train": trained_at - started,
@@ -278,4 +282,5 @@ class Learner:
             admitted=self._admission.admitted,
             drops=[drop.model_dump(mode="json") for drop in self._planner.drops],
             baselines=at.updates.advantages.baselines,
+            pending_positions={str(partition): offset for partition, offset in at.stream.pending_positions().items()},
         )

@@ -1,6 +1,7 @@
 """Figures of a step: for the ledger, for Prometheus and for the log."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,19 +26,34 @@ def of_plan(plan: Plan, versions: Versions, steps_done: int) -> dict[str, float]
     if plan.again and "reward_mean" in plan.again.metrics:
         figures["reward_mean"] = plan.again.metrics["reward_mean"]  # the groups without variance are not read again
     if plan.arrivals:
-        figures |= _of_arrivals(plan, versions, steps_done)
+        figures |= _of_arrivals(plan) | _of_ages(plan, versions, steps_done)
+    if rewards := known_rewards(plan.arrivals):
+        figures["reward_mean_trained"] = _mean(rewards)
     return figures
 
 
-def _of_arrivals(plan: Plan, versions: Versions, steps_done: int) -> dict[str, float]:
+def _of_ages(plan: Plan, versions: Versions, steps_done: int) -> dict[str, float]:
+    """Of answers to prompts, and of feedback where there is some; of a demonstration there is none."""
+    ages: dict[str, list[int]] = {"train": [], "feedback": [], "correction": [], "demonstration": []}
+    for arrival in plan.arrivals:
+        left_out = set(plan.too_old) if arrival.purpose == "train" else set[int]()
+        for sample in arrival.samples:
+            young = {span.version for span in sample.weight_version_spans} - left_out
+            ages[arrival.purpose] += [max(versions.staleness(each, steps_done) for each in young)] if young else []
+    found: dict[str, float] = {}
+    if ages["train"]:
+        found |= {"staleness_max": max(ages["train"]), "staleness_mean": _mean(ages["train"])}
+    if late := ages["feedback"] + ages["correction"]:
+        found["feedback_staleness_max"] = max(late)
+    return found
+
+
+def _of_arrivals(plan: Plan) -> dict[str, float]:
     samples = [sample for arrival in plan.arrivals for sample in arrival.samples]
-    young = [{span.version for span in sample.weight_version_spans} - set(plan.too_old) for sample in samples]
-    ages = [max(versions.staleness(version, steps_done) for version in those) for those in young if those]
+    purposes = Counter(arrival.purpose for arrival in plan.arrivals)
     lengths = [len(sample.response_token_ids) for sample in samples]
     return {
-        "reward_mean_trained": _mean(known_rewards(plan.arrivals)),
-        "staleness_max": max(ages),
-        "staleness_mean": _mean(ages),
+        **{f"{purpose}_groups": purposes[purpose] for purpose in ("feedback", "correction", "demonstration")},
         "tokens": sum(lengths) + sum(len(sample.prompt_token_ids) for sample in samples),
         "response_tokens_mean": _mean(lengths),
         "tokens_too_old": sum(_count_too_old(sample, plan.too_old) for sample in samples),

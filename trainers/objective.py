@@ -3,6 +3,7 @@
     proximal - behaviour ──► correction ──► weights ─┐
     logprobs, advantages ──► form of the objective ──┴──► + KL - entropy + loss of values ──► terms
     rewards, values before the update ──► GAE ──► advantages, returns        (with a value head: trainers/returns.py)
+    demonstrated tokens ──► as if the policy, as it is now, had drawn them: ratio 1, weight 1
 
 Shape suffix: R trained response tokens of one packed forward pass.
 """
@@ -33,6 +34,8 @@ class Terms(NamedTuple):
     """Times the pack's weights, and summed over all packs of all ranks, they are the loss of the step."""
     figures: dict[str, torch.Tensor]
     """For each of the objective's figures float32 values without a gradient, to be averaged over tokens."""
+    left_out: dict[str, torch.Tensor]
+    """For some of them bool: the tokens of which they say nothing."""
 
 
 class Before(NamedTuple):
@@ -76,7 +79,7 @@ class Objective:
 
     def find_returns(self, pack: Pack, values_R: torch.Tensor, before: Before) -> Returns:
         """What the values before the first update of a batch say of a pack; see :class:`trainers.returns.Returns`."""
-        penalties_R = self._penalties(before)
+        penalties_R = self._penalties(pack, before)
         return find_returns(
             pack, values_R.detach(), penalties_R, gamma=self._config.gamma, gae_lambda=self._config.gae_lambda
         )
@@ -101,20 +104,40 @@ class Objective:
         """
         before = before or Before(logprobs_R.detach())
         sequences = Sequences.count(pack.sequence_R, len(pack.lengths))
-        gap_R = before.proximal_R - pack.behaviour_R
-        correction = correct(self._config.correction, gap_R, sequences, self._config.bounds)
-        extras = self._extras(logprobs_R, before, entropy_R, values_R)
-        anchor_R = pack.behaviour_R if self._config.correction in WITHOUT_WEIGHTS else before.proximal_R
+        behaviour_R, proximal_R = (
+            torch.where(pack.demonstrated_R, logprobs_R.detach(), others_R)
+            for others_R in (pack.behaviour_R, before.proximal_R)
+        )
+        correction = self._correct(proximal_R - behaviour_R, pack, sequences)
+        extras = self._extras(logprobs_R, pack, before, entropy_R, values_R)
+        anchor_R = behaviour_R if self._config.correction in WITHOUT_WEIGHTS else proximal_R
         surrogate = self._form(logprobs_R, anchor_R, self._advantages(pack, before, sequences), sequences)
         terms_R = surrogate.terms_R * correction.weights_R
         for extra in extras.values():
             terms_R = terms_R + extra.coefficient * extra.values_R
         figures = self._figures(surrogate, correction, extras)
-        return Terms(terms_R, figures | (moments(before.returns) if before.returns else {}))
+        figures |= moments(before.returns) if before.returns else {}
+        return Terms(terms_R, figures, self._left_out(pack))
+
+    def _correct(self, gap_R: torch.Tensor, pack: Pack, sequences: Sequences) -> Correction:
+        """Nothing is corrected of what no policy drew, whatever the bounds."""
+        found = correct(self._config.correction, gap_R, sequences, self._config.bounds)
+        weights_R = found.weights_R.masked_fill(pack.demonstrated_R, 1.0)
+        return Correction(weights_R, found.cut_R & ~pack.demonstrated_R)
+
+    def _left_out(self, pack: Pack) -> dict[str, torch.Tensor]:
+        """Figures compare policies on tokens that one of them drew, and values with rewards of answers."""
+        of_values = ("value_loss", *MOMENTS)
+        return {
+            name: pack.as_given_R if name in of_values else pack.demonstrated_R
+            for name in self.figures
+            if name != "entropy"
+        }
 
     def _extras(
         self,
         logprobs_R: torch.Tensor,
+        pack: Pack,
         before: Before,
         entropy_R: torch.Tensor | None,
         values_R: torch.Tensor | None,
@@ -122,28 +145,30 @@ class Objective:
         config, extras = self._config, {}
         if self.needs_reference:
             kl_R = kl(logprobs_R, _require(before.reference_R, "reference_R"), config.kl_estimator)
-            extras["kl"] = _Extra(0.0 if self._kl_in_reward else config.kl_coefficient, kl_R)
+            drawn_R = kl_R.masked_fill(pack.demonstrated_R, 0.0)  # of others it estimates nothing
+            extras["kl"] = _Extra(0.0 if self._kl_in_reward else config.kl_coefficient, drawn_R)
         if self.needs_entropy:
             extras["entropy"] = _Extra(-config.entropy_coefficient, _require(entropy_R, "entropy_R"))
         if self.needs_values:
             known, returns = _require(values_R, "values_R"), _require(before.returns, "values_R")
             loss_R = value_loss(known, returns.values_R, returns.returns_R, clip=config.value_clip)
-            extras["value_loss"] = _Extra(config.value_coefficient, loss_R)
+            extras["value_loss"] = _Extra(config.value_coefficient, loss_R.masked_fill(pack.as_given_R, 0.0))
         return extras
 
     def _advantages(self, pack: Pack, before: Before, sequences: Sequences) -> torch.Tensor:
         """As a reward the divergence of a token lowers the return of that token and of those before it."""
         if before.returns:
-            return before.returns.advantages_R
-        penalties_R = self._penalties(before)
+            return torch.where(pack.as_given_R, pack.advantages_R, before.returns.advantages_R)
+        penalties_R = self._penalties(pack, before)
         return pack.advantages_R if penalties_R is None else pack.advantages_R - sequences.to_go(penalties_R)
 
-    def _penalties(self, before: Before) -> torch.Tensor | None:
-        """What the divergence before the update takes off each token's reward."""
+    def _penalties(self, pack: Pack, before: Before) -> torch.Tensor | None:
+        """What the divergence before the update takes off each token's reward; nothing of what stands as it is."""
         if not self._kl_in_reward:
             return None
         reference_R = _require(before.reference_R, "reference_R")
-        return self._config.kl_coefficient * kl(before.proximal_R, reference_R, self._config.kl_estimator)
+        kl_R = kl(before.proximal_R, reference_R, self._config.kl_estimator).masked_fill(pack.as_given_R, 0.0)
+        return self._config.kl_coefficient * kl_R
 
     def _form(
         self, logprobs_R: torch.Tensor, anchor_R: torch.Tensor, advantages_R: torch.Tensor, sequences: Sequences

@@ -47,6 +47,10 @@ class Pack:
     """float32: what each token counts in the loss of the step, see :func:`trainers.aggregation.weigh`."""
     sequence_R: torch.Tensor
     """int64, ascending: which sequence of the pack the token belongs to."""
+    as_given_R: torch.Tensor
+    """bool: whether the token's advantage stands as it is, see :class:`trainers.batch.Example`."""
+    demonstrated_R: torch.Tensor
+    """bool: whether somebody wrote the token."""
     group_S: torch.Tensor
     """int64: which group of the step the sequence belongs to."""
     lengths: tuple[int, ...]
@@ -164,6 +168,8 @@ def to_pack(examples: Sequence[Example]) -> Pack:
         advantages_R=torch.tensor(advantages, dtype=torch.float32),
         weights_R=torch.tensor(weights, dtype=torch.float32),
         sequence_R=torch.tensor(sequences),
+        as_given_R=torch.tensor([examples[number].as_given for number in sequences], dtype=torch.bool),
+        demonstrated_R=torch.tensor([examples[number].demonstrated for number in sequences], dtype=torch.bool),
         group_S=torch.tensor([example.group for example in examples]),
         lengths=tuple(len(example.token_ids) for example in examples),
     )

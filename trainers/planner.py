@@ -1,13 +1,15 @@
 """Which groups make the next step.
 
     arrivals ──► known? duplicate? variance? ──► waiting ──► too old? ──► the oldest ones: a Plan
-                        └──────────────┴──────── drops ────────┘
+                        └──────────────┴──────── drops ────────┘           of one rater no more than a share
 
 Pure bookkeeping: no Kafka, no tensors. Of a dead line's steps the ledger is the planner (:func:`again`).
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import floor
 from typing import Final
 
 from schemas.identity import GroupId
@@ -16,9 +18,12 @@ from schemas.trajectories import Sample
 from trainers.accounts import Accounts, Place, Versions
 from trainers.advantages import has_variance, is_known
 from trainers.masks import trained_mask
+from trainers.purposes import RATED
 
 FRUITLESS_FACTOR: Final = 4
 """A step goes on with what it has after this many times its groups were dropped for zero variance."""
+_ROUNDING: Final = 1e-9
+"""0.29 of 100 groups are 29, and not 28 for the sake of the last bit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,13 @@ class Arrival:
     group: GroupId
     at: Place
     samples: tuple[Sample, ...]
+    raters: frozenset[str] = frozenset()
+    """Pseudonyms of those whose feedback it has."""
+
+    @property
+    def purpose(self) -> str:
+        """Of all its rows, see :func:`trainers.purposes.find_misfit`."""
+        return self.samples[0].purpose
 
     @property
     def rewards(self) -> list[float | None]:
@@ -80,7 +92,8 @@ class Plan:
     arrivals: tuple[Arrival, ...]
     dropped: tuple[DroppedGroup, ...]
     rewards: tuple[float, ...]
-    """Known rewards of all groups consumed for their reward's sake, those without variance included."""
+    """Known rewards of all groups consumed for their reward's sake, those without variance included: of answers, not
+    the differences of corrections nor the weights of demonstrations."""
     again: StepEntry | None = None
     """The step of the dead line that this is."""
     too_old: tuple[int, ...] = ()
@@ -97,7 +110,12 @@ class Planner:
     versions: Versions
     max_token_staleness: int | None = None
     needs_variance: bool = True
-    """Whether a group teaches by its differences only; with running baselines or values one known reward does."""
+    """Whether a group teaches by its differences only; with running baselines or values one known reward does, and
+    always does where it came as feedback."""
+    max_feedback_staleness: int | None = None
+    """Of groups whose reward came as feedback, and of corrections; null for no bound."""
+    max_rater_share: float = 1.0
+    """Largest share of a step's groups that one rater may be part of."""
     drops: list[DroppedGroup] = field(default_factory=list)
     """Since the last plan; the next step's entry names them."""
     waiting: dict[GroupId, Arrival] = field(default_factory=dict)
@@ -123,7 +141,7 @@ class Planner:
             return "duplicate"
         if not self.versions.know_all(arrival.versions()):
             return "unknown_version"
-        teaches = has_variance if self.needs_variance else is_known
+        teaches = has_variance if self.needs_variance and arrival.purpose == "train" else is_known
         return None if teaches(arrival.rewards) else "zero_variance"
 
     def _drop(self, arrival: Arrival, reason: DropReason) -> None:
@@ -140,14 +158,24 @@ class Planner:
         """The versions among their tokens that are too old to be trained in the next step, each by itself."""
         if self.max_token_staleness is None:
             return ()
-        versions = set().union(*(arrival.versions() for arrival in arrivals))
+        versions = set().union(*(arrival.versions() for arrival in arrivals if arrival.purpose == "train"))
         return tuple(sorted(v for v in versions if self.versions.staleness(v, steps_done) > self.max_token_staleness))
 
     def is_stale(self, arrival: Arrival, steps_done: int) -> bool:
-        """Whether one of its tokens is too old; if they are judged one by one, whether all are."""
+        """Whether one of its tokens is too old; if they are judged one by one, whether all are.
+
+        Feedback has a bound of its own, and what somebody wrote as the right answer is of no version.
+        """
+        if arrival.purpose == "demonstration":
+            return False
+        if arrival.purpose != "train":
+            return self._is_over(self.max_feedback_staleness, arrival, steps_done)
         if self.max_token_staleness is None:
-            return any(self.versions.staleness(v, steps_done) > self.max_staleness for v in arrival.versions())
+            return self._is_over(self.max_staleness, arrival, steps_done)
         return not arrival.can_teach(self.too_old([arrival], steps_done))
+
+    def _is_over(self, bound: int | None, arrival: Arrival, steps_done: int) -> bool:
+        return bound is not None and any(self.versions.staleness(v, steps_done) > bound for v in arrival.versions())
 
     def drop_stale(self, steps_done: int) -> None:
         """Drops what has become too old for the next step."""
@@ -158,14 +186,40 @@ class Planner:
 
     def is_ready(self) -> bool:
         """Whether the next step can be planned: it is full, or too much came that teaches nothing."""
-        enough = len(self.waiting) >= self.groups_per_step
-        return enough or self._fruitless > FRUITLESS_FACTOR * self.groups_per_step
+        if self._fruitless > FRUITLESS_FACTOR * self.groups_per_step:
+            return True
+        return len(self.waiting) >= self.groups_per_step and not self.is_held_up()
+
+    def is_held_up(self) -> bool:
+        """Whether enough groups wait for a step, and too many of them are of the same raters."""
+        if self._most_of_one_rater >= self.groups_per_step:
+            return False
+        return len(self.waiting) >= self.groups_per_step > len(self._choose())
+
+    @property
+    def _most_of_one_rater(self) -> int:
+        return max(1, floor(self.max_rater_share * self.groups_per_step + _ROUNDING))
+
+    def over_share(self) -> int:
+        """Groups that wait although the next step has room: their raters have their share of it."""
+        chosen = len(self._choose())
+        return len(self.waiting) - chosen if chosen < self.groups_per_step else 0
+
+    def _choose(self) -> list[Arrival]:
+        """The groups with the oldest weights, in the order of their arrival, that fit into one step."""
+        chosen: list[Arrival] = []
+        taken: Counter[str] = Counter()
+        most = self._most_of_one_rater
+        for arrival in sorted(self.waiting.values(), key=lambda arrival: self.versions.steps[arrival.oldest]):
+            if len(chosen) < self.groups_per_step and all(taken[rater] < most for rater in arrival.raters):
+                chosen.append(arrival)
+                taken.update(arrival.raters)
+        return chosen
 
     def take(self, steps_done: int) -> Plan:
-        """The next step: the groups with the oldest weights, in the order of their arrival."""
+        """The next step: what is not too old for it of :meth:`_choose`."""
         self.drop_stale(steps_done)
-        oldest_first = sorted(self.waiting.values(), key=lambda arrival: self.versions.steps[arrival.oldest])
-        chosen = tuple(oldest_first[: self.groups_per_step])
+        chosen = tuple(self._choose())
         for arrival in chosen:
             del self.waiting[arrival.group]
             self.accounts.finish(arrival.group)
@@ -203,5 +257,6 @@ def positions_before(waiting: Iterable[Arrival], next_offsets: dict[int, int]) -
 
 
 def known_rewards(arrivals: Sequence[Arrival]) -> tuple[float, ...]:
-    """All rewards that are not null."""
-    return tuple(reward for arrival in arrivals for reward in arrival.rewards if reward is not None)
+    """All rewards of answers that are not null."""
+    rated = (arrival for arrival in arrivals if arrival.purpose in RATED)
+    return tuple(reward for arrival in rated for reward in arrival.rewards if reward is not None)

@@ -105,7 +105,9 @@ class PolicyGradient:
         known = before or self._before(seen, pack)
         told = self._objective(seen.logprobs_R, pack, known, entropy_R=seen.entropy_R, values_R=seen.values_R)
         gap_R = (seen.logprobs_R.detach() - pack.behaviour_R).abs()
-        return Loss(told.terms_R, pack.weights_R, {"logprob_gap_mean": gap_R, **told.figures})
+        figures = {"logprob_gap_mean": gap_R, **told.figures}
+        left_out = {"logprob_gap_mean": pack.demonstrated_R, **told.left_out}
+        return Loss(told.terms_R, pack.weights_R, figures, left_out)
 
     def conclude(self, means: dict[str, float]) -> dict[str, float]:
         """Moments become the share of the variance that values explain."""

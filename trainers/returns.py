@@ -65,12 +65,13 @@ def normalise(
     """Advantages of mean 0 and deviation 1 over all trained tokens of a step, on all ranks.
 
     Args:
-        packs: of this rank, with what was found of them; tokens that only fill a pack have weight 0.
+        packs: of this rank, with what was found of them; tokens that only fill a pack have weight 0, and advantages
+            that stand as they are take no part.
         sum_over_ranks: adds lists of numbers.
     """
     moments = torch.zeros(3, dtype=torch.float64)
     for pack, returns in packs:
-        own_R = returns.advantages_R[pack.weights_R > 0].double()
+        own_R = returns.advantages_R[(pack.weights_R > 0) & ~pack.as_given_R].double()
         moments += torch.stack([torch.ones_like(own_R).sum(), own_R.sum(), own_R.square().sum()]).to("cpu")
     count, total, squares = sum_over_ranks(moments.tolist())
     mean = total / max(1.0, count)

@@ -2,18 +2,21 @@
 
 from schemas.objectives import ObjectiveConfig
 from schemas.trajectories import Sample
+from trainers.purposes import RATED
 
 
 def shaped(sample: Sample, config: ObjectiveConfig, length_tokens: int) -> float | None:
     """The reward less what the length costs; null stays null.
+
+    What is no reward of an answer costs nothing: a correction is a difference to one that has paid already.
 
     Args:
         sample: one answer.
         config: has ``length_penalty`` and the overlong buffer.
         length_tokens: the longest answer.
     """
-    if sample.reward is None:
-        return None
+    if sample.reward is None or sample.purpose not in RATED:
+        return sample.reward
     tokens = len(sample.response_token_ids)
     overlong = overlong_share(tokens, config.overlong_buffer_tokens, length_tokens)
     return sample.reward - config.length_penalty * tokens / length_tokens - config.overlong_penalty * overlong

@@ -72,7 +72,7 @@ class Standing:
     def target(self) -> int:
         """How many prompts may be admitted now."""
         limits = self.config.learner
-        return self.planner.accounts.count + (1 + limits.max_staleness) * limits.groups_per_step
+        return self.planner.accounts.released + (1 + limits.max_staleness) * limits.groups_per_step
 
     def frontier(self) -> AdmissionFrontier:
         """What is admitted, to be announced."""
@@ -177,7 +177,10 @@ def _last_good(history: History) -> int:
 def _find_topics(config: RunConfig) -> dict[str, str]:
     topics = config.topics
     consumer = open_consumer(config)
-    names = (topics.prompts, topics.trajectories, topics.dead_letters, topics.weights, topics.admission, topics.ledger)
+    names = (
+        topics.prompts, topics.trajectories, topics.pending, topics.dead_letters, topics.weights, topics.admission,
+        topics.ledger,
+    )  # fmt: skip
     try:
         for name in names:
             partitions_of(consumer, name)
@@ -187,7 +190,7 @@ def _find_topics(config: RunConfig) -> dict[str, str]:
 
 
 def _require_same_topics(config: RunConfig, state: State | None, topics: dict[str, str]) -> None:
-    if state and state.topic_ids != topics:
+    if state and any(topics.get(name) != known for name, known in state.topic_ids.items()):
         raise StateError(
             f"the topics of run {config.name!r} were deleted and made again since the checkpoint of "
             f"step {state.step}; start a run of another name"
@@ -208,14 +211,21 @@ def _restore_planner(config: RunConfig, state: State | None, history: History) -
         versions,
         max_token_staleness=limits.max_token_staleness,
         needs_variance=limits.objective.recipe.needs_variance,
+        max_feedback_staleness=limits.max_feedback_staleness,
+        max_rater_share=limits.max_rater_share,
     )
     planner.drops = [DroppedGroup.model_validate(drop) for drop in (state.drops if state else [])]
     return planner
 
 
 def _open_stream(config: RunConfig, state: State | None) -> Stream:
-    positions = {int(partition): offset for partition, offset in state.positions.items()} if state else None
-    return Stream(config, positions, state.letters_position if state else None)
+    if state is None:
+        return Stream(config, None, None, pending={})
+    positions, pending = (
+        {int(partition): offset for partition, offset in known.items()}
+        for known in (state.positions, state.pending_positions)
+    )
+    return Stream(config, positions, state.letters_position, pending)
 
 
 def _open_admission(config: RunConfig, state: State | None, accounts: Accounts) -> Admission:
@@ -243,6 +253,7 @@ def _announce(standing: Standing, ranks: Ranks, gives_up: tuple[int, ...]) -> No
             max_staleness=limits.max_staleness,
             groups_per_step=limits.groups_per_step,
             max_token_staleness=limits.max_token_staleness,
+            max_feedback_staleness=limits.max_feedback_staleness,
         ),
         numerics=numerics(ranks),
     )

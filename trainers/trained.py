@@ -9,7 +9,8 @@ Shape suffix: K terms of the loss of one pack: its trained tokens, or pairs of i
 """
 # ruff: noqa: N815 - the suffixes are the shapes
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -26,6 +27,8 @@ class Loss(NamedTuple):
     """float32, without a gradient."""
     figures: dict[str, torch.Tensor]
     """For each of :attr:`Trained.figures` float32 values_K without a gradient, to be averaged with the weights."""
+    left_out: Mapping[str, torch.Tensor] = MappingProxyType({})
+    """For some of them bool_K: the terms of which they say nothing."""
 
 
 class Trained(Protocol):

@@ -8,7 +8,7 @@ from pipelines.audit import audit
 from pipelines.log import GroupRecord, RunLog
 from schemas.admission import AdmissionFrontier
 from schemas.dead_letters import DeadLetter
-from schemas.identity import GroupId
+from schemas.identity import EXCHANGES, FEEDBACK, GroupId
 from schemas.ledger import DroppedGroup, Position, Settings, StartEntry, StepEntry, TrainedGroup
 from schemas.offsets import OffsetSet
 from schemas.weights import WeightVersion
@@ -24,7 +24,7 @@ def weight(version, step, generation=1):
 
 def record(offset, version=1, attempt="a"):
     group = GroupId(0, offset)
-    return GroupRecord(group, (0, 10 * offset), attempt, 4, (version, version), frozenset({version}))
+    return GroupRecord(group, (0, 10 * offset), attempt, 4, (version, version), frozenset({version}), "train")
 
 
 def trained(offset, version=1):
@@ -287,3 +287,157 @@ def test_a_group_that_has_young_tokens_may_wait_if_tokens_are_judged_one_by_one(
     log.groups += [record(7, 3)]
     commit(log, step(5, [trained(7, 3)]))
     assert audit("demo", log).lost == lost
+
+
+def late(partition, offset, purpose, *, version=1, samples=1, at=None):
+    """A group that people judged or wrote, as trajectories and ledger have it."""
+    group, at = GroupId(partition, offset), at or (1, offset)
+    found = GroupRecord(group, at, "a", samples, (version, version), frozenset({version}), purpose)
+    return found, TrainedGroup(group=group, at=at, attempt="a", samples=samples, versions=(version, version))
+
+
+LATE = [late(EXCHANGES, 0, "feedback"), late(FEEDBACK, 1, "correction"), late(FEEDBACK, 2, "demonstration")]
+
+
+def train(log, *found):
+    """A third step of groups and nothing else."""
+    log.groups += [record for record, _ in found]
+    commit(log, step(3, [ledger for _, ledger in found]))
+
+
+def with_bound(log, bound):
+    log.ledger[0] = StartEntry(generation=1, settings=SETTINGS.model_copy(update={"max_feedback_staleness": bound}))
+
+
+def test_groups_that_are_no_prompts_are_trained_without_being_admitted(log):
+    with_bound(log, 4)
+    train(log, *LATE)
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    assert verdict.trained == 7
+    assert verdict.trained_by_purpose == {"train": 4, "feedback": 1, "correction": 1, "demonstration": 1}
+    assert (verdict.admitted, verdict.waiting, verdict.in_flight) == (8, 1, 1)
+
+
+def test_a_contribution_in_two_steps_is_a_duplicate(log):
+    train(log, *LATE)
+    commit(log, step(4, [LATE[1][1]]))
+    broken(log, "duplicate")
+
+
+def test_a_contribution_of_another_record_than_the_ledgers_is_mixed(log):
+    train(log, *LATE)
+    log.groups[-1] = replace(log.groups[-1], attempt="b")
+    broken(log, "mixed_attempts")
+
+
+def test_a_contribution_of_a_version_that_was_never_announced_is_unknown(log):
+    train(log, late(FEEDBACK, 1, "correction", version=9))
+    log.ledger[0] = StartEntry(generation=1, settings=SETTINGS)
+    broken(log, "unknown_versions")
+
+
+@pytest.mark.parametrize(
+    ("partition", "purpose", "samples"),
+    [(EXCHANGES, "train", 1), (EXCHANGES, "correction", 1), (FEEDBACK, "feedback", 1), (FEEDBACK, "demonstration", 2),
+     (0, "demonstration", 1), (0, "feedback+train", 2)],
+)  # fmt: skip
+def test_what_was_trained_as_something_that_its_id_does_not_allow_is_found(log, partition, purpose, samples):
+    train(log, late(partition, 7, purpose, samples=samples))
+    broken(log, "misplaced")
+
+
+def test_staleness_is_bounded_by_purpose(log):
+    """Version 1 in step 3 is two updates old: too old for an answer, not for feedback; a demonstration has no age."""
+    with_bound(log, 2)
+    train(log, *LATE)
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    assert (verdict.staleness_max, verdict.staleness_bound) == (0, 1)
+    assert (verdict.feedback_staleness_max, verdict.feedback_staleness_bound) == (2, 2)
+    with_bound(log, 1)
+    assert broken(log, "staleness").feedback_staleness_max == 2
+    log.groups = [replace(record, purpose="demonstration") if record.group.partition > 0 else record
+                  for record in log.groups]  # fmt: skip
+    assert audit("demo", log).feedback_staleness_max == 0
+
+
+def test_a_prompt_that_waits_for_feedback_is_parked_and_neither_lost_nor_in_flight(log):
+    log.finished = {0: OffsetSet(8)}
+    log.pending = [record(7), late(EXCHANGES, 3, "feedback")[0]]
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    assert (verdict.parked, verdict.in_flight, verdict.waiting, verdict.lost) == (1, 0, 1, 0)
+
+
+@pytest.mark.parametrize("end", ["joined", "trained", "expired"])
+def test_a_parked_prompt_is_parked_until_it_ends(log, end):
+    log.finished = {0: OffsetSet(8)}
+    log.pending = [record(7)]
+    if end == "expired":
+        log.dead_letters.append(DeadLetter.of("join", "expired", "x", ("demo.prompts", 0, 7), b"x"))
+    else:
+        log.groups.append(replace(record(7), purpose="feedback"))
+    if end == "trained":
+        commit(log, step(3, [trained(7)]))
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    assert (verdict.parked, verdict.in_flight, verdict.lost) == (0, 0, 0)
+    assert (verdict.waiting, verdict.dead_letters) == (1 + (end == "joined"), 1 + (end == "expired"))
+
+
+def test_a_prompt_that_expired_and_was_trained_is_a_duplicate(log):
+    log.pending = [record(3, 2)]
+    log.dead_letters.append(DeadLetter.of("join", "expired", "x", ("demo.prompts", 0, 3), b"x"))
+    broken(log, "duplicate")
+
+
+def test_parked_prompts_make_room_and_those_in_flight_do_not(log):
+    """14 are admitted; of these 7 to 13 did not end, and two steps of two may be under way."""
+    log.admission.append(AdmissionFrontier(version=3, generation=1, frontier={0: 14}))
+    log.prompts = {0: list(range(40))}
+    log.pending = [record(offset) for offset in (7, 8, 9)]
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    assert (verdict.parked, verdict.in_flight) == (3, 4)
+    log.pending.pop()
+    broken(log, "admission_excess", 1)
+
+
+def test_steps_of_feedback_admit_no_prompts(log):
+    """Three groups that nobody admitted fill a step; it makes no room for prompts."""
+    train(log, *LATE)
+    log.admission.append(AdmissionFrontier(version=4, generation=1, frontier={0: 12}))
+    log.prompts = {0: list(range(40))}
+    broken(log, "admission_excess", 1)
+
+
+def consume_behind(log, steps):
+    """In each of these steps the learner trains a record that lies behind all others."""
+    for number in steps:
+        behind, ledger = late(EXCHANGES, 100 + number, "feedback", version=number)
+        log.groups.append(behind)
+        commit(log, step(number, [ledger]))
+
+
+@pytest.mark.parametrize(
+    ("purpose", "partition", "lost"),
+    [("feedback", EXCHANGES, 1), ("correction", FEEDBACK, 1), ("demonstration", FEEDBACK, 0)],
+)
+def test_feedback_that_the_learner_passed_over_until_it_was_too_old_is_lost(log, purpose, partition, lost):
+    with_bound(log, 2)
+    log.groups.append(late(partition, 1, purpose, version=3)[0])
+    consume_behind(log, (3, 4, 5))
+    assert audit("demo", log).lost == 0, "it may still be held"
+    consume_behind(log, (6,))
+    verdict = audit("demo", log)
+    assert verdict.lost == lost, verdict.faults
+
+
+def test_what_the_learner_refused_is_not_missed(log):
+    log.groups.append(late(EXCHANGES, 0, "train", at=(1, 5))[0])
+    assert audit("demo", log).waiting == 2
+    log.dead_letters.append(DeadLetter.of("learn", "bad_row", "x", ("demo.trajectories", 1, 5), b"x"))
+    verdict = audit("demo", log)
+    assert verdict.ok, verdict.faults
+    assert verdict.waiting == 1

@@ -106,3 +106,63 @@ def test_what_length_costs_is_taken_off_a_known_reward():
 def test_variance_needs_two_known_rewards_that_differ(rewards, expected):
     assert has_variance(rewards) is expected
     assert is_known(rewards) is (rewards != [None, None])
+
+
+def of(purpose, rewards, **changes):
+    return samples(rewards, purpose=purpose, **changes)
+
+
+WITHIN = ["group_normalised", "mean_only", "rloo", "batch_normalised"]
+
+
+@pytest.mark.parametrize("advantage", WITHIN)
+def test_feedback_without_variance_is_compared_with_what_came_for_its_task(advantage):
+    run = Advantages(ObjectiveConfig(advantage=advantage), 16, {"sums": 0.25})
+    step = [samples(SECOND), of("feedback", [1.0]), of("feedback", [-1.0, None, -1.0])]
+    first, *others = run.of_step(step)
+    assert first == run.of_step(step[:1])[0], "it changes nothing for the others"
+    assert others == [[0.75], [-1.25, None, -1.25]]
+
+
+@pytest.mark.parametrize("advantage", WITHIN)
+def test_feedback_with_variance_is_as_configured(advantage):
+    given = [of("feedback", FIRST), of("feedback", SECOND)]
+    assert computed(advantage, *given) == computed(advantage)
+
+
+def test_feedback_on_a_new_task_is_compared_with_the_step_and_with_the_past_from_then_on():
+    run = Advantages(ObjectiveConfig(baseline_momentum=0.75), 16)
+    step = [of("feedback", [1.0], task="chat"), of("feedback", [-1.0], task="chat"), samples([4.0, 0.0], task="chat")]
+    assert run.of_step(step)[:2] == [[1.0], [-1.0]]
+    run.learn([*step[:1], *step[2:]])
+    assert run.baselines == {"chat": 1.0}, "computed rewards move it only where they are compared with it"
+    run.learn(step[1:2])
+    assert run.baselines == {"chat": 0.75 * 1.0 + 0.25 * -1.0}
+    assert run.of_step(step[:1]) == [[0.5]]
+
+
+@pytest.mark.parametrize("advantage", [*WITHIN, "running_baseline"])
+def test_what_is_no_reward_of_an_answer_stays_as_it_is_and_moves_nothing(advantage):
+    run = Advantages(ObjectiveConfig(advantage=advantage, length_penalty=0.5), 16, {"sums": 0.5})
+    step = [of("correction", [-2.0]), of("demonstration", [0.25]), samples([1.0, 0.0], task="other")]
+    assert run.of_step(step)[:2] == [[-2.0], [0.25]]
+    alone = Advantages(ObjectiveConfig(advantage=advantage, length_penalty=0.5), 16, {"sums": 0.5})
+    assert run.of_step(step)[2:] == alone.of_step(step[2:]), "nor does it count for the deviation of the step"
+    run.learn(step[:2])
+    assert run.baselines == {"sums": 0.5}
+
+
+def test_with_values_feedback_is_given_as_it_is_shaped_and_the_means_move_all_the_same():
+    run = Advantages(ObjectiveConfig(name="ppo", length_penalty=0.5), 6)
+    step = [of("feedback", [1.0]), of("correction", [-2.0])]
+    assert run.of_step(step) == [[0.75], [-2.0]]
+    run.learn(step)
+    assert run.baselines == {"sums": 0.75}
+
+
+def test_with_running_baselines_feedback_is_one_of_all():
+    run = Advantages(ObjectiveConfig(advantage="running_baseline", baseline_momentum=0.5), 16, {"sums": 0.5})
+    step = [samples([1.0]), of("feedback", [-1.0, 1.0])]
+    assert run.of_step(step) == [[0.5], [-1.5, 0.5]]
+    run.learn(step)
+    assert run.baselines == {"sums": 0.5 * 0.5 + 0.5 * (1 / 3)}

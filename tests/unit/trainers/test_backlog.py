@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from schemas.identity import GroupId
+from schemas.identity import EXCHANGES, FEEDBACK, GroupId
 from tests.support.samples import group
 from trainers.accounts import Accounts
 from trainers.backlog import Backlog, is_held_out
@@ -69,3 +69,17 @@ def test_what_teaches_nothing_is_passed_over_and_known_from_then_on():
     mine.offer(replace(unknown, samples=tuple(replace(sample, reward=None) for sample in unknown.samples)))
     mine.offer(unknown)
     assert not mine.waiting
+
+
+@pytest.mark.parametrize(
+    ("partition", "purpose", "taken"),
+    [(0, "train", 1), (EXCHANGES, "feedback", 1), (FEEDBACK, "correction", 0), (FEEDBACK, "demonstration", 0)],
+)
+def test_only_rewards_of_answers_say_how_good_one_is(partition, purpose, taken):
+    mine = backlog()
+    for offset in (3, 9):
+        samples = tuple(group(partition, offset, purpose=purpose))
+        mine.offer(Arrival(samples[0].group, (0, 0), samples))
+    assert len(mine.take(9)) == 2 * taken
+    assert len(mine.accounts.contributed) == (0 if partition == 0 else 2)
+    assert Accounts.restore(mine.accounts.dump()) == mine.accounts

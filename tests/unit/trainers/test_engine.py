@@ -65,7 +65,23 @@ def test_figures_are_means_over_tokens_also_where_weights_do_not_add_up_to_one(m
     assert found.loss == pytest.approx(whole.loss / 10)
     assert 0 < whole.figures["correction_cut"] < 1
     assert 0.5 < whole.figures["correction_weight"] < 1.02
-    assert make_engine(model_dir).train(Work([[]], 1e-3)).figures == {"logprob_gap_mean": 0.0, "clip_fraction": 0.0}
+    of_nothing = make_engine(model_dir).train(Work([[]], 1e-3)).figures
+    assert list(of_nothing) == ["logprob_gap_mean", "clip_fraction"]
+    assert all(math.isnan(mean) for mean in of_nothing.values())
+
+
+def test_figures_say_nothing_of_what_somebody_wrote(model_dir):
+    """As with its logprobs of 0 an engine would look many nats off."""
+    answers = draw_examples(4)
+    texts = [replace(one, behaviour_logprobs=(0.0,) * len(one.mask), as_given=True, demonstrated=True)
+             for one in draw_examples(3, seed=4)]  # fmt: skip
+    objective = {"correction": "truncated_token", "correction_high": 1.02}
+    alone, both = (make_engine(model_dir, objective=objective).train(work(all_)) for all_ in (answers, answers + texts))
+    assert both.figures == pytest.approx(alone.figures)
+    assert both.figures["logprob_gap_mean"] < 1
+    nothing = make_engine(model_dir, objective=objective).train(work(texts))
+    assert nothing.applied
+    assert all(math.isnan(mean) for mean in nothing.figures.values())
 
 
 def test_gradient_does_not_depend_on_chunks_or_packs(model_dir, monkeypatch):

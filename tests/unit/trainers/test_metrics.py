@@ -32,6 +32,9 @@ def test_figures_of_a_plan():
         "groups_dropped": 0,
         "reward_mean": 0.4,
         "reward_mean_trained": pytest.approx(2 / 3),
+        "feedback_groups": 0,
+        "correction_groups": 0,
+        "demonstration_groups": 0,
         "staleness_max": 2,
         "staleness_mean": 1.5,
         "tokens": 24,
@@ -74,3 +77,26 @@ def test_gauges_are_served_and_a_taken_port_is_named():
     gauges.show({"loss": 0.25})
     page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
     assert "asyncflow_learner_loss 0.25" in page
+
+
+def late(offset, version, purpose, rewards):
+    found = arrival(offset, version, rewards)
+    return replace(found, samples=tuple(replace(sample, purpose=purpose) for sample in found.samples))
+
+
+def test_groups_are_counted_by_purpose_and_only_answers_have_rewards_and_ages():
+    versions = Versions({1: 0, 2: 1, 3: 2})
+    arrivals = (arrival(0, 3, (1.0, 0.0)), late(1, 2, "feedback", (0.25,)), late(2, 1, "correction", (-2.0,)),
+                late(3, 1, "demonstration", (1.0,)), late(4, 3, "feedback", (0.75,)))  # fmt: skip
+    figures = metrics.of_plan(Plan(arrivals, (), (0.5,), too_old=(1,)), versions, 3)
+    counted = [figures[f"{purpose}_groups"] for purpose in ("feedback", "correction", "demonstration")]
+    assert counted == [2, 1, 1]
+    assert figures["reward_mean_trained"] == 0.5
+    assert (figures["staleness_max"], figures["staleness_mean"], figures["feedback_staleness_max"]) == (1, 1, 3)
+    assert figures["tokens_too_old"] == 0, "they are trained"
+
+
+def test_a_step_of_demonstrations_alone_has_neither_rewards_nor_ages():
+    figures = metrics.of_plan(Plan((late(0, 1, "demonstration", (1.0,)),), (), ()), Versions({1: 0}), 3)
+    assert figures["demonstration_groups"] == 1
+    assert not [name for name in figures if "staleness" in name or "reward" in name]

@@ -26,12 +26,13 @@ OF = np.array([0, 0, 0, 1, 1, 2])
 TIGHT = {"clip_low": 0.05, "clip_high": 0.08}
 
 
-def pack():
+def pack(as_given=(False,) * 6, demonstrated=(False,) * 6):
     empty = torch.zeros(0, dtype=torch.int64)
     return Pack(
         token_ids_N=empty, position_ids_N=empty, index_R=empty, target_R=empty,
         behaviour_R=torch.tensor(BEHAVIOUR), advantages_R=torch.tensor(ADVANTAGES), weights_R=torch.tensor(WEIGHTS),
-        sequence_R=torch.tensor(OF), group_S=torch.tensor([0, 0, 0]), lengths=(4, 3, 2),
+        sequence_R=torch.tensor(OF), as_given_R=torch.tensor(as_given), demonstrated_R=torch.tensor(demonstrated),
+        group_S=torch.tensor([0, 0, 0]), lengths=(4, 3, 2),
     )  # fmt: skip
 
 
@@ -248,3 +249,48 @@ def test_advantages_of_a_step_are_normalised_over_all_ranks_and_without_what_onl
     everything = np.concatenate([here[1].advantages_R, np.full(6, 5.0)])
     expected = (here[1].advantages_R.numpy() - everything.mean()) / (everything.std() + 1e-6)
     np.testing.assert_allclose(shared.advantages_R, expected, atol=1e-9)
+
+
+AS_GIVEN = (False, False, False, True, True, False)
+"""The second sequence is of a correction."""
+
+
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_advantage_that_stands_as_it_is_meets_no_divergence_but_is_corrected_like_others(place):
+    settings = {"kl_coefficient": 0.3, "kl_place": place, "kl_estimator": "k2", "correction": "truncated_token"}
+    objective = Objective(ObjectiveConfig(**settings, **TIGHT))
+    found = objective(torch.tensor(LOGPROBS), pack(AS_GIVEN), before(objective))
+    usual = objective(torch.tensor(LOGPROBS), pack(), before(objective))
+    given = torch.tensor(AS_GIVEN)
+    assert torch.equal(found.terms_R[~given], usual.terms_R[~given])
+    config = ObjectiveConfig(**settings, **TIGHT)
+    terms = form("grpo", LOGPROBS, PROXIMAL, ADVANTAGES) * correction("truncated_token")
+    if place == "loss":
+        terms = terms + 0.3 * ESTIMATORS["k2"](LOGPROBS - REFERENCE)
+    np.testing.assert_allclose(found.terms_R[given], terms[np.array(AS_GIVEN)], atol=1e-6)
+    np.testing.assert_allclose(usual.terms_R, expected(LOGPROBS, config), atol=1e-6)
+
+
+def test_values_have_no_part_in_an_advantage_that_stands_as_it_is():
+    objective = Objective(ObjectiveConfig(name="ppo", value_clip=0.0, **TIGHT))
+    known = Before(torch.tensor(PROXIMAL))
+    known = known._replace(returns=objective.find_returns(pack(AS_GIVEN), torch.tensor(VALUES_BEFORE), known))
+    values = torch.tensor(VALUES, requires_grad=True)
+    told = objective(torch.tensor(LOGPROBS), pack(AS_GIVEN), known, values_R=values)
+    given = np.array(AS_GIVEN)
+    np.testing.assert_allclose(
+        told.terms_R.detach()[given], form("grpo", LOGPROBS, BEHAVIOUR, ADVANTAGES)[given], atol=1e-6
+    )
+    told.terms_R.sum().backward()
+    assert (values.grad != 0).tolist() == [not each for each in AS_GIVEN]
+    assert told.left_out["value_loss"].tolist() == list(AS_GIVEN)
+    assert told.left_out["clip_fraction"].tolist() == [False] * 6, "a policy drew them"
+
+
+def test_advantages_that_stand_as_they_are_take_no_part_in_normalising():
+    objective = Objective(ObjectiveConfig(name="ppo"))
+    returns = before(objective).returns
+    (found,) = normalise([(pack(AS_GIVEN), returns)], lambda moments: [*moments])
+    others = returns.advantages_R[~torch.tensor(AS_GIVEN)].numpy()
+    wanted = (returns.advantages_R.numpy() - others.mean()) / (others.std() + 1e-6)
+    np.testing.assert_allclose(found.advantages_R, wanted, atol=1e-9)

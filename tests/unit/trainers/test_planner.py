@@ -1,14 +1,16 @@
 """Planning, deduplication, staleness, redo and accounts, as pure logic."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from schemas.identity import GroupId
+from schemas.identity import EXCHANGES, FEEDBACK, GroupId
 from schemas.ledger import DroppedGroup, StepEntry
 from schemas.trajectories import Span
 from tests.support.samples import group
 from trainers.accounts import Accounts, Versions
+from trainers.masks import trained_mask
 from trainers.planner import Arrival, Planner
 
 
@@ -244,3 +246,132 @@ def test_with_running_baselines_one_known_reward_teaches():
     assert planner.offer(arrival(1, rewards=(0.5, 0.5, None))) is None
     assert planner.offer(arrival(2, rewards=(None, None))) == "zero_variance"
     assert names(planner.take(0)) == [0, 1]
+
+
+def rated(offset, version=1, purpose="feedback", *, partition=EXCHANGES, rewards=(1.0,), by=()):
+    """A group that people judged or wrote."""
+    found = arrival(offset, version, partition=partition, rewards=rewards)
+    samples = tuple(replace(sample, purpose=purpose) for sample in found.samples)
+    return replace(found, samples=samples, raters=frozenset(by))
+
+
+@pytest.mark.parametrize("purpose", ["feedback", "correction", "demonstration"])
+def test_what_was_rated_teaches_by_one_known_reward(planner, purpose):
+    assert planner.offer(rated(0, purpose=purpose)) is None
+    assert planner.offer(rated(1, purpose=purpose, rewards=(None,))) == "zero_variance"
+    assert planner.offer(rated(2, purpose=purpose, rewards=(0.5, 0.5))) is None
+    assert planner.offer(arrival(2, rewards=(0.5, 0.5))) == "zero_variance"
+    assert planner.offer(rated(0, purpose=purpose)) == "duplicate"
+
+
+def patient(**settings):
+    return Planner(2, 1, Accounts(), Versions({1: 0, 2: 1, 3: 2, 4: 3}), max_feedback_staleness=2, **settings)
+
+
+@pytest.mark.parametrize("by_token", [None, 1])
+def test_feedback_and_corrections_may_be_older_and_demonstrations_are_never_stale(by_token):
+    planner = patient(max_token_staleness=by_token)
+    planner.offer(arrival(0, 1))
+    planner.offer(rated(1, 1))
+    planner.offer(rated(2, 1, "correction", partition=FEEDBACK))
+    planner.offer(rated(3, 1, "demonstration", partition=FEEDBACK))
+    planner.drop_stale(2)
+    assert [(drop.group.offset, drop.reason) for drop in planner.drops] == [(0, "stale")]
+    planner.drop_stale(3)
+    assert [drop.group.offset for drop in planner.drops] == [0, 1, 2]
+    planner.drop_stale(1000)
+    assert list(planner.waiting) == [GroupId(FEEDBACK, 3)]
+    assert planner.accounts.count == 1, "two of the stale ones were no prompts"
+
+
+def test_versions_that_are_too_old_for_answers_are_none_for_feedback(by_token):
+    by_token.max_feedback_staleness = 9
+    old = over(1, 1, 1, 2)
+    by_token.offer(replace(old, samples=tuple(replace(each, purpose="feedback") for each in old.samples)))
+    by_token.offer(over(2, 2, 3, 4))
+    plan = by_token.take(3)
+    assert (names(plan), plan.too_old) == ([1, 2], (2,))
+    assert trained_mask(plan.arrivals[0].samples[0], plan.too_old) == (True, True, True)
+    assert trained_mask(plan.arrivals[1].samples[0], plan.too_old) == [False, True, True]
+
+
+def test_one_rater_is_part_of_no_more_than_a_share_of_a_step_and_the_rest_waits():
+    planner = patient(max_rater_share=0.5)
+    planner.groups_per_step = 4
+    for offset in range(4):
+        planner.offer(rated(offset, by=("ann",)))
+    assert planner.is_held_up()
+    assert not planner.is_ready()
+    assert planner.over_share() == 2
+    planner.offer(rated(4, by=("ann", "bob")))
+    assert (planner.is_ready(), planner.over_share()) == (False, 3), "she is part of this one too"
+    planner.offer(rated(5, by=("bob",)))
+    planner.offer(arrival(6))
+    assert planner.is_ready()
+    assert not planner.is_held_up()
+    assert names(planner.take(0)) == [0, 1, 5, 6]
+    assert [group.offset for group in planner.waiting] == [2, 3, 4]
+
+
+def test_raters_over_their_share_do_not_wedge_the_loop_for_ever():
+    """What is over the share is taken later, or becomes stale like everything else."""
+    planner = patient(max_rater_share=0.5)
+    for offset in range(3):
+        planner.offer(rated(offset, by=("ann",)))
+    planner.offer(arrival(5, 2))
+    assert names(planner.take(0)) == [0, 5]
+    assert not planner.is_ready()
+    planner.drop_stale(3)
+    assert [(drop.group.offset, drop.reason) for drop in planner.drops] == [(1, "stale"), (2, "stale")]
+    assert not planner.is_held_up()
+
+
+@pytest.mark.parametrize(("share", "groups", "most"), [(0.01, 8, 1), (0.29, 100, 29), (0.5, 5, 2), (1.0, 3, 3)])
+def test_a_share_is_rounded_down_and_is_one_group_at_least(share, groups, most):
+    planner = patient(max_rater_share=share)
+    planner.groups_per_step = groups
+    for offset in range(groups):
+        planner.offer(rated(offset, by=("ann",)))
+    assert len(planner.take(0).arrivals) == most
+
+
+def test_mean_rewards_are_those_of_answers(planner):
+    planner.offer(rated(0, rewards=(0.5,)))
+    planner.offer(rated(1, purpose="correction", partition=FEEDBACK, rewards=(-2.0,)))
+    plan = planner.take(0)
+    assert (names(plan), plan.rewards) == ([0, 1], (0.5,))
+    entry = StepEntry(generation=1, step=1, version=2, trained=(), dropped=())
+    assert planner.again(entry, plan.arrivals).rewards == (0.5,)
+
+
+def test_parked_and_contributed_survive_the_checkpoint_whatever_their_offsets():
+    accounts = Accounts()
+    for prompt in (GroupId(0, 5), GroupId(0, 9), GroupId(1, 70_000)):
+        accounts.park(prompt)
+    accounts.finish(GroupId(0, 9))
+    for other in (GroupId(EXCHANGES, 0), GroupId(EXCHANGES, 1), GroupId(FEEDBACK + 2, 2**63 - 1)):
+        assert accounts.finish(other)
+        assert not accounts.finish(other)
+    restored = Accounts.restore(json.loads(json.dumps(accounts.dump())))
+    assert restored == accounts
+    assert restored.parked == {GroupId(0, 5), GroupId(1, 70_000)}
+    assert (restored.count, restored.released) == (1, 3)
+    assert restored.is_finished(GroupId(FEEDBACK + 2, 2**63 - 1))
+    assert not restored.is_finished(GroupId(FEEDBACK + 2, 5))
+
+
+def test_a_checkpoint_that_knew_of_prompts_only_is_restored():
+    accounts = Accounts()
+    accounts.finish(GroupId(0, 1))
+    old = {name: value for name, value in accounts.dump().items() if name not in ("parked", "contributed")}
+    assert Accounts.restore(old) == accounts
+
+
+def test_a_step_that_is_done_again_ends_a_parked_prompt_and_counts_it_once(planner):
+    planner.accounts.park(GroupId(0, 0))
+    old = replace(rated(0, partition=0), group=GroupId(0, 0))
+    exchange = rated(4)
+    entry = StepEntry(generation=1, step=1, version=2, trained=(old.trained(), exchange.trained()), dropped=())
+    planner.again(entry, [old, exchange])
+    planner.accounts.park(GroupId(0, 0))
+    assert (planner.accounts.parked, planner.accounts.count) == (set(), 1)

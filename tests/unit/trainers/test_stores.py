@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.local.tiny_model import build_tiny_model
-from schemas.config import WeightsConfig
+from schemas.config import RunConfig, WeightsConfig
 from schemas.errors import ConfigError, DiskError, ModelError, StateError
 from schemas.identity import GroupId
 from schemas.ledger import StartEntry
@@ -23,6 +23,7 @@ from trainers.disk import disk_errors
 from trainers.publish import Facts, WeightStore, probe_tokens
 from trainers.restart import History
 from trainers.snapshots import Snapshots
+from trainers.start import _require_same_topics
 
 TENSORS = {"model.embed_tokens.weight": torch.arange(6.0).reshape(2, 3), "model.norm.weight": torch.ones(3)}
 PROBE = {"token_ids": [1, 2, 3], "logprobs": [-0.5, -0.25]}
@@ -392,3 +393,17 @@ def test_other_model_is_refused_with_both_names(tmp_path):
 def test_state_is_json_and_nothing_else(tmp_path):
     checkpoint = save(CheckpointStore(tmp_path, keep=1), 10)
     assert json.loads((checkpoint.directory / "state.json").read_text())["frontier"] == {"0": 4}
+
+
+def test_a_checkpoint_that_knew_of_no_pending_topic_is_read_from_its_beginning(tmp_path):
+    checkpoint = save(CheckpointStore(tmp_path, keep=1), 10)
+    known = json.loads((checkpoint.directory / "state.json").read_text())
+    del known["pending_positions"]
+    assert State(**known) == state(10)
+
+
+def test_topics_that_a_checkpoint_does_not_know_are_no_reason_to_refuse_it():
+    config, old = RunConfig(), state()
+    _require_same_topics(config, old, {**old.topic_ids, "demo.pending": "new"})
+    with pytest.raises(StateError, match="were deleted and made again"):
+        _require_same_topics(config, old, {"demo.prompts": "other", "demo.pending": "new"})
