@@ -158,17 +158,17 @@ class Monitor:
         frontier = log.admission[-1].frontier if log.admission else {}
         admitted = sum(bisect_left(offsets, frontier.get(partition, 0)) for partition, offsets in log.prompts.items())
         dead = {stage: sum(letter.stage == stage for letter in log.dead_letters) for stage in ("generate", "score")}
-        written = len(log.groups) + len(log.pending)
+        written = len({record.group for record in (*log.groups, *log.pending) if record.group.is_prompt})
         answered = written + dead["score"]
         trained = sum(len(step.trained) for step in line)
         dropped = sum(len(step.dropped) for step in line)
         in_flight = max(0, admitted - answered - dead["generate"])
-        waiting = max(0, written - trained - dropped)
+        waiting = max(0, len(log.groups) - trained - dropped)
         return (
             StageRow("prompts", prompts, admitted, prompts - admitted, 0, 0),
             StageRow("generate", admitted, answered, 0, in_flight, dead["generate"], self._tokens_per_s()),
             StageRow("score", answered, written, 0, 0, dead["score"] + self._unscored),
-            StageRow("learn", written, trained, waiting, 0, dropped),
+            StageRow("learn", len(log.groups), trained, waiting, 0, dropped),
         )
 
     def _tokens_per_s(self) -> float:
