@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Final
 
 import apache_beam as beam
+import structlog
 from apache_beam.coders import PickleCoder, StrUtf8Coder
 from apache_beam.pvalue import PBegin, PCollection
 from apache_beam.transforms.timeutil import TimeDomain
@@ -21,6 +22,7 @@ from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateS
 from apache_beam.utils.timestamp import Timestamp
 
 from schemas.config import RunConfig
+from schemas.errors import RecordError
 from schemas.identity import GroupId
 from transforms.end_of_stage import EndOfStage
 from transforms.feedback import metrics
@@ -33,6 +35,7 @@ from transforms.feedback.shelf import Shelf
 from transforms.feedback.source import BatchSource, ReadFn
 from transforms.generation.tokenizer import Tokenizer
 
+_LOG = structlog.get_logger(__name__)
 _REFUSED: Final = "refused"
 _KEYS: Final = 32
 """Over which groups are spread: on so many workers at most the state is divided."""
@@ -74,8 +77,18 @@ class JoinFn(beam.DoFn):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Loads the tokenizer that demonstrations need."""
-        tokenizer = Tokenizer.load(self._config.model.path)
-        self._rules = Rules(self._config.topics, self._config.feedback, tokenizer.encode_answer)
+        self._tokenizer = Tokenizer.load(self._config.model.path)
+        self._rules = Rules(self._config.topics, self._config.feedback, self._demonstrate)
+
+    def _demonstrate(self, text: str, prompt_tokens: int) -> tuple[int, ...] | None:
+        """A text as an answer of the model, if it can be one and fits its context."""
+        try:
+            token_ids = self._tokenizer.encode_answer(text)
+        except RecordError as error:
+            _LOG.warning("no_demonstration", detail=error.detail[:300])
+            return None
+        room = self._config.worker.max_model_len_tokens - prompt_tokens
+        return token_ids if len(token_ids) <= room else None
 
     def process(
         self,

@@ -75,7 +75,7 @@ class Sender:
     """Writes traffic to the topics of a run."""
 
     def __init__(self, config):
-        self._topics = config.topics
+        self._run, self._topics = config.name, config.topics
         self._producer = KafkaProducer(**config.kafka.producer_options())
 
     def send(self, items):
@@ -84,7 +84,9 @@ class Sender:
             if isinstance(item, Feedback):
                 self._producer.send(self._topics.feedback, item.encode(), item.rollout_id.encode())
             else:
-                value, headers = encode(group(*item, 1, reward=None, reward_parts={}, purpose="feedback", task="chat"))
+                value, headers = encode(
+                    group(*item, 1, run=self._run, reward=None, reward_parts={}, purpose="feedback", task="chat")
+                )
                 self._producer.send(self._topics.pending, value, item.key(), headers=list(headers.items()))
         self._producer.flush()
 

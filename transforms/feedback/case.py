@@ -43,7 +43,6 @@ class Rules(NamedTuple):
     topics: Topics
     feedback: FeedbackConfig
     demonstrate: Demonstrate
-    """Turns a text into the token ids of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +207,11 @@ def _decide(case: Case, awaited: Awaited, now_s: float, rules: Rules) -> tuple[l
 def _demonstrations(samples: Sequence[Sample], used: Iterable[Judged], rules: Rules) -> list[Contribution]:
     if rules.feedback.corrections != "demonstration":
         return []
-    return [
-        demonstration(samples[judged.feedback.rollout.index], judged, rules.feedback, rules.demonstrate)
-        for judged in used
-        if judged.feedback.kind == "correction"
-    ]
+    texts = [judged for judged in used if judged.feedback.kind == "correction"]
+    shown = (
+        demonstration(samples[each.feedback.rollout.index], each, rules.feedback, rules.demonstrate) for each in texts
+    )
+    return [each for each in shown if each]
 
 
 def _expiry(group: GroupId, rules: Rules) -> tuple[DeadLetter, ...]:

@@ -15,7 +15,8 @@ from schemas.trajectories import Sample, Span, new_attempt_id, pseudonym
 from transforms.feedback.items import Contribution, Judged
 from transforms.feedback.rewards import Rated
 
-Demonstrate = Callable[[str], Sequence[int]]
+Demonstrate = Callable[[str, int], Sequence[int] | None]
+"""From a text and the tokens of its prompt to the token ids of an answer; null if it cannot be one."""
 
 
 def joined(samples: Sequence[Sample], rated: Mapping[int, Rated]) -> Contribution:
@@ -41,10 +42,15 @@ def correction(changed: Sequence[tuple[Sample, float]], cause: Judged, raters: I
     return Contribution(rows, _pseudonyms(raters))
 
 
-def demonstration(sample: Sample, cause: Judged, rules: FeedbackConfig, demonstrate: Demonstrate) -> Contribution:
+def demonstration(
+    sample: Sample, cause: Judged, rules: FeedbackConfig, demonstrate: Demonstrate
+) -> Contribution | None:
     """A user's text as the answer to the prompt. It was not drawn from any policy, so its logprobs are 0."""
     text = str(cause.feedback.value)
-    token_ids = tuple(demonstrate(text))
+    given = demonstrate(text, len(sample.prompt_token_ids))
+    if given is None:
+        return None
+    token_ids = tuple(given)
     row = replace(
         _named(sample, cause, new_attempt_id()),
         purpose="demonstration",

@@ -25,7 +25,8 @@ from kafka import KafkaConsumer, TopicPartition
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import RecordError
-from schemas.trajectories import decode
+from schemas.identity import FEEDBACK
+from schemas.trajectories import Sample, decode
 from transforms.feedback.book import book_of
 from transforms.feedback.gate import Gate, merge
 from transforms.feedback.items import Awaited, Item, Judged, Settled, Source
@@ -139,6 +140,9 @@ class Feed:
         except RecordError as error:
             yield self._unreadable(source, error, record.value or b"")
             return
+        if fault := find_misplaced(groups, self._config.name):
+            yield self._unreadable(source, RecordError("bad_row", fault), record.value)
+            return
         for samples in groups:
             group = samples[0].group
             decision = self._book.decision_of(group)
@@ -155,6 +159,16 @@ class Feed:
     def close(self) -> None:
         """Closes the connection."""
         self._consumer.close()
+
+
+def find_misplaced(groups: list[list[Sample]], run: str) -> str | None:
+    """A group that nobody can wait for: of another run, or of a name that only feedback gives."""
+    for samples in groups:
+        if samples[0].run != run:
+            return f"group {samples[0].group} is of run {samples[0].run[:80]!r}, this is {run!r}"
+        if samples[0].prompt_partition >= FEEDBACK:
+            return f"group {samples[0].group} is named by feedback, expected a prompt or an exchange"
+    return None
 
 
 _FEEDS: Final[dict[str, Feed]] = {}

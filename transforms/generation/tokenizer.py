@@ -68,13 +68,13 @@ class Tokenizer:
     def encode_answer(self, text: str) -> tuple[int, ...]:
         """The token ids of a text as the model's own answer, the mark of its end included.
 
-        What somebody wrote is cut where it would be a special token: it stays text.
+        What looks like a special token in it stays text: nobody's answer ends a turn or begins another one.
 
         Raises:
             RecordError: ``bad_text`` or ``bad_token``.
         """
         end = self._tokenizer.eos_token_id
-        ids = self._encode(lambda: self._encode_plain(text, add_special_tokens=False))
+        ids = self._encode(lambda: self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
         return self._checked((*ids, end) if end is not None else ids)
 
     def _checked(self, ids: tuple[int, ...]) -> tuple[int, ...]:

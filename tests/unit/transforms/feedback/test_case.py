@@ -14,7 +14,11 @@ CONFIG = FeedbackConfig(settle_s=10, wait_s=1000, unknown_after_s=60, correction
 
 
 def rules(**changes):
-    return Rules(Topics("demo"), CONFIG.model_copy(update=changes), lambda text: [ord(letter) for letter in text])
+    return Rules(Topics("demo"), CONFIG.model_copy(update=changes), demonstrate)
+
+
+def demonstrate(text, prompt_tokens):
+    return None if text == "too long" else [ord(letter) for letter in text]
 
 
 def play(items, *, given=None, until_s=10_000.0):
@@ -256,3 +260,9 @@ def test_a_flood_of_judgements_is_decided_without_being_held_back():
     assert wakes_at(case, CONFIG) == 105.0
     settled, case = settle(case, 105.0, rules())
     assert (len(settled[0].outcome.votes), case.waiting) == (1000, ())
+
+
+def test_a_text_that_cannot_be_an_answer_only_rates():
+    told, _ = play([awaited(100.0), judged(105.0, "correction", "too long")])
+    assert [each.samples[0].purpose for each in told[0][1].contributions] == ["feedback"]
+    assert fates(told) == {"f-105": "used"}

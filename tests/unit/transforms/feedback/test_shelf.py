@@ -13,7 +13,7 @@ from transforms.feedback.items import Awaited, Judged, Source
 from transforms.feedback.shelf import Shelf
 
 CONFIG = FeedbackConfig(settle_s=10, wait_s=1000, unknown_after_s=60, correction_s=500)
-RULES = Rules(Topics("demo"), CONFIG, lambda text: [1])
+RULES = Rules(Topics("demo"), CONFIG, lambda text, _: [1])
 
 
 def awaited(number, at_s):
