@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -60,6 +61,7 @@ TIMEOUT_S = 300
 
 def main():
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # what there is so far is kept
     options.out.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     figures, reached = {"gpu": gpu_name()}, True
@@ -201,7 +203,7 @@ def one_loop(options, bound):
         before = reward_of(asked)
         started = time.monotonic()
         submit(stack.config, lines)
-        evals = Evaluations(asked, started)
+        evals = Evaluations(asked, started, stack.directory / "held_out.jsonl")
         evals.start()
         while not evals.done.is_set() and time.monotonic() - started < options.limit:
             ticked(stack)
@@ -210,7 +212,7 @@ def one_loop(options, bound):
         evals.stop()
         monitor.advance()
         monitor.close()
-        return summary(monitor, evals, before, stack.directory)
+        return summary(monitor, evals, before)
 
 
 def reward_of(held_out):
@@ -219,11 +221,14 @@ def reward_of(held_out):
 
 
 class Evaluations(threading.Thread):
-    """Asks for greedy answers to the held-out prompts again and again, until their reward reaches the target."""
+    """Asks for greedy answers to the held-out prompts again and again, until their reward reaches the target.
 
-    def __init__(self, held_out, started):
+    Each result is a line of ``file`` at once.
+    """
+
+    def __init__(self, held_out, started, file):
         super().__init__(daemon=True)
-        self._held_out, self._begun = held_out, started
+        self._held_out, self._begun, self._file = held_out, started, file
         self._stopping, self.done = threading.Event(), threading.Event()
         self.results = []
 
@@ -232,6 +237,8 @@ class Evaluations(threading.Thread):
             begun_s = time.monotonic() - self._begun
             reward = reward_of(self._held_out)
             self.results.append({"begun_s": begun_s, "ended_s": time.monotonic() - self._begun, "reward": reward})
+            with self._file.open("a") as file:
+                file.write(json.dumps(self.results[-1]) + "\n")
             if reward >= LEVELS[-1]:
                 self.done.set()
                 return
@@ -241,9 +248,7 @@ class Evaluations(threading.Thread):
         self.join(60)
 
 
-def summary(monitor, evals, before, directory):
-    lines = "".join(json.dumps(result) + "\n" for result in evals.results)
-    (directory / "held_out.jsonl").write_text(lines)
+def summary(monitor, evals, before):
     steps = [entry.metrics for entry in monitor.line]
 
     def mean(name, used=steps[1:]):
