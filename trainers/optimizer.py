@@ -69,7 +69,8 @@ class ClippedAdamW(torch.optim.AdamW):
         if not self.armed:
             return
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        squares = sum(float(torch.linalg.vector_norm(gradient, dtype=torch.float64)) ** 2 for gradient in gradients)
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+        squares = sum(norm**2 for norm in torch.stack(norms).tolist()) if norms else 0.0  # one wait for the device
         self.norm = math.sqrt(self._ranks.sum([squares])[0] / self._copies)
         self.applied = math.isfinite(self.norm)
         if self.applied:
