@@ -6,8 +6,8 @@
 
 The stack bounds the age of samples; a sweep needs it fixed. So generation and training take turns in one process:
 the batch of a step was sampled before the steps that are in the queue, whatever the machine's speeds. What trains
-is the learner's own :class:`trainers.updates.Updates`; what samples is transformers, in the learner's number format
-with its own attention, so that the two differ by rounding as an engine and a learner do.
+is the learner's own :class:`trainers.updates.Updates`; what samples is transformers' layers in the learner's number
+format (``tests/benchmarks/decoding.py``), so that the two differ by rounding as an engine and a learner do.
 
 Shape suffixes: B answers, P tokens of a prompt, T of an answer, V vocabulary.
 """
@@ -20,6 +20,7 @@ import statistics
 from collections import defaultdict, deque
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cache
 from itertools import count
 
 from pipelines.local.demo_prompts import sums
@@ -33,6 +34,12 @@ FRUITLESS_FACTOR = 4
 
 ACCURACY_EVERY = 4
 """Steps."""
+
+GPU_MICRO_BATCH_TOKENS = 4096
+"""On a GPU a step is one pack: there many small ones take longer."""
+
+GAP = 0.15
+"""In nats: the most that tokens decoded one by one may differ from the same tokens at once, in the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +56,14 @@ class Setting:
     """Rewards are dealt out anew within each step: nothing can be learned, which shows that something else was."""
 
 
-def make_config(model, dtype, setting):
-    """The demo's, with what the setting changes."""
+def make_config(model, dtype, setting, device):
+    """The demo's, with what the setting and a GPU change."""
     tree = load_preset("demo")
     tree["model"] = {"path": str(model), "dtype": dtype}
     tree["learner"] |= {"steps": setting.steps, "learning_rate": setting.learning_rate,
                         "objective": {"correction": setting.correction}}  # fmt: skip
+    if device.type == "cuda":
+        tree["learner"]["micro_batch_tokens"] = GPU_MICRO_BATCH_TOKENS
     return validate(tree, "sweep")
 
 
@@ -68,10 +77,11 @@ class Lockstep:
 
         torch.manual_seed(setting.seed)
         self.setting = setting
-        self.config = make_config(model, dtype, setting)
+        self.config = make_config(model, dtype, setting, ranks.device)
         self.ranks = ranks
         self.updates = Updates(self.config, dtype, self.ranks, None)
-        self.sampler = Sampler(self.config, dtype, self.ranks.device)
+        self.sampler = sampler(self.config.model.path, dtype, self.ranks.device)
+        self.sampler.begin(self.config, self.updates)
         self.prompts = sums(setting.seed)
         self.stream = self.prompts.stream(1_000_000, setting.seed)
         self.shuffle = random.Random(setting.seed)
@@ -133,25 +143,41 @@ class Lockstep:
 
     def close(self):
         """Frees the device for the next run."""
-        del self.updates, self.sampler
+        del self.updates
         gc.collect()
 
 
-class Sampler:
-    """The behaviour policy: a copy of the weights, asked by transformers."""
+@cache
+def sampler(path, dtype, device):
+    """One for all runs of a process: its CUDA graphs are made once."""
+    return Sampler(path, dtype, device)
 
-    def __init__(self, config, dtype, device):
+
+class Sampler:
+    """The behaviour policy: a copy of the weights, asked by transformers' layers."""
+
+    def __init__(self, path, dtype, device):
         import torch
         from transformers import AutoModelForCausalLM
 
         from transforms.generation.tokenizer import Tokenizer
 
-        self.config, self.device = config, device
-        self.tokenizer = Tokenizer.load(config.model.path)
-        self.model = AutoModelForCausalLM.from_pretrained(config.model.path, dtype=getattr(torch, dtype)).to(device)
+        self.device = device
+        self.tokenizer = Tokenizer.load(path)
+        self.model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).to(device)
         self.model.eval()
         self.end = self.model.generation_config.eos_token_id
-        self.group = count()
+        self.decoder = None
+
+    def begin(self, config, updates):
+        """A run: its configuration, and the learner's weights."""
+        from tests.benchmarks.decoding import Decoder
+
+        tokens = config.rollout.sampling.max_tokens
+        if self.decoder is None or self.decoder.tokens != tokens:
+            self.decoder = Decoder(self.model, tokens)
+        self.config, self.group = config, count()
+        self.load(updates)
 
     def load(self, updates):
         """Takes the learner's weights."""
@@ -168,18 +194,11 @@ class Sampler:
     def ask(self, asked, size, version, greedy):
         import torch
 
-        tokens_BP = torch.tensor([tokens for _, tokens in asked], device=self.device)
-        length = tokens_BP.shape[1]
-        draw = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-                                                    "num_return_sequences": size}  # fmt: skip
-        with torch.no_grad():
-            found = self.model.generate(
-                tokens_BP, attention_mask=torch.ones_like(tokens_BP), pad_token_id=self.end, output_logits=True,
-                max_new_tokens=self.config.rollout.sampling.max_tokens, return_dict_in_generate=True, **draw,
-            )  # fmt: skip
-        answers_BT = found.sequences[:, length:]
-        logprobs_BTV = torch.stack(found.logits, 1).float().log_softmax(2)
-        logprobs_BT = logprobs_BTV.gather(2, answers_BT[:, :, None])[:, :, 0]
+        tokens_BP = torch.tensor([tokens for _, tokens in asked for _ in range(size)], device=self.device)
+        answers_BT, logprobs_BT = self.decoder.answer(tokens_BP, greedy=greedy)
+        if greedy:  # now and then is enough
+            gap = float((self.decoder.logprobs(tokens_BP, answers_BT) - logprobs_BT).abs().mean())
+            assert gap < GAP, f"tokens decoded one by one are {gap:.3f} nats from the same at once"
         pairs = list(zip(answers_BT.tolist(), logprobs_BT.tolist(), strict=True))
         return [self.to_group(*each, pairs[number * size : (number + 1) * size], version)
                 for number, each in enumerate(asked)]  # fmt: skip

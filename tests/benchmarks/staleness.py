@@ -16,6 +16,7 @@ import json
 import os
 import statistics
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import cache
@@ -120,7 +121,7 @@ def one(model, setting):
     from tests.benchmarks.lockstep import Lockstep
     from trainers.precision import fastest_dtype
 
-    dtype = fastest_dtype()
+    dtype, begun = fastest_dtype(), time.monotonic()
     run = Lockstep(model, dtype, setting, ranks())
     try:
         found = run.run()
@@ -131,7 +132,8 @@ def one(model, setting):
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
     rounded = {name: [round(value, 4) for value in found[name]] for name in ("accuracy", "rewards")}
     means = {name: round(value, 5) for name, value in means.items()}
-    return {"setting": asdict(setting), "device": device, "dtype": dtype, **rounded, "means": means}
+    of = {"device": device, "dtype": dtype, "seconds": round(time.monotonic() - begun, 1)}
+    return {"setting": asdict(setting), **of, **rounded, "means": means}
 
 
 # ---- what is shown of it ------------------------------------------------------------------------------
