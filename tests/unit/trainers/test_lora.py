@@ -85,14 +85,14 @@ def test_only_the_adapter_is_trained_alike_at_every_stage(model_dir, stage):
         {name: tuple(each.shape) for name, each in load_file(model_dir / WEIGHTS).items()},
     )
     for name, tensor in published.items():
-        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0)
+        torch.testing.assert_close(tensor.cpu(), expected[name].cpu(), atol=1e-5, rtol=0)
         assert tensor.abs().max() > 0, name
     engine.check(PROBE)
     if stage < 3:
         kept = dict(engine._trained.language_model.named_parameters())
         for name, tensor in load_file(model_dir / WEIGHTS).items():
             mine = kept.get(name, kept.get(name.replace(".weight", ".base_layer.weight")))
-            assert torch.equal(mine, tensor), name
+            assert torch.equal(mine.cpu(), tensor), name
 
 
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (3, "float32"), (0, "bfloat16"), (2, "bfloat16")])

@@ -49,7 +49,7 @@ def test_stages_packs_and_saved_memory_lead_to_the_same_weights(model_dir, kind)
     def steps(micro_batch_tokens, **settings):
         engine = make_engine(model_dir, kind, **settings)
         losses = [engine.train(Work([packs_of(kind, micro_batch_tokens)], 1e-3)).loss for _ in range(4)]
-        return losses, {name: tensor.clone() for name, tensor in engine.state_dict().items()}
+        return losses, {name: tensor.clone().cpu() for name, tensor in engine.state_dict().items()}
 
     losses, weights = steps(4096)
     assert losses[-1] < losses[0]
