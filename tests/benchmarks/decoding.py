@@ -1,4 +1,4 @@
-"""Answers of one length to prompts of one length, on a GPU as one CUDA graph: launching kernels is what takes long there.
+"""Answers of one length to prompts of one length, on a GPU as one CUDA graph: there launching kernels takes longest.
 
     tokens_BP ─► layers ─► token ─► layers ─► token ─► … ─► answers_BT, their logprobs_BT
                    └────────┴── keys and values of all tokens so far
