@@ -140,9 +140,8 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         try:
             listener.bind((host, port))
         except OSError as error:
-            raise PortError(
-                f"gateway.host {host!r}, gateway.port {port}: {error.strerror}; stop what listens there or choose another"
-            ) from error
+            given = f"gateway.host {host!r}, gateway.port {port}"
+            raise PortError(f"{given}: {error.strerror}; stop what listens there or choose another") from error
         yield listener
 
 

@@ -30,7 +30,7 @@ class Gateway:
     def _run(self):
         try:
             asyncio.run(self._serve())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised where the gateway was opened
             self._fault = error
         finally:
             self._serving.set()

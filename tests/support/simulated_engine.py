@@ -151,10 +151,8 @@ class SimulatedEngine:
         """One event a token; the last one has the versions of all."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        tokens = (
-            self.answers.popleft() if self.answers else self._draw(self._length(body["sampling_params"]["max_tokens"]))
-        )
-        tokens = tokens[: body["sampling_params"]["max_tokens"]]
+        most = body["sampling_params"]["max_tokens"]
+        tokens = self.answers.popleft()[:most] if self.answers else self._draw(self._length(most))
         spans = []
         try:
             for place, token in enumerate(tokens):
@@ -179,7 +177,9 @@ class SimulatedEngine:
             "finish_reason": ("stop" if token == END else "length") if is_last else None,
             "stop_reason": None,
             "token_ids": [token],
-            "weight_versions": [{**span, "end": end} for span, end in zip(spans, ends)] if is_last else None,
+            "weight_versions": [{**span, "end": end} for span, end in zip(spans, ends, strict=True)]
+            if is_last
+            else None,
         }
         event = {"request_id": "simulated", "output_mode": "tokens", "choices": [choice], "usage": None}
         await response.write(f"data: {json.dumps(event)}\n\n".encode())
