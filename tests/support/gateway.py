@@ -12,7 +12,11 @@ import threading
 import httpx
 
 from pipelines.gateway.serve import listening, parts_of, server_of
+from pipelines.local.tiny_model import ALPHABET, SPECIAL
 from schemas.receipts import Receipts
+from schemas.trajectories import decode
+from tests.support.simulated_engine import END
+from tests.support.trajectories import read_all
 from transforms.generation.tokenizer import Tokenizer
 
 
@@ -91,3 +95,14 @@ def text_of(events):
     return "".join(
         choice["delta"].get("content", "") for event in events if event for choice in event.get("choices", ())
     )
+
+
+def tokens_of(text):
+    """What the tiny model says it with."""
+    return [len(SPECIAL) + ALPHABET.index(letter) for letter in text] + [END]
+
+
+def rows_of(config):
+    """The samples of the pending topic."""
+    records = read_all(config, config.topics.pending)
+    return [sample for record in records for group in decode(record.value, dict(record.headers)) for sample in group]
