@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from pipelines.cli.interrupts import sigterm_is_ctrl_c
 from pipelines.cli.options import ProcessOptions, base_config, parse, peek
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
@@ -35,7 +36,11 @@ def main(arguments: Sequence[str]) -> int:
     config = parse(GatewayOptions, "gateway", arguments, _DESCRIPTION, default).run
     from pipelines.gateway.serve import run
 
-    return run(config)
+    try:
+        with sigterm_is_ctrl_c():  # until it serves and looks after signals itself
+            return run(config)
+    except KeyboardInterrupt:
+        return 0
 
 
 def _base(arguments: Sequence[str]) -> RunConfig:

@@ -33,6 +33,7 @@ from pipelines.gateway.people import set_cookie, user_of
 from schemas.errors import AsyncFlowError, BrokerError, EngineError, EngineRefusal, EngineUnavailable, RecordError
 from schemas.identity import RolloutId
 from schemas.limits import MAX_FEEDBACK_BYTES
+from schemas.records import isoformat
 from schemas.trajectories import Sample
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class Routes:
         given = accepted.feedback
         if page.wants_fragment(request):
             return page.fate(request, self._parts.fates.report(given.rollout, user), HTTPStatus.ACCEPTED)
-        body_out = {"feedback_id": given.feedback_id, "rollout_id": given.rollout_id, "at": given.at.isoformat()}
+        body_out = {"feedback_id": given.feedback_id, "rollout_id": given.rollout_id, "at": isoformat(given.at)}
         return JSONResponse(body_out, HTTPStatus.ACCEPTED)
 
     async def fate(self, request: Request, rollout_id: str, user: str | None = None) -> Response:

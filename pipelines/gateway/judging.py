@@ -25,7 +25,7 @@ from schemas.config import RunConfig
 from schemas.errors import BrokerError, RecordError
 from schemas.feedback import Feedback
 from schemas.receipts import Receipts
-from schemas.records import now
+from schemas.records import isoformat, now
 
 _AHEAD: Final = timedelta(seconds=60)
 """How far a sender's clock may be ahead: the newest judgement holds, and nobody's may for ever."""
@@ -82,7 +82,7 @@ class Judging:
     def _read(self, given: Mapping[str, Any], user: str) -> Feedback:
         fields = {**given, "user": user}
         fields["feedback_id"] = fields.get("feedback_id") or uuid.uuid4().hex
-        fields["at"] = fields.get("at") or now().isoformat()
+        fields["at"] = fields.get("at") or isoformat(now())
         try:
             feedback = Feedback.decode(json.dumps(fields).encode())
         except RecordError as error:

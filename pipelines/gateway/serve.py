@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import signal
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -88,7 +90,23 @@ def server_of(parts: Parts) -> uvicorn.Server:
         proxy_headers=behind_proxy, forwarded_allow_ips="*" if behind_proxy else None,
         http="h11", h11_max_incomplete_event_size=_HEADER_BYTES,
     )  # fmt: skip
-    return uvicorn.Server(settings)
+    return _Server(settings)
+
+
+class _Server(uvicorn.Server):
+    """Ends on SIGTERM and SIGINT; uvicorn's own then sends itself the signal again, and ends with its code."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Listens to signals while it is open; only the main thread can."""
+        is_main = threading.current_thread() is threading.main_thread()
+        numbers = (signal.SIGTERM, signal.SIGINT) if is_main else ()
+        before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @asynccontextmanager
