@@ -154,14 +154,14 @@ class Routes:
 
     async def index(self, request: Request) -> Response:
         """``GET /``."""
-        response = page.index(request, self._config, self._parts.fates.newest_version)
+        response = page.index(self._config, self._parts.fates.newest_version)
         if not self._config.gateway.trusts_user_header:
             set_cookie(request, response)
         return response
 
-    async def version(self, request: Request) -> Response:
+    async def version(self) -> Response:
         """``GET /version``: the newest announced weight version, as a piece of the page."""
-        return page.version(request, self._parts.fates.newest_version)
+        return page.version(self._parts.fates.newest_version)
 
     async def metrics(self) -> Response:
         """``GET /metrics``."""
@@ -231,10 +231,8 @@ def build(parts: Parts) -> FastAPI:
     return app
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _refused(_request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
-    if page.wants_fragment(request):
-        return page.refused(request, error.status_code, error.detail)
     answer = refusal(error.status_code, error.detail)
     answer.headers.update(error.headers or {})
     return answer

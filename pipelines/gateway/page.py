@@ -11,8 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from pipelines.gateway import metrics
-
 if TYPE_CHECKING:
     from pipelines.gateway.fates import Report
     from schemas.config import RunConfig
@@ -42,13 +40,12 @@ def wants_html(request: Request) -> bool:
     return wants_fragment(request) or "text/html" in request.headers.get("accept", "")
 
 
-def index(request: Request, config: RunConfig, version: int | None) -> HTMLResponse:  # noqa: ARG001 - as the others
+def index(config: RunConfig, version: int | None) -> HTMLResponse:
     """The page itself."""
-    sampling = config.rollout.sampling
-    return _render("page.html.j2", title=config.gateway.title, run=config.name, version=version, sampling=sampling)
+    return _render("page.html.j2", title=config.gateway.title, run=config.name, version=version)
 
 
-def version(request: Request, version: int | None) -> HTMLResponse:  # noqa: ARG001 - as the others
+def version(version: int | None) -> HTMLResponse:
     """The newest weight version."""
     return _render("version.html.j2", version=version)
 
@@ -57,9 +54,3 @@ def fate(request: Request, report: Report, status: int = HTTPStatus.OK) -> HTMLR
     """What became of the judgements of an answer: a piece of the page, or a page of its own."""
     name = "fate.html.j2" if wants_fragment(request) else "fate_page.html.j2"
     return _render(name, status, report=report)
-
-
-def refused(request: Request, status: int, message: str) -> HTMLResponse:  # noqa: ARG001 - as the others
-    """Why a judgement was not taken."""
-    metrics.REFUSALS.labels(str(status)).inc()
-    return _render("refused.html.j2", status, message=message)

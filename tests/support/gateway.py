@@ -12,7 +12,7 @@ import threading
 import httpx
 
 from pipelines.gateway.serve import listening, parts_of, server_of
-from pipelines.local.tiny_model import ALPHABET, SPECIAL
+from pipelines.local.tiny_model import ALPHABET, SPECIAL, build_tiny_model
 from schemas.receipts import Receipts
 from schemas.trajectories import decode
 from tests.support.simulated_engine import END
@@ -97,9 +97,26 @@ def text_of(events):
     )
 
 
+_MARKUP = str.maketrans("WXYZ", '<>";')
+_LETTERS = ALPHABET.translate(_MARKUP)
+
+
+def build_model(directory):
+    """The tiny model; in place of four letters it can say what markup is made of."""
+    build_tiny_model(directory)
+    file = directory / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {
+        word.translate(_MARKUP) if len(word) == 1 else word: number for word, number in vocabulary.items()
+    }
+    file.write_text(json.dumps(tokenizer))
+    return directory
+
+
 def tokens_of(text):
-    """What the tiny model says it with."""
-    return [len(SPECIAL) + ALPHABET.index(letter) for letter in text] + [END]
+    """What that model says it with."""
+    return [len(SPECIAL) + _LETTERS.index(letter) for letter in text] + [END]
 
 
 def rows_of(config):

@@ -3,16 +3,15 @@
 import pytest
 
 from pipelines.local.ports import free_ports
-from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import ModelConfig, RolloutConfig, SamplingConfig, WorkerConfig
 from schemas.gateway import GatewayConfig
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, build_model
 from tests.support.simulated_engine import SimulatedEngine
 
 
 @pytest.fixture(scope="package")
 def model(tmp_path_factory):
-    return build_tiny_model(tmp_path_factory.mktemp("tiny"))
+    return build_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
