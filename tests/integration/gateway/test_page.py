@@ -225,7 +225,7 @@ def test_a_receipt_travels_with_the_page(browser, make_config, key_file, engine,
     with Gateway(make_config(feedback={"key_file": key_file})) as gateway:
         phone = {"viewport": {"width": 360, "height": 700}, "color_scheme": "dark"}
         visit = Visit(browser, gateway, **phone)
-        engine.answers.append(tokens_of("bonjour. " + "mot" * 20))
+        engine.answers.append(tokens_of("bonjour. " + "tres" * 15))
         turn = visit.ask("Say hello in French, and a word that is very long.")
         turn.get_by_role("button", name="Good").click()
         turn.get_by_text("received").wait_for()
