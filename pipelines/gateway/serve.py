@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _LOG = structlog.get_logger(__name__)
 _CONNECTIONS: Final = 8192
 """Most connections at once; further ones are answered 503."""
-_GRACE_S: Final = 10
+_GRACE_S: Final = 5
 """How long answers may go on after SIGTERM."""
 _KEEP_ALIVE_S: Final = 30
 _HEADER_BYTES: Final = 1 << 16
