@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _STATIC: Final = Path(__file__).with_name("static")
 _STREAM_HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_AGAIN: Final = {"Retry-After": "2"}
 _LOOK_S: Final = 0.5
 """Pause between two looks whether a client that waits for a whole answer is still there."""
 _STATUS: Final[tuple[tuple[type[AsyncFlowError], HTTPStatus], ...]] = (
@@ -241,4 +242,6 @@ async def _refused(_request: Request, error: Exception) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, AsyncFlowError)
     message = error.detail if isinstance(error, RecordError) else str(error)
-    return await _refused(request, HTTPException(status_of(error), message))
+    status = status_of(error)
+    headers = _AGAIN if status is HTTPStatus.SERVICE_UNAVAILABLE else None
+    return await _refused(request, HTTPException(status, message, headers))

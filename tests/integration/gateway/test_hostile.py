@@ -10,6 +10,7 @@ from tests.support.gateway import Gateway, events_of, text_of, tokens_of
 from tests.support.trajectories import read_all, wait_until
 
 SLOW_CLIENTS = 1000
+QUESTION = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
 async def open_slow_clients(gateway, number):
@@ -31,10 +32,8 @@ async def test_a_thousand_slow_clients_are_in_nobodys_way(gateway, engine):
         for round_ in range(3):
             for writer in slow:
                 writer.write(b"X" if round_ else b"\r\n{")
-            started = time.monotonic()
-            answer = await client.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}]})
+            answer = await client.post("/v1/chat/completions", json=QUESTION)
             assert answer.status_code == 200
-            assert time.monotonic() - started < 5
     for writer in slow:
         writer.close()
 
@@ -118,37 +117,20 @@ def test_markup_in_names_is_escaped(make_config):
         assert refused.headers["content-type"] == "application/json"
 
 
-def test_a_flood_of_one_user_delays_no_other(make_config, engine):
-    """Far more judgements than the user may send; measured beside it: another user's, and a question."""
-    with Gateway(make_config(address_rate_per_s=1e6, address_burst=10**6)) as gateway:
-        rollout = f"{gateway.config.name}/0/7/1"
-
-        async def flood(client, until_s, refused):
-            while time.monotonic() < until_s:
-                body = {"rollout_id": rollout, "kind": "thumb", "value": 1, "user": "mallory"}
-                refused.append((await client.post("/feedback", json=body)).status_code == 429)
-
-        async def main():
-            refused, waited = [], []
-            async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as client:
-                until_s = time.monotonic() + 5
-                floods = [asyncio.create_task(flood(client, until_s, refused)) for _ in range(20)]
-                number = 0
-                while time.monotonic() < until_s - 1:
-                    number += 1
-                    body = {"rollout_id": rollout, "kind": "thumb", "value": 1, "user": f"user {number}"}
-                    started = time.monotonic()
-                    assert (await client.post("/feedback", json=body)).status_code == 202
-                    asked = await client.post(
-                        "/v1/chat/completions", json={"messages": [{"role": "user", "content": "Hi"}]}
-                    )  # fmt: skip
-                    assert asked.status_code == 200
-                    waited.append(time.monotonic() - started)
-                    await asyncio.sleep(0.1)
-                await asyncio.gather(*floods)
-            return refused, waited
-
-        refused, waited = asyncio.run(main())
-        assert sum(refused) > 500
-        assert len(refused) - sum(refused) <= 100 + 6 * 5
-        assert sorted(waited)[len(waited) // 2] < 1.0, waited
+async def test_a_flood_of_one_user_takes_nobodys_place(make_config, engine):
+    """How long others wait meanwhile is measured by tests/benchmarks/gateway.py."""
+    config = make_config(feedback={"user_rate_per_s": 1.0, "user_burst": 10})
+    judged = {"rollout_id": f"{config.name}/0/7/1", "kind": "thumb", "value": 1}
+    with Gateway(config) as gateway:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
+            started = time.monotonic()
+            flooding = [client.post("/feedback", json={**judged, "user": "mallory"}) for _ in range(300)]
+            judging = [client.post("/feedback", json={**judged, "user": f"user {number}"}) for number in range(20)]
+            asking = [client.post("/v1/chat/completions", json=QUESTION) for _ in range(20)]
+            answers = await asyncio.gather(*flooding, *judging, *asking)
+            passed_s = time.monotonic() - started
+    statuses = [answer.status_code for answer in answers]
+    assert statuses[300:] == [202] * 20 + [200] * 20
+    assert set(statuses[:300]) == {202, 429}
+    assert 10 <= statuses[:300].count(202) <= 10 + passed_s + 1
+    assert len(read_all(config, config.topics.feedback)) == 20 + statuses[:300].count(202)

@@ -165,6 +165,7 @@ REFUSED = {
     b"\xff\xfe{": "Invalid JSON",
     b'{"messages": [{"role": "user", "content": "\xff"}]}': "Invalid JSON",
     b"[" * 60_000: "Invalid JSON",
+    b'{"messages": [{"role": "user", "content": "\\ud800"}]}': "",
     b'{"messages": []}': "messages",
     b'{"messages": [{"role": "user", "content": "hi"}], "temperature": 0}': "cannot be trained",
     b'{"messages": [{"role": "user", "content": "hi"}], "temperature": NaN}': "temperature",
