@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -37,7 +37,7 @@ from schemas.records import isoformat
 from schemas.trajectories import Sample
 
 if TYPE_CHECKING:
-    from pipelines.gateway.desk import Asked, Desk
+    from pipelines.gateway.desk import Answer, Desk
     from pipelines.gateway.fates import Fates
     from pipelines.gateway.judging import Judging
     from schemas.config import RunConfig
@@ -83,18 +83,18 @@ class Routes:
         if wanted.model not in (None, "", self._model):
             raise HTTPException(HTTPStatus.NOT_FOUND, f"no model {wanted.model!r:.80}; this is {self._model!r}")
         user = user_of(request, self._config.gateway, wanted.user)
-        asked = await self._parts.desk.ask(wanted.to_exchange(user))
-        receipt = self._parts.issue(asked.rollout, user)
-        teller = Teller(self._model, asked.rollout, receipt)
+        answer = await self._parts.desk.ask(wanted.to_exchange(user))
+        receipt = self._parts.issue(answer.rollout, user)
+        teller = Teller(self._model, answer.rollout, receipt)
         if not wanted.stream:
-            return await self._whole(request, asked, teller, receipt)
+            return await self._whole(request, answer, teller, receipt)
         with_usage = wanted.stream_options is not None and wanted.stream_options.include_usage
-        events = self._events(asked, teller, with_usage=with_usage)
-        headers = {**headers_of(asked.rollout, receipt), **_STREAM_HEADERS}
-        return BoundedStream(events, self._config.rollout.request_timeout_s, headers)
+        headers = {**headers_of(answer.rollout, receipt), **_STREAM_HEADERS}
+        events = _events(answer, teller, with_usage=with_usage)
+        return BoundedStream(events, answer.stop, self._config.rollout.request_timeout_s, headers)
 
-    async def _whole(self, request: Request, asked: Asked, teller: Teller, receipt: str | None) -> Response:
-        answering = asyncio.create_task(_gather(self._parts.desk.answer(asked)))
+    async def _whole(self, request: Request, answer: Answer, teller: Teller, receipt: str | None) -> Response:
+        answering = asyncio.create_task(_gather(answer))
         try:
             while not (await asyncio.wait([answering], timeout=_LOOK_S))[0]:
                 if await request.is_disconnected():
@@ -102,27 +102,9 @@ class Routes:
             text, sample = answering.result()
         finally:
             answering.cancel()
-        headers = headers_of(asked.rollout, receipt, versions_of(sample))
+            answer.stop()
+        headers = headers_of(answer.rollout, receipt, versions_of(sample))
         return JSONResponse(teller.whole(sample, text), headers=headers)
-
-    async def _events(self, asked: Asked, teller: Teller, *, with_usage: bool) -> AsyncGenerator[bytes, None]:
-        yield _event(teller.first())
-        answer = self._parts.desk.answer(asked)
-        try:
-            async for piece in answer:
-                if isinstance(piece, str):
-                    yield _event(teller.piece(piece))
-                    continue
-                yield _event(teller.last(piece))
-                if with_usage:
-                    yield _event(teller.usage(piece))
-            yield b"data: [DONE]\n\n"
-        except AsyncFlowError as error:
-            status = status_of(error)
-            fault = {"message": f"the answer broke off: {error}"[:600], "type": "broken_off", "code": int(status)}
-            yield _event({"error": fault})
-        finally:
-            await answer.aclose()
 
     async def models(self) -> dict[str, Any]:
         """``GET /v1/models``."""
@@ -174,32 +156,43 @@ class Routes:
 
 
 class BoundedStream(StreamingResponse):
-    """Events for a reader who may be slow, but not for ever."""
+    """Events for a reader who may be slow, but not for ever; who leaves before the end ends the answer."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], longest_s: float, headers: dict[str, str]) -> None:
+    def __init__(
+        self, events: AsyncIterator[bytes], stop: Callable[[], None], longest_s: float, headers: dict[str, str]
+    ) -> None:
         super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._events, self._longest_s = events, longest_s
+        self._stop, self._longest_s = stop, longest_s
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serves the response; a reader who leaves ends the answer at once."""
+        """Serves the response."""
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._longest_s):
                     await super().__call__(scope, receive, send)
         finally:
-            await self._events.aclose()
+            self._stop()
 
 
-async def _gather(answer: Any) -> tuple[str, Sample]:
-    pieces: list[str] = []
+async def _events(answer: Answer, teller: Teller, *, with_usage: bool) -> AsyncIterator[bytes]:
+    yield _event(teller.first())
     try:
-        async for piece in answer:
-            if isinstance(piece, Sample):
-                return "".join(pieces), piece
-            pieces.append(piece)
-    finally:
-        await answer.aclose()
-    raise EngineError("the answer has no end")
+        async for piece in answer.pieces():
+            yield _event(teller.piece(piece))
+        sample = await answer.sample()
+    except AsyncFlowError as error:
+        fault = {"message": f"the answer broke off: {error}"[:600], "type": "broken_off", "code": int(status_of(error))}
+        yield _event({"error": fault})
+        return
+    yield _event(teller.last(sample))
+    if with_usage:
+        yield _event(teller.usage(sample))
+    yield b"data: [DONE]\n\n"
+
+
+async def _gather(answer: Answer) -> tuple[str, Sample]:
+    text = "".join([piece async for piece in answer.pieces()])
+    return text, await answer.sample()
 
 
 def _event(data: dict[str, Any]) -> bytes:

@@ -10,11 +10,11 @@ whole. An engine that fails before the first token is replaced by another one.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import structlog
@@ -48,6 +48,53 @@ class Asked:
     request: Request
 
 
+Produce = Callable[[Asked, Callable[[str], None]], Coroutine[Any, Any, Sample]]
+"""From a question and who is shown text as it comes, to the row."""
+
+
+class Answer:
+    """The answer to one question, which is being generated.
+
+    Attributes:
+        rollout: its name.
+    """
+
+    def __init__(self, asked: Asked, produce: Produce) -> None:
+        self.rollout = asked.rollout
+        self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        self._producing = asyncio.create_task(produce(asked, self._pieces.put_nowait))
+        self._producing.add_done_callback(self._ended)
+
+    def on_end(self, then: Callable[[], None]) -> None:
+        """Has something done when it is over, however it ends."""
+        self._producing.add_done_callback(lambda _: then())
+
+    def _ended(self, producing: asyncio.Task[Sample]) -> None:
+        self._pieces.put_nowait(None)
+        if not producing.cancelled():
+            producing.exception()  # has been seen, even if the reader is gone
+
+    async def pieces(self) -> AsyncIterator[str]:
+        """Its text as it comes.
+
+        Raises:
+            EngineError, EngineRefusal: there is no answer, or it broke off.
+            BrokerError: Kafka did not acknowledge its row.
+        """
+        while (piece := await self._pieces.get()) is not None:
+            if piece:
+                yield piece
+        await self._producing
+
+    async def sample(self) -> Sample:
+        """Its row, once Kafka has acknowledged it; raises as :meth:`pieces`."""
+        return await self._producing
+
+    def stop(self) -> None:
+        """Nobody reads it any more: unless it is over, its engine stops, and there is no row."""
+        self._producing.cancel()
+
+
 class Desk:
     """Has questions answered. Lives in one event loop.
 
@@ -69,10 +116,10 @@ class Desk:
     ) -> None:
         self._config, self._tokenizer, self._appender = config, tokenizer, appender
         self._session, self._workers = session, workers
-        self._asking, self._in_flight = 0, 0
+        self._in_flight = 0
 
-    async def ask(self, exchange: Exchange) -> Asked:
-        """Records a question.
+    async def ask(self, exchange: Exchange) -> Answer:
+        """Records a question and has it answered.
 
         Raises:
             RecordError: the model cannot take it.
@@ -80,11 +127,14 @@ class Desk:
             BrokerError: Kafka did not acknowledge it.
         """
         self._check_room()
-        self._asking += 1
+        self._count(1)
         try:
-            return await self._record(exchange)
-        finally:
-            self._asking -= 1
+            answer = Answer(await self._record(exchange), self._produce)
+        except BaseException:
+            self._count(-1)
+            raise
+        answer.on_end(lambda: self._count(-1))
+        return answer
 
     async def _record(self, exchange: Exchange) -> Asked:
         prompt = Prompt(
@@ -105,38 +155,13 @@ class Desk:
         return Asked(rollout, Request(record, prompt, token_ids, 1, parameters).within(room_tokens))
 
     def _check_room(self) -> None:
-        if (busy := self._asking + self._in_flight) >= self._config.gateway.max_in_flight:
-            raise EngineUnavailable(f"{busy} answers are being generated, as many as may be; try again soon")
+        if self._in_flight >= self._config.gateway.max_in_flight:
+            raise EngineUnavailable(f"{self._in_flight} answers are being generated, as many as may be; try again soon")
         if not self._workers.some_up:
             raise EngineUnavailable("no worker is up; try again soon")
 
-    async def answer(self, asked: Asked) -> AsyncGenerator[str | Sample, None]:
-        """Pieces of text as they come; in the end the sample, once Kafka has acknowledged its row.
-
-        Raises:
-            EngineError, EngineRefusal: there is no answer, or it broke off.
-            BrokerError: Kafka did not acknowledge the row.
-        """
-        pieces: asyncio.Queue[str | None] = asyncio.Queue()
-        producing = asyncio.create_task(self._produce(asked, pieces.put_nowait))
-
-        def ended(task: asyncio.Task[Sample]) -> None:
-            pieces.put_nowait(None)
-            if not task.cancelled():
-                task.exception()  # has been seen, even if the reader is gone
-
-        producing.add_done_callback(ended)
-        try:
-            while (piece := await pieces.get()) is not None:
-                if piece:
-                    yield piece
-            yield await producing
-        finally:
-            producing.cancel()
-
     async def _produce(self, asked: Asked, show: Callable[[str], None]) -> Sample:
         started = time.monotonic()
-        self._count(1)
         end = "abandoned"
         try:
             sample = await self._generate(asked, _Shown(self._tokenizer, asked.request, show, started))
@@ -149,7 +174,6 @@ class Desk:
             _LOG.warning("no_answer", rollout=str(asked.rollout), end=end, error=str(error)[:300])
             raise
         finally:
-            self._count(-1)
             metrics.ANSWERS.labels(end).inc()
 
     def _count(self, change: int) -> None:
