@@ -21,7 +21,7 @@ NOW = datetime.now(UTC)
 
 @pytest.fixture
 def fates():
-    return Fates(FeedbackConfig(settle_s=10))
+    return Fates(FeedbackConfig(settle_s=1800))  # longer than the tests take
 
 
 def judgement(number, *, user="ann", kind="thumb", value=1.0, at=NOW, rollout=ROLLOUT):
@@ -50,9 +50,9 @@ def states(fates, user="ann"):
 
 def test_a_judgement_is_received_then_waits(fates):
     fates.receive(judgement(1))
-    fates.receive(judgement(2, at=NOW - timedelta(seconds=11)))
+    fates.receive(judgement(2, at=NOW - timedelta(seconds=1801)))
     assert states(fates) == [("f-1", "received"), ("f-2", "waiting")]
-    assert fates.report(ROLLOUT, "ann").judgements[0].decided_by == NOW + timedelta(seconds=10)
+    assert fates.report(ROLLOUT, "ann").judgements[0].decided_by == NOW + timedelta(seconds=1800)
 
 
 def test_a_used_judgement_tells_the_step_that_trained_it(fates):
