@@ -150,11 +150,11 @@ class SimulatedEngine:
     async def _stream(self, fault, request, body):
         """One event a token; the last one has the versions of all."""
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
         most = body["sampling_params"]["max_tokens"]
         tokens = self.answers.popleft()[:most] if self.answers else self._draw(self._length(most))
         spans = []
         try:
+            await response.prepare(request)
             for place, token in enumerate(tokens):
                 if fault and place >= len(tokens) / 2:
                     return await self._spoil_stream(fault, request, response)
