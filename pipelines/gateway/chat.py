@@ -6,7 +6,7 @@ the learner has to compute the same distribution. Beside OpenAI's keys an answer
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,7 @@ from schemas.records import first_fault
 from schemas.trajectories import Sample
 
 _UNKNOWN: Final = "extra_forbidden"
+StopText = Annotated[str, Field(max_length=256)]
 
 
 class TextPart(BaseModel):
@@ -60,7 +61,7 @@ class ChatRequest(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
-    stop: str | list[str] | None = Field(default=None, max_length=4096)
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     seed: int | None = Field(default=None, ge=0, lt=1 << 63)
     user: str | None = Field(default=None, min_length=1, max_length=256)
     metadata: dict[str, Any] | None = None

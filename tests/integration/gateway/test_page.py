@@ -1,10 +1,13 @@
 """The page in a real browser: chat, judge, correct, withdraw, and see what it did."""
 
+import itertools
 import re
 
 import pytest
 from kafka import KafkaProducer
 
+from pipelines.local.topics import create_topics
+from schemas.config import KafkaConfig, RunConfig
 from schemas.feedback import Feedback
 from schemas.identity import FEEDBACK, GroupId, RolloutId
 from schemas.ledger import StepEntry, TrainedGroup
@@ -15,6 +18,17 @@ from tests.support.gateway import Gateway, tokens_of
 from tests.support.trajectories import read_all, wait_until
 
 EVIL = '<img src="x" onerror="alert(1)"><script>alert(2)</script>'
+
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def run_config(broker):
+    """A run whose name looks well in pictures."""
+    config = RunConfig(name=f"demo-{next(_NUMBERS)}", kafka=KafkaConfig(bootstrap=broker))
+    create_topics(config)
+    return config
 
 
 @pytest.fixture(scope="module")
