@@ -79,8 +79,10 @@ class Receipts:
             user: who judges.
             now_s: when the judgement came, in seconds since 1970.
         """
-        form, expiry, signature = [*(receipt or "").split("."), "", "", ""][:3]
-        if not hmac.compare_digest(signature.encode(), self._sign(rollout, user, expiry).encode()) or form != _FORM:
+        parts = (receipt or "").split(".")
+        form, expiry, signature = parts if len(parts) == 3 else ("", "", "")
+        given = signature.encode(errors="replace")
+        if not hmac.compare_digest(given, self._sign(rollout, user, expiry).encode()) or form != _FORM:
             return "bad_receipt"
         return "expired_receipt" if now_s > int(expiry) else None
 

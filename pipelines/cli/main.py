@@ -27,6 +27,8 @@ VERBS: Final = {
     "learn": "run the learner",
     "learn-scorer": "train a reward model or a critic from the log of a run",
     "evaluate": "ask held-out prompts of a run's weights while it trains",
+    "gateway": "let people and programs ask the newest weights and judge the answers",
+    "feedback": "send one judgement of an answer",
     "export": "write the weights of a run as a Hugging Face directory",
     "submit": "write prompts from a JSON-lines file to a run",
     "topics": "create the topics of a run, or check those that exist",

@@ -24,8 +24,8 @@ from schemas.errors import BrokerError
 from schemas.limits import MAX_TRAJECTORY_BYTES
 
 KAFKA_VERSION: Final = "4.3.1"
-# The second one prints the log; "!" keeps its bill of materials from pulling other versions of the rest.
-_ENDPOINT: Final = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.apache.logging.log4j:log4j-slf4j-impl:2.25.4!"
+# Prints the log; "!" keeps its bill of materials from pulling other versions of the rest.
+_LOG_PRINTER: Final = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4!"
 _MAX_MESSAGE_BYTES: Final = MAX_TRAJECTORY_BYTES + (2 << 20)
 _FOREVER_MINUTES: Final = (1 << 31) - 1
 _MAX_HEAP: Final = "512m"
@@ -55,10 +55,15 @@ def kafka_jars() -> Path:
     Raises:
         BrokerError: they are not in the cache and cannot be downloaded.
     """
-    return build_once(cache_dir() / f"kafka-{KAFKA_VERSION}", _download_jars)
+    return build_once(cache_dir() / f"kafka-{KAFKA_VERSION}", lambda target: download_jars("kafka_2.13", target))
 
 
-def _download_jars(target: Path) -> None:
+def download_jars(artifact: str, target: Path) -> None:
+    """Puts an artifact of Kafka, such as ``kafka-tools``, and all that it needs into a new directory.
+
+    Raises:
+        BrokerError: they cannot be downloaded.
+    """
     from jgo.env import EnvironmentBuilder, LinkStrategy
     from jgo.maven import MavenContext
 
@@ -67,7 +72,9 @@ def _download_jars(target: Path) -> None:
     context = MavenContext(repo_cache=room / "repository", timeout=60)
     builder = EnvironmentBuilder(context=context, cache_dir=room, link_strategy=LinkStrategy.HARD)
     try:
-        environment = builder.from_endpoint(_ENDPOINT, main_class="kafka.Kafka")
+        environment = builder.from_endpoint(
+            f"org.apache.kafka:{artifact}:{KAFKA_VERSION}+{_LOG_PRINTER}", main_class="kafka.Kafka"
+        )
     except Exception as error:
         raise BrokerError(
             f"Kafka {KAFKA_VERSION} could not be downloaded from the Maven repository: {error}; "

@@ -1,5 +1,6 @@
 """The real server, a real broker and a tiny model: versions change while answers are being generated."""
 
+import asyncio
 import signal
 import socket
 import threading
@@ -14,13 +15,28 @@ import pytest
 from pipelines.local.ports import free_ports
 from pipelines.local.tiny_model import build_tiny_model
 from pipelines.local.topics import create_topics
-from schemas.config import KafkaConfig, ModelConfig, RunConfig, WeightsConfig, WorkerConfig
+from schemas.config import (
+    KafkaConfig,
+    ModelConfig,
+    RolloutConfig,
+    RunConfig,
+    SamplingConfig,
+    WeightsConfig,
+    WorkerConfig,
+)  # fmt: skip
 from schemas.errors import BrokerError, ModelError, PortError
+from schemas.gateway import GatewayConfig
+from schemas.identity import GroupId
+from schemas.prompts import Prompt, RewardSpec
 from schemas.weights import WeightVersion, version_path
 from schemas.workers import WorkerEntry
+from tests.support.gateway import Gateway, events_of, rows_of, text_of
 from tests.support.trajectories import read_all, wait_until
 from tests.support.weights import announce, probe_of, publish_version, state_of, write_version
 from tests.support.worker import WorkerProcess
+from transforms.generation.engine import open_session
+from transforms.generation.request import PromptRecord, Request
+from transforms.generation.streaming import generate_streamed
 from transforms.generation.worker.announcements import Announcements
 from transforms.generation.worker.server import run
 
@@ -223,6 +239,68 @@ def test_an_update_in_flight_splits_the_answer_where_the_weights_changed(stage):
     after = stage.worker.status()
     assert [after[name] - before[name] for name in ("updates", "updates_in_flight")] == [1, 1]
     assert [float(line.split()[-1]) for line in lines_of(stage, counted)] == [metric_before + 1]
+
+
+def long_request():
+    """For an answer of a thousand tokens, whatever the model draws."""
+    prompt = Prompt(token_ids=PROMPT, reward=RewardSpec(name="feedback"))
+    sampling = {"n": 1, "logprobs": 0, "temperature": 1.0, "max_tokens": 1000, "ignore_eos": True}
+    record = PromptRecord(GroupId(0, 0), b"", datetime(2026, 1, 31, tzinfo=UTC))
+    return Request(record, prompt, PROMPT, 1, sampling)
+
+
+async def test_a_streamed_answer_has_the_tokens_the_logprobs_and_the_versions_of_a_whole_one(stage):
+    announced, told = stage.write(), []
+    before = stage.worker.status()["version"]
+
+    def on_tokens(token_ids):
+        if not told:
+            stage.announce(announced)
+        told.append(list(token_ids))
+
+    async with open_session(120) as session:
+        completion = await generate_streamed(session, stage.worker.url, long_request(), 1000, on_tokens)
+    assert len(told) > 100
+    assert [token for piece in told for token in piece] == list(completion.token_ids)
+    old, new = completion.spans
+    assert (old.version, old.start, new.version) == (before, 0, announced.version)
+    assert 0 < new.start < len(completion.token_ids) == 1000
+    for version, part in ((before, slice(0, new.start)), (announced.version, slice(new.start, None))):
+        right = logprobs_of(stage.models[version], completion.token_ids)
+        assert largest_difference(completion.logprobs[part], right[part]) < 1e-4
+
+
+async def test_who_stops_reading_a_streamed_answer_stops_the_engine(stage):
+    def drawn():
+        (line,) = lines_of(stage, "vllm:generation_tokens_total")
+        return float(line.split()[-1])
+
+    before, began = drawn(), asyncio.Event()
+    async with open_session(120) as session:
+        asking = generate_streamed(session, stage.worker.url, long_request(), 1000, lambda _: began.set())
+        task = asyncio.create_task(asking)
+        await began.wait()
+        task.cancel()
+        await asyncio.wait([task])
+    await asyncio.to_thread(wait_until, lambda: stage.worker.status()["requests_running"] == 0, 20)
+    assert drawn() - before < 900
+
+
+def test_a_gateway_finds_the_worker_and_records_what_it_said(stage):
+    version = stage.publish()
+    rollout = RolloutConfig(workers=(), group_size=8, sampling=SamplingConfig(max_tokens=100))
+    update = {"gateway": GatewayConfig(port=free_ports(1)[0]), "rollout": rollout}
+    config = stage.config.model_copy(update=update)
+    with Gateway(config) as gateway, gateway.stream("what is 2+3?") as response:
+        events = list(events_of(response))
+    assert events[-2]["asyncflow"]["versions"] == [version]
+    (row,) = rows_of(config)
+    assert str(row.rollout_id) == response.headers["X-AsyncFlow-Rollout"]
+    assert (row.worker, row.purpose) == (stage.worker.url, "feedback")
+    assert text_of(events) == row.response_text
+    whole = (*row.prompt_token_ids, *row.response_token_ids)
+    right = probe_of(stage.models[version], whole)["logprobs"][len(row.prompt_token_ids) - 1 :]
+    assert largest_difference(row.response_logprobs, right) < 1e-4
 
 
 def lines_of(stage, start):

@@ -2,6 +2,7 @@
 
 It answers ``POST /inference/v1/generate`` with seeded random tokens, after a time drawn from a
 distribution, under a weight version that can be set while it runs, and misbehaves on request.
+With ``stream`` it sends one event a token, as vLLM does, ``token_s`` apart.
 It never stands in for an engine where results are reported as vLLM's.
 
     with SimulatedEngine(seed=1) as engine:
@@ -31,6 +32,7 @@ import uvloop
 from aiohttp import web
 
 _REMEMBERED = 100_000
+_STREAM_FAULTS = ("break_off", "error_event", "no_end")
 END = 2
 """The end-of-sequence token of the tiny model."""
 
@@ -70,12 +72,17 @@ class SimulatedEngine:
     """Seconds for prompts that begin with this token."""
     faults: deque = field(default_factory=deque)
     """What goes wrong with the next requests, one each: error, refuse, garbage, hang, close, nan,
-    short, no_versions, version_zero, unavailable, abort; die (as vLLM's server whose engine died: it
+    short, no_versions, version_zero, unavailable, abort; of streams also break_off (the connection ends after
+    half of the tokens), error_event, no_end (no last event); die (as vLLM's server whose engine died: it
     answers 500 to all and is not healthy until ``revive`` is called); exit (ends the process)."""
     always: dict[int, str] = field(default_factory=dict)
     """What goes wrong with every request whose prompt begins with this token."""
+    answers: deque = field(default_factory=deque)
+    """Token ids of the next streamed answers, one each; without any they are drawn."""
     requests: list = field(default_factory=list)
     """What it was asked, the newest last."""
+    aborted: int = 0
+    """Streams whose reader left before their end."""
     most_at_once: int = 0
 
     def __post_init__(self):
@@ -134,9 +141,61 @@ class SimulatedEngine:
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
+            if body.get("stream") and fault in (None, *_STREAM_FAULTS):
+                return await self._stream(fault, request, body)
             return await self._misbehave(fault, request, body) if fault else await self._answer(body)
         finally:
             self._at_once -= 1
+
+    async def _stream(self, fault, request, body):
+        """One event a token; the last one has the versions of all."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        most = body["sampling_params"]["max_tokens"]
+        tokens = self.answers.popleft()[:most] if self.answers else self._draw(self._length(most))
+        spans = []
+        try:
+            await response.prepare(request)
+            for place, token in enumerate(tokens):
+                if fault and place >= len(tokens) / 2:
+                    return await self._spoil_stream(fault, request, response)
+                await asyncio.sleep(self.token_s)
+                if not spans or spans[-1]["version"] != str(self.version):
+                    spans.append({"version": str(self.version), "start": place})
+                await self._send_event(response, token, place == len(tokens) - 1, spans, len(tokens))
+            await response.write(b"data: [DONE]\n\n")
+        except (ConnectionResetError, asyncio.CancelledError):
+            self.aborted += 1
+            raise
+        return response
+
+    async def _send_event(self, response, token, is_last, spans, tokens):
+        ends = [*(span["start"] for span in spans[1:]), tokens]
+        entry = {"token_id": token, "logprob": -self._random.random(), "rank": 1, "top_logprobs": []}
+        choice = {
+            "index": 0,
+            "logprobs": {"content": [entry]},
+            "finish_reason": ("stop" if token == END else "length") if is_last else None,
+            "stop_reason": None,
+            "token_ids": [token],
+            "weight_versions": [{**span, "end": end} for span, end in zip(spans, ends, strict=True)]
+            if is_last
+            else None,
+        }
+        event = {"request_id": "simulated", "output_mode": "tokens", "choices": [choice], "usage": None}
+        await response.write(f"data: {json.dumps(event)}\n\n".encode())
+
+    async def _spoil_stream(self, fault, request, response):
+        if fault == "break_off":
+            request.transport.close()
+        elif fault == "error_event":
+            error = {"error": {"message": "Internal server error", "type": "InternalServerError", "code": 500}}
+            await response.write(f"data: {json.dumps(error)}\n\ndata: [DONE]\n\n".encode())
+        else:
+            await response.write(b"data: [DONE]\n\n")
+        return response
+
+    def _draw(self, tokens):
+        return [*self._random.choices(range(*self.vocabulary), k=tokens - 1), END]
 
     async def _answer(self, body):
         started_under = self.version

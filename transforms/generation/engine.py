@@ -7,7 +7,8 @@ so that the group is asked for again, and never becomes a row.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
@@ -88,13 +89,28 @@ async def generate(
             while it ends because its engine died. Only its health tells.
         EngineError: it took too long, or answered something else than a group.
     """
-    headers = {"Content-Type": "application/json"}
-    if request.min_version:
-        headers[MIN_VERSION_HEADER] = str(request.min_version)
-    try:
+    headers = headers_of(request)
+    with faults_told(url):
         async with session.post(url + ROUTE, data=msgspec.json.encode(request.body()), headers=headers) as response:
             body = await response.read()
             status = response.status
+    raise_for_status(url, status, body)
+    return read_completions(url, body, request.group_size, vocabulary_tokens)
+
+
+def headers_of(request: Request) -> dict[str, str]:
+    """The HTTP headers of a request to an engine."""
+    headers = {"Content-Type": "application/json"}
+    if request.min_version:
+        headers[MIN_VERSION_HEADER] = str(request.min_version)
+    return headers
+
+
+@contextmanager
+def faults_told(url: str) -> Iterator[None]:
+    """What goes wrong on the way to the engine at ``url`` and back becomes an EngineError."""
+    try:
+        yield
     except aiohttp.ClientConnectorError as error:
         raise EngineUnavailable(f"{url}: {error}") from error
     except (aiohttp.ServerTimeoutError, TimeoutError) as error:
@@ -103,11 +119,10 @@ async def generate(
         raise EngineLost(f"{url}: {error!r}") from error
     except aiohttp.ClientError as error:
         raise EngineError(f"{url}: {error!r}") from error
-    _raise_for_status(url, status, body)
-    return read_completions(url, body, request.group_size, vocabulary_tokens)
 
 
-def _raise_for_status(url: str, status: int, body: bytes) -> None:
+def raise_for_status(url: str, status: int, body: bytes) -> None:
+    """Raises what a status other than 200 means; ``body`` says why."""
     if status == HTTPStatus.OK:
         return
     message = f"{url}: {status} {_read_message(body)}"
@@ -128,30 +143,38 @@ def _read_message(body: bytes) -> str:
         return text[:500]
 
 
-class _Entry(msgspec.Struct):
+class Entry(msgspec.Struct):
+    """The logprob of one token."""
+
     logprob: float
     token_id: int | None = None
 
 
-class _Logprobs(msgspec.Struct):
-    content: list[_Entry]
+class Logprobs(msgspec.Struct):
+    """Those of the tokens beside them."""
+
+    content: list[Entry]
 
 
-class _Version(msgspec.Struct):
+class Version(msgspec.Struct):
+    """From which token on a weight version answered."""
+
     version: str
     start: int
 
 
-class _Choice(msgspec.Struct):
+class Choice(msgspec.Struct):
+    """One of the n answers, as vLLM sends it."""
+
     index: int
     token_ids: list[int]
-    logprobs: _Logprobs
+    logprobs: Logprobs
     finish_reason: Literal["stop", "length"]
-    weight_versions: list[_Version]
+    weight_versions: list[Version]
 
 
 class _Answer(msgspec.Struct):
-    choices: list[_Choice]
+    choices: list[Choice]
 
 
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
@@ -168,12 +191,17 @@ def read_completions(url: str, body: bytes, group_size: int, vocabulary_tokens: 
         choices = sorted(_ANSWER.decode(body).choices, key=lambda choice: choice.index)
         if [choice.index for choice in choices] != list(range(group_size)):
             raise EngineError(f"{url}: {len(choices)} choices, expected {group_size}")
-        return [_read_choice(choice, vocabulary_tokens) for choice in choices]
+        return [read_choice(choice, vocabulary_tokens) for choice in choices]
     except (ValueError, RecursionError) as error:
         raise EngineError(f"{url}: the answer is not one of vLLM's: {error!r}, {body[:100]!r}") from error
 
 
-def _read_choice(choice: _Choice, vocabulary_tokens: int) -> Completion:
+def read_choice(choice: Choice, vocabulary_tokens: int) -> Completion:
+    """Checks an answer.
+
+    Raises:
+        ValueError: a token is outside the vocabulary, a logprob or a version is not one.
+    """
     token_ids, content = choice.token_ids, choice.logprobs.content
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocabulary_tokens:
         raise ValueError(f"token_ids outside the vocabulary of {vocabulary_tokens}")

@@ -8,7 +8,7 @@ What cannot be read is logged and passed over; a broker that is away is waited f
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
@@ -16,13 +16,20 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from schemas.config import KafkaConfig
 from schemas.errors import BrokerError, RecordError
-from schemas.records import Record
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 _LOG = structlog.get_logger(__name__)
 _POLL_MS: Final = 500
 _PAUSE_S: Final = 0.5
+
+
+class Decoder(Protocol[R_co]):
+    """A class of records, or whatever else reads their values."""
+
+    def decode(self, value: bytes) -> R_co:
+        """Raises RecordError."""
 
 
 class TopicFollower(Generic[R]):
@@ -41,7 +48,7 @@ class TopicFollower(Generic[R]):
     """
 
     def __init__(
-        self, kafka: KafkaConfig, topic: str, kind: type[R], apply: Callable[[R], None], last_s: float | None = None
+        self, kafka: KafkaConfig, topic: str, kind: Decoder[R], apply: Callable[[R], None], last_s: float | None = None
     ) -> None:
         self._kind, self._apply, self._last_s = kind, apply, last_s
         self._stopping = threading.Event()

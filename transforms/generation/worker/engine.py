@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-_FIRST: Final = -1
-"""Priority of the probe; requests have 0."""
+_FIRST: Final = -2
+"""Priority of the probe; requests of people have -1, all others 0."""
 _PREFIX_TOKENS: Final = 32
 _DECODED_TOKENS: Final = 16
 _DECODING_TOLERANCE: Final = 0.5

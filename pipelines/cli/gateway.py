@@ -1,0 +1,55 @@
+"""``asyncflow gateway``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from pipelines.cli.interrupts import sigterm_is_ctrl_c
+from pipelines.cli.options import ProcessOptions, base_config, parse, peek
+from schemas.config import RunConfig
+from schemas.errors import ConfigError
+
+_DESCRIPTION = """The gateway: a web page to chat with the newest weights and judge their answers, OpenAI's route for
+programs, and POST /feedback.
+
+Every answer becomes a rollout of the run that waits for feedback. It ends in good order on SIGTERM and Ctrl-C.
+Examples:
+
+  asyncflow gateway --run demo
+  asyncflow gateway --config runs/demo/config.toml --gateway.port 8090 --feedback.key-file receipts.key
+"""
+
+
+@dataclass(frozen=True)
+class GatewayOptions(ProcessOptions):
+    """Arguments of the verb."""
+
+    of: Annotated[str | None, tyro.conf.arg(name="run", metavar="RUN")] = None
+    """Directory or name of a run of this machine, instead of --config."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb and returns the exit code."""
+    default = GatewayOptions(run=_base(arguments))
+    config = parse(GatewayOptions, "gateway", arguments, _DESCRIPTION, default).run
+    from pipelines.gateway.serve import run
+
+    try:
+        with sigterm_is_ctrl_c():  # until it serves and looks after signals itself
+            return run(config)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _base(arguments: Sequence[str]) -> RunConfig:
+    """The configuration that flags are laid over."""
+    name = peek(arguments, "--run")
+    if name is None:
+        return base_config(arguments)
+    if peek(arguments, "--config"):
+        raise ConfigError("name the run by one of --run and --config")
+    from pipelines.runs import find_config
+
+    return find_config(name)[0]
