@@ -14,7 +14,6 @@
     fates      what became of it, in a bounded memory
     page       the web page
     appender   records to Kafka, acknowledged
-    limits     token buckets
 
 It has no state that another replica would miss: what counts lies in Kafka before a client hears of it.
 """

@@ -28,13 +28,13 @@ from pipelines.gateway.bodies import read_body
 from pipelines.gateway.chat import ChatRequest, Teller, headers_of, versions_of
 from pipelines.gateway.guard import Guard, refusal
 from pipelines.gateway.judging import read_fields, user_in
-from pipelines.gateway.limits import Buckets
 from pipelines.gateway.people import set_cookie, user_of
 from schemas.errors import AsyncFlowError, BrokerError, EngineError, EngineRefusal, EngineUnavailable, RecordError
 from schemas.identity import RolloutId
 from schemas.limits import MAX_FEEDBACK_BYTES
 from schemas.records import isoformat
 from schemas.trajectories import Sample
+from transforms.buckets import Buckets
 
 if TYPE_CHECKING:
     from pipelines.gateway.desk import Answer, Desk

@@ -11,8 +11,8 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.gateway import metrics
-from pipelines.gateway.limits import Buckets
 from pipelines.gateway.people import address_of
+from transforms.buckets import Buckets
 
 _HELD_S: Final = 0.5
 """How long an address that asks too much waits to hear so: a client that floods is slowed down, not answered faster."""

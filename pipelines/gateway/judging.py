@@ -20,12 +20,12 @@ from fastapi import HTTPException
 
 from pipelines.gateway import metrics
 from pipelines.gateway.appender import Appender
-from pipelines.gateway.limits import Buckets
 from schemas.config import RunConfig
 from schemas.errors import BrokerError, RecordError
 from schemas.feedback import Feedback
 from schemas.receipts import Receipts
 from schemas.records import isoformat, now
+from transforms.buckets import Buckets
 
 _AHEAD: Final = timedelta(seconds=60)
 """How far a sender's clock may be ahead: the newest judgement holds, and nobody's may for ever."""

@@ -8,8 +8,7 @@ told apart before they count against the user whose name they bear.
 """
 
 import hashlib
-from collections import OrderedDict
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
@@ -20,35 +19,11 @@ from schemas.feedback import Feedback
 from schemas.outcomes import Fate, FeedbackFate, Outcome
 from schemas.receipts import Receipts
 from schemas.records import now
+from transforms.buckets import Buckets
 from transforms.feedback.drift import Drift
 from transforms.feedback.items import Judged, Settled, Source
 
 _LOG = structlog.get_logger(__name__)
-_MOST_USERS: Final = 100_000
-"""Buckets that are kept; who was silent for longest begins with a full one again."""
-
-
-class Buckets:
-    """A token bucket for each user, by the clock of the topic.
-
-    Args:
-        rate_per_s: tokens that come back.
-        burst: tokens that a bucket holds.
-    """
-
-    def __init__(self, rate_per_s: float, burst: int) -> None:
-        self._rate_per_s, self._burst = rate_per_s, burst
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def take(self, user: str, now_s: float) -> bool:
-        """Whether the user had a token, which is taken."""
-        tokens, since_s = self._buckets.pop(user, (float(self._burst), now_s))
-        tokens = min(self._burst, tokens + max(0.0, now_s - since_s) * self._rate_per_s)
-        allowed = tokens >= 1
-        self._buckets[user] = (tokens - 1 if allowed else tokens, max(now_s, since_s))
-        if len(self._buckets) > _MOST_USERS:
-            self._buckets.popitem(last=False)
-        return allowed
 
 
 class Gate:
@@ -85,7 +60,7 @@ class Gate:
             fault = self._receipts.find_fault(feedback.receipt, feedback.rollout, feedback.user, appended_s)
             if fault:
                 return fault
-        if not self._buckets.take(feedback.user, appended_s):
+        if self._buckets.take(feedback.user, appended_s):
             return "rate_limited"
         return "held_out" if is_held_out(feedback.user, self._rules.held_out_share) else None
 

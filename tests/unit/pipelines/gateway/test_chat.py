@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 from fastapi import HTTPException
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipelines.gateway.chat import ChatRequest, Teller, headers_of, versions_of
@@ -24,6 +24,9 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.sampled_from([*ChatRequest.model_fields, "tools", "logit_bias"])
+
+
+SLOW_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def read(**more):
@@ -68,6 +71,7 @@ def test_what_cannot_be_answered_so_is_refused(more, reason):
     assert refused.value.reason == "bad_request"
 
 
+@SLOW_MACHINE
 @given(st.dictionaries(FIELDS, JSON, max_size=4))
 def test_no_body_breaks_the_reader(fields):
     body = json.dumps({**HELLO, **fields}).encode()
@@ -75,6 +79,7 @@ def test_no_body_breaks_the_reader(fields):
         ChatRequest.read(body).to_exchange("ann").encode()
 
 
+@SLOW_MACHINE
 @given(st.binary())
 def test_no_bytes_break_the_readers(body):
     with suppress(RecordError):
@@ -83,6 +88,7 @@ def test_no_bytes_break_the_readers(body):
         user_in(read_fields(body, "application/json"))
 
 
+@SLOW_MACHINE
 @given(st.binary(max_size=200))
 def test_no_form_breaks_the_reader(body):
     with suppress(HTTPException):

@@ -9,9 +9,8 @@ from schemas.errors import ConfigError
 from schemas.identity import RolloutId
 from schemas.joining import FeedbackConfig
 from schemas.receipts import Receipts
-from transforms.feedback import gate as module
 from transforms.feedback.drift import Drift
-from transforms.feedback.gate import Buckets, Gate, is_held_out, merge
+from transforms.feedback.gate import Gate, is_held_out, merge
 from transforms.feedback.items import Judged, Settled, Source
 
 KEY = b"0123456789abcdef"
@@ -110,14 +109,6 @@ def test_a_flood_of_one_user_is_refused_and_others_are_not():
     assert sum(isinstance(each, Judged) for each in found) == 10 + 1  # the burst, and what a second gives back before
     assert isinstance(look(on, record(user="bob"), 101.0), Judged)
     assert isinstance(look(on, record(), 102.0), Judged)
-
-
-def test_buckets_are_bounded(monkeypatch):
-    monkeypatch.setattr(module, "_MOST_USERS", 10)
-    buckets = Buckets(1.0, 1)
-    for number in range(100):
-        assert buckets.take(str(number), 0.0)
-    assert len(buckets._buckets) == 10
 
 
 def test_held_out_users_are_a_share_and_always_the_same():

@@ -28,17 +28,21 @@ class Buckets:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, key: Hashable) -> float:
+    def take(self, key: Hashable, now_s: float | None = None) -> float:
         """Takes a token.
+
+        Args:
+            key: whose.
+            now_s: the moment by another clock, which may be that of a topic; null for this one's.
 
         Returns:
             0 if there was one, else the seconds until there is.
         """
-        now_s = self._clock()
+        now_s = self._clock() if now_s is None else now_s
         tokens, since_s = self._buckets.pop(key, (float(self._burst), now_s))
-        tokens = min(self._burst, tokens + (now_s - since_s) * self._rate_per_s)
+        tokens = min(self._burst, tokens + max(0.0, now_s - since_s) * self._rate_per_s)
         allowed = tokens >= 1
-        self._buckets[key] = (tokens - allowed, now_s)
+        self._buckets[key] = (tokens - allowed, max(now_s, since_s))
         if len(self._buckets) > self._most:
             self._buckets.popitem(last=False)
         return 0.0 if allowed else (1 - tokens) / self._rate_per_s

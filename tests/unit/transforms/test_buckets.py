@@ -1,6 +1,6 @@
 """Token buckets on a clock of the test's own."""
 
-from pipelines.gateway.limits import Buckets
+from transforms.buckets import Buckets
 
 
 class Clock:
@@ -51,3 +51,9 @@ def test_memory_is_bounded_and_those_who_ask_most_are_remembered():
         buckets.take(stranger)
     assert len(buckets) == 100
     assert buckets.take("ann") > 0
+
+
+def test_another_clock_may_go_back():
+    buckets = Buckets(1.0, 1)
+    assert [buckets.take("ann", moment_s) for moment_s in (10.0, 5.0, 10.5)] == [0, 1.0, 0.5]
+    assert buckets.take("ann", 11.0) == 0
