@@ -67,7 +67,7 @@ def one(options, seed, *, shuffled):
     with tempfile.TemporaryDirectory(prefix="asyncflow-live-") as made:
         runs = options.runs or Path(made)
         config = configure(f"live-{seed}{'-chance' if shuffled else ''}", seed)
-        with Stack(config, runs=runs) as stack:
+        with Stack(config, runs=runs, restarts=3) as stack:
             stack.start_serving()
             stack.start_rollout()
             stack.start_feedback()

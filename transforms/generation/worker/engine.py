@@ -64,6 +64,9 @@ class Engine(Protocol):
     async def load(self, version: int, probe_token_ids: Sequence[int]) -> Loading:
         """Loads what was opened; raises ``StateError`` if that fails, and the weights are undefined."""
 
+    async def prompt_logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Log probability of token i + 1 given tokens 0 to i at temperature 1, of length P - 1."""
+
 
 class VllmEngine:
     """An :class:`Engine` over vLLM's client of the engine process."""

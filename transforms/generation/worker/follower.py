@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from schemas.weights import WeightVersion
     from transforms.generation.worker.engine import Engine
     from transforms.generation.worker.state import WorkerState
-    from transforms.generation.worker.verify import Verified
+    from transforms.generation.worker.verify import Probe, Verified
 
+_LOOKS: Final = 3
+"""How often a version answers the probe before it is found wrong. In 16 bits an answer depends on what else the engine
+computes at that moment: of a hundred versions of one run, all right, 99 differed by up to 0.07 and one by 0.11."""
 _POLL_S: Final = 0.5
 """Longest wait of one look at the topic, and so the longest that stopping waits for it."""
 
@@ -119,7 +122,7 @@ class Follower:
         in_flight = self.state.requests_running > 0
         self.state.begin_update()
         loading = await self.engine.load(announced.version, probe.token_ids)
-        difference = probe.difference(loading.probe_logprobs)
+        difference = await self._compare(probe, loading.probe_logprobs)
         if not difference <= self.probe_tolerance:
             raise StateError(
                 f"version {announced.version} is loaded, but the engine's logprobs of the probe differ from the "
@@ -135,3 +138,13 @@ class Follower:
             **{name: round(seconds, 3) for name, seconds in took.items()},
             probe_difference=f"{difference:.1e}",
         )
+
+    async def _compare(self, probe: Probe, logprobs: list[float]) -> float:
+        """The smallest difference of several answers: rounding changes from one to the next, wrong weights do not."""
+        difference = probe.difference(logprobs)
+        for look in range(2, _LOOKS + 1):
+            if difference <= self.probe_tolerance:
+                break
+            log.warning("probe_repeated", difference=f"{difference:.1e}", look=look)
+            difference = min(difference, probe.difference(await self.engine.prompt_logprobs(probe.token_ids)))
+        return difference

@@ -30,6 +30,8 @@ class RecordingEngine:
     def __init__(self, logprobs=(-1.0, -2.0)) -> None:
         self.calls: list[tuple[str, object]] = []
         self.logprobs = list(logprobs)
+        self.later: list[list[float]] = []
+        """What it answers when it is asked again; without any the same as before."""
         self.opens = True
 
     async def open_files(self, files) -> None:
@@ -45,6 +47,10 @@ class RecordingEngine:
     async def load(self, version, probe_token_ids) -> Loading:
         self.calls.append(("load", version))
         return Loading(0.1, 0.05, 0.01, self.logprobs)
+
+    async def prompt_logprobs(self, token_ids) -> list[float]:
+        self.calls.append(("probe", tuple(token_ids)))
+        return self.later.pop(0) if self.later else self.logprobs
 
     @property
     def loaded(self) -> list[object]:
@@ -273,6 +279,13 @@ async def test_a_probe_that_disagrees_ends_the_follower_and_no_answer_leaves(fol
     assert state.version == 1
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(state.settled(), 0.05)
+
+
+async def test_a_probe_that_rounding_made_differ_once_is_asked_again(follower, root, engine, state):
+    engine.logprobs, engine.later = [-1.0, -2.1], [[-1.0, -2.2], [-1.0, -2.0]]
+    await follow(follower, write_version(root, 1, TENSORS, probe=PROBE))
+    assert state.version == 1
+    assert [name for name, _ in engine.calls].count("probe") == 2
 
 
 async def test_an_update_during_which_requests_ran_is_counted(follower, root, state):
