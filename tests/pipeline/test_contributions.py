@@ -31,7 +31,7 @@ def made(samples):
     return [
         joined(samples, RATED),
         correction(changes, cause(17), {"ann"}),
-        demonstration(samples[0], cause(18), FeedbackConfig(), lambda text: (6, 7, 2)),
+        demonstration(samples[0], cause(18), FeedbackConfig(), lambda text, _: (6, 7, 2)),
     ]
 
 
