@@ -33,6 +33,7 @@ class RolloutProcess:
         file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
         self.log = directory / f"{self.module}.log"
         self._output = self.log.open("ab")
+        self._begins = self._output.tell()
         self.process = subprocess.Popen(
             [sys.executable, "-c", _PROGRAM.format(self.module), str(file), *beam_args],
             stdout=self._output,
@@ -40,6 +41,10 @@ class RolloutProcess:
             start_new_session=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
+
+    def hears_signals(self):
+        """Whether its pool is open; the log may be that of earlier processes too."""
+        return b"share_opened" in self.log.read_bytes()[self._begins :]
 
     def kill(self):
         """kill -9 of the process and what it started, as the supervisor's last resort."""

