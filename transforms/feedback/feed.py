@@ -21,10 +21,11 @@ from typing import Any, Final
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
+from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
-from schemas.errors import RecordError
+from schemas.errors import RecordError, StateError
 from schemas.identity import FEEDBACK
 from schemas.trajectories import Sample, decode
 from transforms.feedback.book import book_of
@@ -97,7 +98,7 @@ class Feed:
         if not PACE.has_room():
             time.sleep(_PATIENCE_MS / 1000)
             return False
-        polled = self._consumer.poll(timeout_ms=_PATIENCE_MS)
+        polled = self._poll()
         found = [self._read(partition, record) for partition, records in polled.items() for record in records]
         self._move_watermark(polled)
         items = tuple(each for of in found for each in of if isinstance(each, Awaited | Judged))
@@ -107,6 +108,22 @@ class Feed:
         self.batch_s = min((record.timestamp for of in polled.values() for record in of), default=0) / 1000
         self._batches += bool(found)
         return bool(found)
+
+    def _poll(self) -> dict[Any, list[Any]]:
+        """What has come; nothing while the broker is away.
+
+        Raises:
+            StateError: records that were never read are gone.
+        """
+        try:
+            polled: dict[Any, list[Any]] = self._consumer.poll(timeout_ms=_PATIENCE_MS)
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+            raise StateError(f"feedback that was never read is gone from its topic: {error}") from error
+        except KafkaError as error:
+            _LOG.error("feedback_not_read", error=repr(error))
+            time.sleep(_PATIENCE_MS / 1000)
+            return {}
+        return polled
 
     def _move_watermark(self, polled: dict[Any, list[Any]]) -> None:
         for partition, records in polled.items():
@@ -118,9 +135,14 @@ class Feed:
     def _find_ends(self) -> None:
         """Asks the broker which partitions are read to their ends; that nothing was polled may mean that it is slow."""
         self._asked_s = time.time()
-        for partition, end in self._consumer.end_offsets(list(self._reached_s)).items():
-            if self._consumer.position(partition) >= end:
-                self._reached_s[partition] = max(self._reached_s[partition], self._asked_s - _IDLE_LAG_S)
+        try:
+            ends = self._consumer.end_offsets(list(self._reached_s))
+            done = [partition for partition, end in ends.items() if self._consumer.position(partition) >= end]
+        except KafkaError as error:
+            _LOG.error("ends_not_known", error=repr(error))
+            return
+        for partition in done:
+            self._reached_s[partition] = max(self._reached_s[partition], self._asked_s - _IDLE_LAG_S)
 
     def _read(self, partition: TopicPartition, record: Any) -> list[Item | Settled]:
         source = Source((record.partition, record.offset), self._next[partition], record.timestamp / 1000)
