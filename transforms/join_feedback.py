@@ -11,7 +11,7 @@ one writer commits at a time wherever the runner puts it; Join divides the work 
 import math
 import zlib
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
 import structlog
@@ -69,6 +69,14 @@ def key_of(group: GroupId) -> int:
     return zlib.crc32(group.key()) % _KEYS
 
 
+class _State(NamedTuple):
+    """Beam's handles of one key."""
+
+    stamp: Any
+    journal: Any
+    timer: Any
+
+
 class JoinFn(beam.DoFn):  # type: ignore[misc]
     """One key after the other: takes its items, and settles what is due; see :mod:`transforms.feedback.shelf`."""
 
@@ -100,8 +108,9 @@ class JoinFn(beam.DoFn):  # type: ignore[misc]
         """Keeps items and sets the timer."""
         key, items = element
         PACE.take(len(items))
-        shelf = self._shelf(key, stamp, journal)
-        self._keep(shelf, shelf.take(items), stamp, journal, timer)
+        state = _State(stamp, journal, timer)
+        shelf = self._shelf(key, state)
+        self._keep(key, shelf, shelf.take(items), state)
 
     @on_timer(_WAKE)  # type: ignore[untyped-decorator]
     def wake(
@@ -113,29 +122,31 @@ class JoinFn(beam.DoFn):  # type: ignore[misc]
         timer: Any = _WAKE_PARAM,
     ) -> Iterable[Settled]:
         """Settles what is due."""
-        shelf = self._shelf(key, stamp, journal)
+        state = _State(stamp, journal, timer)
+        shelf = self._shelf(key, state)
         settled, changed = shelf.settle(moment.micros / 1e6, self._rules)
-        self._keep(shelf, changed, stamp, journal, timer)
+        self._keep(key, shelf, changed, state)
         return settled
 
-    def _shelf(self, key: int, stamp: Any, journal: Any) -> Shelf:
-        """The key's shelf in this process, if it is as the state says."""
-        known, newest = _SHELVES.get((self._config.name, key)), stamp.read() or ""
+    def _shelf(self, key: int, state: _State) -> Shelf:
+        """Takes the key's shelf from this process if it is as the state says, else rebuilds it."""
+        known, newest = _SHELVES.pop((self._config.name, key), None), state.stamp.read() or ""
         if known is None or known.stamp != newest:
-            known = Shelf.restored(self._config.feedback, journal.read())
-            _SHELVES[self._config.name, key] = known
+            return Shelf.restored(self._config.feedback, state.journal.read())
         return known
 
-    def _keep(self, shelf: Shelf, changed: Collection[GroupId], stamp: Any, journal: Any, timer: Any) -> None:
+    def _keep(self, key: int, shelf: Shelf, changed: Collection[GroupId], state: _State) -> None:
+        """Puts a shelf back, after the state was told of it: one that a fault came in between is rebuilt."""
         if changed:
             anew, entries = shelf.journal(changed)
             if anew:
-                journal.clear()
+                state.journal.clear()
             for entry in entries:
-                journal.add(entry)
-            stamp.write(shelf.stamp)
+                state.journal.add(entry)
+            state.stamp.write(shelf.stamp)
         if shelf.cases:
-            timer.set(Timestamp(micros=math.ceil(shelf.wakes_at() * 1e6)))
+            state.timer.set(Timestamp(micros=math.ceil(shelf.wakes_at() * 1e6)))
+        _SHELVES[self._config.name, key] = shelf
         metrics.CASES.set(sum(len(each.cases) for each in list(_SHELVES.values())))
 
 

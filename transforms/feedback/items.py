@@ -43,7 +43,7 @@ class Awaited:
     size: int
     """How many answers the group has."""
     value: bytes
-    """The group alone, as in the log (:func:`schemas.trajectories.encode`): a third of its size as objects, or less."""
+    """The group alone, as in the log (:func:`schemas.trajectories.encode`): as objects its tokens would take more."""
     headers: tuple[tuple[str, bytes], ...]
     decision: Outcome | None = None
     """What was decided about it before the pipeline was started."""
@@ -57,7 +57,7 @@ class Awaited:
         return cls(samples[0].group, source, of_groups, len(samples), value, tuple(headers.items()), decision)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A third of the cost of what ``dataclass`` generates; every item crosses from stage to stage."""
+        """Not what ``dataclass`` generates, which looks its fields up anew each time: every item crosses stages."""
         return Awaited, tuple(getattr(self, name) for name in self.__slots__)
 
     def samples(self) -> list[Sample]:
