@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 
 import tomli_w
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
@@ -60,8 +61,9 @@ class RolloutProcess:
         return self
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.kill()
+        with suppress(ProcessLookupError):  # Prism outlives a pipeline that was killed
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         self._output.close()
 
 
