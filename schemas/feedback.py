@@ -1,10 +1,9 @@
 """Records of ``{run}.feedback``: written by people and programs, read by the feedback pipeline."""
 
-from typing import Any, Final, Literal, Self
+from typing import Any, ClassVar, Final, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from schemas.errors import RecordError
 from schemas.identity import GroupId, RolloutId
 from schemas.limits import MAX_FEEDBACK_BYTES
 from schemas.records import Instant, Record, now
@@ -30,6 +29,7 @@ class Feedback(Record):
     """
 
     model_config = ConfigDict(extra="forbid")
+    max_bytes: ClassVar[int | None] = MAX_FEEDBACK_BYTES
 
     feedback_id: str = Field(min_length=1, max_length=256)
     """The sender's name of this judgement; a record that is sent again has the same."""
@@ -71,19 +71,6 @@ class Feedback(Record):
     def channel(self) -> Channel | None:
         """Null for a retraction, which concerns all."""
         return _CHANNELS.get(self.kind)
-
-    @classmethod
-    def decode(cls, value: bytes | None) -> Self:
-        """Reads a record's value.
-
-        Raises:
-            RecordError: ``too_large``, ``not_json`` or ``bad_record``.
-        """
-        if value is None:
-            raise RecordError("bad_record", "the value is null, expected a JSON object")
-        if len(value) > MAX_FEEDBACK_BYTES:
-            raise RecordError("too_large", f"{len(value)} bytes, expected at most {MAX_FEEDBACK_BYTES}")
-        return super().decode(value)
 
 
 _EXPECTED: Final[dict[FeedbackKind, str]] = {

@@ -1,10 +1,9 @@
 """Records of ``{run}.prompts``: written by producers in any language, read by the rollout pipeline."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.errors import RecordError
 from schemas.limits import MAX_GROUP_SIZE, MAX_PROMPT_BYTES
 from schemas.records import Record
 
@@ -94,6 +93,7 @@ class Prompt(Record):
     """
 
     model_config = ConfigDict(extra="forbid")
+    max_bytes: ClassVar[int | None] = MAX_PROMPT_BYTES
 
     prompt_id: str | None = Field(default=None, max_length=1024)
     """The producer's own name for the prompt; null if it has none. It identifies nothing here."""
@@ -153,16 +153,3 @@ class Prompt(Record):
         if self.reward.name == FEEDBACK_REWARD:
             return self.feedback.verifiable
         return None if self.reward.name == ENVIRONMENT_REWARD else self.reward
-
-    @classmethod
-    def decode(cls, value: bytes | None) -> Self:
-        """Reads a record's value.
-
-        Raises:
-            RecordError: ``too_large``, ``not_json`` or ``bad_record``.
-        """
-        if value is None:
-            raise RecordError("bad_record", "the value is null, expected a JSON object")
-        if len(value) > MAX_PROMPT_BYTES:
-            raise RecordError("too_large", f"{len(value)} bytes, expected at most {MAX_PROMPT_BYTES}")
-        return super().decode(value)

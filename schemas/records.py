@@ -2,7 +2,7 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
@@ -42,6 +42,8 @@ class Record(BaseModel):
 
     model_config = ConfigDict(populate_by_name=True, extra="ignore", frozen=True, allow_inf_nan=False)
 
+    max_bytes: ClassVar[int | None] = None
+    """Longest value that is read; null where only this project writes."""
     schema_version: Literal[1] = Field(default=1, alias="schema")
 
     def encode(self) -> bytes:
@@ -49,12 +51,16 @@ class Record(BaseModel):
         return self.model_dump_json(by_alias=True, exclude_unset=False).encode()
 
     @classmethod
-    def decode(cls, value: bytes) -> Self:
+    def decode(cls, value: bytes | None) -> Self:
         """Reads a record's value.
 
         Raises:
-            RecordError: ``not_json`` or ``bad_record``, with the first fault in words.
+            RecordError: ``too_large``, ``not_json`` or ``bad_record``, with the first fault in words.
         """
+        if value is None:
+            raise RecordError("bad_record", "the value is null, expected a JSON object")
+        if cls.max_bytes is not None and len(value) > cls.max_bytes:
+            raise RecordError("too_large", f"{len(value)} bytes, expected at most {cls.max_bytes}")
         try:
             json.loads(value)
         except (ValueError, RecursionError) as error:

@@ -26,12 +26,13 @@ from pipelines.gateway.desk import Desk
 from pipelines.gateway.fates import Fates
 from pipelines.gateway.follow import Followers
 from pipelines.gateway.judging import Judging
-from schemas.errors import BrokerError, ConfigError, PortError
+from schemas.errors import BrokerError, ConfigError
 from schemas.receipts import Receipts
 from transforms.generation import engine
 from transforms.generation.discovery import Discovery
 from transforms.generation.tokenizer import Tokenizer
 from transforms.generation.workers import Workers
+from transforms.listening import reserve_port
 
 if TYPE_CHECKING:
     from schemas.config import RunConfig
@@ -59,7 +60,7 @@ def run(config: RunConfig) -> int:
     """
     if not config.model.path:
         raise ConfigError("model.path is empty: the gateway tokenises with the run's model; give its directory")
-    with listening(config.gateway.host, config.gateway.port) as listener:
+    with reserve_port("gateway", config.gateway.host, config.gateway.port) as listener:
         tokenizer = Tokenizer.load(config.model.path)
         receipts = Receipts.load(config.feedback.key_file) if config.feedback.key_file else None
         _raise_file_limit()
@@ -143,24 +144,6 @@ def _issuer(receipts: Receipts | None, lasts_s: float) -> Callable[[RolloutId, s
     if receipts is None:
         return lambda _rollout, _user: None
     return lambda rollout, user: receipts.issue(rollout, user, time.time() + lasts_s)
-
-
-@contextmanager
-def listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Binds before anything slow happens.
-
-    Raises:
-        PortError: something else has the port, or the address is not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            given = f"gateway.host {host!r}, gateway.port {port}"
-            raise PortError(f"{given}: {error.strerror}; stop what listens there or choose another") from error
-        yield listener
 
 
 def _raise_file_limit() -> None:

@@ -11,13 +11,14 @@ import threading
 
 import httpx
 
-from pipelines.gateway.serve import listening, parts_of, server_of
+from pipelines.gateway.serve import parts_of, server_of
 from pipelines.local.tiny_model import ALPHABET, SPECIAL, build_tiny_model
 from schemas.receipts import Receipts
 from schemas.trajectories import decode
 from tests.support.simulated_engine import END
 from tests.support.trajectories import read_all
 from transforms.generation.tokenizer import Tokenizer
+from transforms.listening import reserve_port
 
 
 class Gateway:
@@ -42,7 +43,7 @@ class Gateway:
     async def _serve(self):
         config = self.config
         receipts = Receipts.load(config.feedback.key_file) if config.feedback.key_file else None
-        with listening("127.0.0.1", config.gateway.port) as listener:
+        with reserve_port("gateway", "127.0.0.1", config.gateway.port) as listener:
             async with parts_of(config, Tokenizer.load(config.model.path), receipts) as self.parts:
                 self.server = server_of(self.parts)
                 serving = asyncio.create_task(self.server.serve(sockets=[listener]))

@@ -38,6 +38,8 @@ from transforms.feedback.items import Closed, Contribution, Place, Settled, Sour
 _LOG = structlog.get_logger(__name__)
 _POLL_MS: Final = 200
 _NONE: Final = OffsetSet()
+_SWEEP_FATES: Final = 10_000
+"""Fates that are remembered by themselves before those are forgotten that the offsets tell."""
 
 
 class Book:
@@ -154,7 +156,6 @@ class Book:
         """Whether all groups of its record are closed with it."""
         groups = self._closed.setdefault(closed.source.place, set())
         groups.add(closed.group)
-        self._decided.pop(closed.group, None)
         if len(groups) < closed.of_groups:
             return False
         del self._closed[closed.source.place]
@@ -201,12 +202,11 @@ class Book:
 
     def _keep(self, settled: Iterable[Settled]) -> None:
         for each in settled:
-            closed = {found.group for found in each.closed}
             if each.outcome is not None:
                 self._note(each.outcome)
                 metrics.count(each.outcome)
-            for group in closed:
-                self._decided.pop(group, None)
+            for closed in each.closed:
+                self._decided.pop(closed.group, None)
         feedback = self._done[self._topics.feedback]
         if len(self._fates) > _SWEEP_FATES:
             self._fates = {place for place in self._fates if place[1] not in feedback.get(place[0], _NONE)}
@@ -214,9 +214,6 @@ class Book:
     def close(self) -> None:
         """Closes the connection."""
         self._producer.close(timeout=5)
-
-
-_SWEEP_FATES: Final = 10_000
 
 
 def encode(contribution: Contribution) -> tuple[bytes, dict[str, bytes]]:

@@ -18,7 +18,7 @@ from itertools import chain
 from typing import Final, NamedTuple
 
 from schemas.dead_letters import DeadLetter
-from schemas.identity import GroupId, RolloutId
+from schemas.identity import GroupId
 from schemas.joining import FeedbackConfig
 from schemas.outcomes import Outcome, Vote
 from schemas.topics import Topics
@@ -26,7 +26,7 @@ from schemas.trajectories import Sample
 from transforms.feedback.contributions import Demonstrate, correction, demonstration, joined
 from transforms.feedback.items import Awaited, Closed, Contribution, Fates, Item, Judged, Place, Settled
 from transforms.feedback.rewards import are_rated, concerns, rate
-from transforms.feedback.votes import fold
+from transforms.feedback.votes import answers_of, fold
 
 _LEAST_CHANGE: Final = 1e-6
 """Of a reward that is float32 in the log."""
@@ -205,7 +205,7 @@ def _decide(case: Case, awaited: Awaited, now_s: float, rules: Rules) -> tuple[l
 
 
 def _demonstrations(samples: Sequence[Sample], used: Iterable[Judged], rules: Rules) -> list[Contribution]:
-    if rules.feedback.corrections != "demonstration":
+    if not _demonstrates(rules):
         return []
     texts = [judged for judged in used if judged.feedback.kind == "correction"]
     shown = (
@@ -285,15 +285,8 @@ def _name_corrections(
     changes = _changes(before.rewards, rewards)
     for judged in used:
         shown = judged.feedback.kind == "correction" and _demonstrates(rules)
-        counts = shown or any(_touches(judged, index) for index in changes)
+        counts = shown or any(index in changes for index in answers_of(judged))
         fates.give(judged, "corrected" if counts else "no_change")
-
-
-def _touches(judged: Judged, index: int) -> bool:
-    own, other = judged.feedback.rollout.index, None
-    if judged.feedback.kind == "preference":
-        other = RolloutId.parse(str(judged.feedback.value)).index
-    return index in (own, other)
 
 
 def _decide_too_late(case: Case, before: Outcome) -> tuple[list[Settled], Case]:

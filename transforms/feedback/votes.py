@@ -39,7 +39,7 @@ def fold(standing: Iterable[Vote], judgements: Sequence[Judged], group_size: int
     seen = {(vote.id, vote.at) for vote in votes.values()}
     for judged in sorted(judgements, key=lambda each: (each.feedback.at, each.source.place)):
         name = (judged.feedback.feedback_id, judged.feedback.at)
-        if max(_indices(judged)) >= group_size:
+        if max(answers_of(judged)) >= group_size:
             fates.give(judged, "unknown")
         elif name in seen:
             fates.give(judged, "duplicate")
@@ -51,7 +51,8 @@ def fold(standing: Iterable[Vote], judgements: Sequence[Judged], group_size: int
     return Folded(tuple(votes[key] for key in sorted(votes)), fates)
 
 
-def _indices(judged: Judged) -> list[int]:
+def answers_of(judged: Judged) -> list[int]:
+    """The answers that a judgement says something of, by index: one, or both of a preference."""
     feedback = judged.feedback
     found = [feedback.rollout.index]
     if feedback.kind == "preference":

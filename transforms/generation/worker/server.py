@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from schemas.errors import AsyncFlowError, ConfigError, PortError, StateError, UserError
+from schemas.errors import AsyncFlowError, ConfigError, StateError, UserError
 from transforms.generation.worker.announcements import Announcements
 from transforms.generation.worker.arguments import parse_arguments, prepare_environment
 from transforms.generation.worker.engine import VllmEngine
@@ -32,6 +32,7 @@ from transforms.generation.worker.registrar import Registrar
 from transforms.generation.worker.seeds import ignore_seeds
 from transforms.generation.worker.state import Metrics, WorkerState
 from transforms.generation.worker.verify import read_expectation
+from transforms.listening import reserve_port
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -63,7 +64,7 @@ def run(config: RunConfig) -> int:
         UserError: port, model, broker, topic or a setting of vLLM.
     """
     try:
-        with _interruptible() as early, _reserve_port(config.worker.host, config.worker.port) as listener:
+        with _interruptible() as early, reserve_port("worker", config.worker.host, config.worker.port) as listener:
             return _run_loop(config, listener, early)
     except KeyboardInterrupt:
         return 0
@@ -119,25 +120,6 @@ def _interruptible() -> Iterator[_Interruption]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _reserve_port(host: str, port: int) -> Iterator[socket.socket]:
-    """Binds before anything slow happens.
-
-    Raises:
-        PortError: something else has the port, or the address is not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise PortError(
-                f"worker.host {host!r}, worker.port {port}: {error.strerror}; stop what listens there or choose another"
-            ) from error
-        yield listener
 
 
 @dataclass
