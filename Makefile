@@ -1,7 +1,7 @@
 # asyncflow: everything that a checkout needs, from nothing but Python and make.
 #
 #   make demo      prompts to a rising reward on this machine; DEMO_ARGS="--seed 1 --steps 30" reach the command
-#   make test      everything that a change must pass
+#   make test      everything that a change must pass, by two processes; JOBS=0 for one, JOBS=8 for more
 #   make fuzz      a million damaged records against every decoder; FUZZ_CASES=10000000 for more
 #   make bench     BENCH=generation: measures, prints one JSON object, fails if a figure misses its bar
 #   make lint      ruff, mypy, import-linter, codespell
@@ -15,6 +15,7 @@ PYTHON   ?= python3
 PLATFORM ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
+JOBS ?= 2
 FUZZ_CASES ?= 1000000
 BENCH ?= generation
 BENCH_ARGS ?=
@@ -36,7 +37,7 @@ demo: $(READY)
 	$(BIN)/asyncflow demo $(DEMO_ARGS)
 
 test: $(READY)
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz.run --cases $(FUZZ_CASES)
