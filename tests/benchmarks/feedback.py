@@ -27,15 +27,17 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from pipelines.local.broker import Broker
 from pipelines.local.tiny_model import build_tiny_model
 from pipelines.local.topics import create_topics
+from pipelines.log import TopicReader
 from schemas.config import KafkaConfig, ModelConfig, RunConfig
 from schemas.feedback import Feedback
 from schemas.identity import EXCHANGES, GroupId
 from schemas.joining import FeedbackConfig
+from schemas.outcomes import Outcome
 from tests.pipeline.rollout_process import JoinProcess, wait_for
 from tests.support.feedback_traffic import Sender, account, draw
 
 KILLS = 3
-HELD_S = 60.0
+LEAST_HELD_S, HELD_A_EVENT_S = 60.0, 0.0015
 """Longer than it takes to send all rollouts and judgements: what is decided must not depend on how fast that is."""
 FLOOD_A_S = 10_000
 FLOOD_S = 20
@@ -80,11 +82,15 @@ class Bench:
 
     def measure(self):
         """Both pipelines, each over a log of its own with the same traffic."""
-        held = {"settle_s": HELD_S, "unknown_after_s": HELD_S, "wait_s": 4 * HELD_S, "correction_s": 2 * HELD_S}
+        held_s = max(LEAST_HELD_S, HELD_A_EVENT_S * self._events)
+        held = {"settle_s": held_s, "unknown_after_s": held_s, "wait_s": 4 * held_s, "correction_s": 2 * held_s}
         configs = [self._config(name, user_rate_per_s=1e6, **held) for name in ("undisturbed", "killed")]
         traffics = [draw(self._events, self._events, run=config.name) for config in configs]
         sent_s = [self._send(config, traffic) for config, traffic in zip(configs, traffics, strict=True)]
-        time.sleep(HELD_S + 1)
+        assert max(sent_s) < held_s, (
+            f"sending took {max(sent_s):.0f} s, longer than the {held_s:.0f} s that are held back"
+        )
+        time.sleep(held_s + 1)
         for config, traffic in zip(configs, traffics, strict=True):
             Sender(config).send(traffic.late)
         undisturbed = self._run(configs[0], traffics[0], kills=0)
@@ -99,18 +105,18 @@ class Bench:
 
     def _run(self, config, traffic, kills):
         """Waits until everything has an end, killing the pipeline as its work goes on."""
-        started, judgements = time.monotonic(), len(traffic.judgements)
+        started, judgements, progress = time.monotonic(), len(traffic.judgements), Progress(config)
         marks = [judgements * (each + 1) // (kills + 2) for each in range(kills)]
         while True:
             with JoinProcess(config, self._directory) as running:
-                found = wait_for(lambda: self._at(config, traffic, marks), TIMEOUT_S, running, poll_s=2)
+                wait_for(lambda: progress.is_at(marks, judgements, self._events), TIMEOUT_S, running, poll_s=1)
                 if not marks:
                     memory_bytes = psutil.Process(running.process.pid).memory_info().rss
                     running.drain()
                     break
                 marks.pop(0)
                 running.kill()
-        seconds = time.monotonic() - started
+        seconds, found = time.monotonic() - started, account(config)
         return {
             **found.figures,
             "once": found.once() and len(found.judged) == len(traffic.judgements),
@@ -119,13 +125,6 @@ class Bench:
             "memory_bytes": memory_bytes,
             "log": summary_of(running.log),
         }
-
-    def _at(self, config, traffic, marks):
-        found = account(config)
-        if marks:
-            return found if len(found.judged) >= marks[0] else None
-        ended = found.kinds["joined"] + found.kinds["expired"] == self._events
-        return found if ended and len(found.judged) == len(traffic.judgements) else None
 
     def flood(self):
         """Seconds from a judgement to its outcome, alone and beside a user who sends ten thousand a second."""
@@ -143,6 +142,23 @@ class Bench:
             "seconds_beside": statistics.median(beside),
             "seconds_beside_worst": max(beside),
         }
+
+
+class Progress:
+    """How far a pipeline is, by its outcomes; each is read once."""
+
+    def __init__(self, config):
+        self._reader = TopicReader(config.kafka, config.topics.outcomes)
+        self._judged = self._ended = 0
+
+    def is_at(self, marks, judgements, rollouts):
+        """Whether it is at the first mark, or if there is none left at the end."""
+        outcomes = [Outcome.decode(record.value) for record in self._reader.read_on()]
+        self._judged += sum(len(outcome.feedback) for outcome in outcomes)
+        self._ended += sum(outcome.kind in ("joined", "expired") for outcome in outcomes)
+        if marks:
+            return self._judged >= marks[0]
+        return self._judged >= judgements and self._ended >= rollouts
 
 
 class Quiet:

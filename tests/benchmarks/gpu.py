@@ -38,7 +38,7 @@ from pipelines.local.stack import ROLLOUT, WORKER, Stack
 from pipelines.submit import submit
 from schemas.config import validate
 from schemas.prompts import Message, Prompt, RewardSpec, Sampling
-from tests.benchmarks import counting
+from tests.benchmarks import counting, settings
 from tests.benchmarks.engine_ratio import TOPICS, offline, offline_request
 from tests.benchmarks.stack import ROOT, Watch
 from tests.benchmarks.turns import add_option, wait_for_turn
@@ -83,7 +83,7 @@ def parse():
     parser.add_argument("--bounds", type=int, nargs="+", default=list(BOUNDS), help="values of max_staleness in loop")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds after which a run of loop is given up")
     add_option(parser)
-    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=JSON", help="over the configuration")
+    settings.add_option(parser)
     return parser.parse_args()
 
 
@@ -278,14 +278,7 @@ def configuration(options, name, over=None, suffix=""):
     tree["weights"]["root"] += suffix
     for section, keys in (over or {}).items():
         tree[section] |= keys
-    for setting in options.set:
-        key, _, value = setting.partition("=")
-        *sections, last = key.split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = json.loads(value)
-    return validate(tree, f"{name}.toml")
+    return validate(settings.put(tree, options.set), f"{name}.toml")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from schemas.feedback import Feedback
 from schemas.ledger import surviving_steps
 from schemas.outcomes import Outcome
 from schemas.trajectories import decode
+from tests.benchmarks import settings
 from tests.benchmarks.stack import ROOT
 
 CONFIG = ROOT / "docs" / "feedback" / "chat.toml"
@@ -58,6 +59,7 @@ def parse():
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--first", default="short")
     parser.add_argument("--then", default="wordy")
+    settings.add_option(parser)
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default they are not")
     return parser.parse_args()
 
@@ -66,7 +68,7 @@ def one(options, seed, *, shuffled):
     """One stack and one simulation; a control needs only the time before the change."""
     with tempfile.TemporaryDirectory(prefix="asyncflow-live-") as made:
         runs = options.runs or Path(made)
-        config = configure(f"live-{seed}{'-chance' if shuffled else ''}", seed)
+        config = configure(options, f"live-{seed}{'-chance' if shuffled else ''}", seed)
         with Stack(config, runs=runs, restarts=3) as stack:
             stack.start_serving()
             stack.start_rollout()
@@ -76,10 +78,11 @@ def one(options, seed, *, shuffled):
             return figures | look(stack.config)
 
 
-def configure(name, seed):
+def configure(options, name, seed):
     """The page's configuration with the demo's model."""
     tree = load(CONFIG).model_dump(mode="json")
-    return validate(tree | {"name": name, "seed": seed, "model": {"path": str(demo_model())}}, "of the benchmark")
+    tree |= {"name": name, "seed": seed, "model": {"path": str(demo_model())}}
+    return validate(settings.put(tree, options.set), "of the benchmark")
 
 
 def simulation(options, gateway, seed, *, shuffled):
