@@ -8,16 +8,13 @@ All in [-1, 1], but the verifiable part of a blend, which is as its function giv
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import NamedTuple
 
 from schemas.joining import FeedbackConfig
 from schemas.outcomes import Vote
 from schemas.prompts import VERIFIABLE, VERIFIABLE_SHARE
 from schemas.trajectories import Sample
-
-_COMPARED_CHARACTERS: Final = 20_000
-"""Of two texts; more takes too long where everybody's judgements wait for it."""
+from transforms.rewards.chrf import similarity
 
 
 class Rated(NamedTuple):
@@ -104,16 +101,3 @@ def blend(spoken: float, parts: Mapping[str, float]) -> float:
     """People's part of a reward and the verifiable one, if the row has that."""
     share = parts.get(VERIFIABLE_SHARE, 0.0) if VERIFIABLE in parts else 0.0
     return (1 - share) * spoken + share * parts.get(VERIFIABLE, 0.0)
-
-
-def similarity(text: str, reference: str) -> float:
-    """The chrF of a text, from 0 to 1 (Popović 2015, doi:10.18653/v1/W15-3049), as sacrebleu computes it."""
-    compared = text[:_COMPARED_CHARACTERS], [reference[:_COMPARED_CHARACTERS]]
-    return float(_chrf().sentence_score(*compared).score) / 100
-
-
-@cache
-def _chrf() -> Any:
-    from sacrebleu.metrics.chrf import CHRF
-
-    return CHRF()

@@ -52,7 +52,13 @@ _SEARCH_S: Final = 2.0
 _WAIT_S: Final = 0.005
 _LAST_WORDS_S: Final = 1.0
 """How long a process that closed its pipe may take to end."""
-_PRELOAD: Final = ("__main__", "transforms.rewards.processes", "transforms.rewards.scoring", "math_verify")
+_PRELOAD: Final = (
+    "__main__",
+    "transforms.rewards.processes",
+    "transforms.rewards.scoring",
+    "math_verify",
+    "sacrebleu.metrics.chrf",
+)
 
 
 def kill_session(pid: int) -> None:

@@ -39,7 +39,7 @@ _REWARDS: Final[Registry[RewardFunction]] = Registry(
     "reward",
     form="a function (sample: Sample, arguments: M) -> Reward",
     setting="rewards.modules",
-    built_in=("transforms.rewards.exact_match", "transforms.rewards.last_number", "transforms.rewards.math"),
+    built_in=tuple(f"transforms.rewards.{name}" for name in ("chrf", "exact_match", "label", "last_number", "math")),
     reserved=(FEEDBACK_REWARD, ENVIRONMENT_REWARD),
 )
 load = _REWARDS.load

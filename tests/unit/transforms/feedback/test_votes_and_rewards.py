@@ -6,7 +6,7 @@ import pytest
 
 from schemas.joining import FeedbackConfig
 from tests.support.feedback import awaited, judged
-from transforms.feedback.rewards import aggregate, blend, rate, ratings_of, similarity
+from transforms.feedback.rewards import aggregate, blend, rate, ratings_of
 from transforms.feedback.votes import fold
 
 
@@ -64,16 +64,6 @@ def test_a_verifiable_part_is_blended_by_its_share():
     assert blend(-1.0, {"verifiable": 1.0, "verifiable_share": 0.25}) == pytest.approx(-0.5)
     samples = awaited(reward_parts={"verifiable": 1.0, "verifiable_share": 0.5}).samples()
     assert rewards([judged(1.0, value=-1.0)], samples=samples) == {0: 0.0}
-
-
-def test_likeness_is_sacrebleus_chrf():
-    from sacrebleu import sentence_chrf
-
-    assert similarity("the cat sat", "the cat sat") == pytest.approx(1.0)
-    assert similarity("xyz", "the cat") == 0.0
-    assert similarity("the cat sits", "the cat sat") == pytest.approx(
-        sentence_chrf("the cat sits", ["the cat sat"]).score / 100
-    )
 
 
 def test_a_retraction_leaves_what_its_user_says_afterwards():

@@ -8,7 +8,9 @@ from schemas.errors import ConfigError, RecordError
 from schemas.prompts import RewardSpec
 from tests.support.samples import SAMPLE
 from transforms.rewards import registry
+from transforms.rewards.chrf import RightTranslation, chrf, similarity
 from transforms.rewards.exact_match import RightText, exact_match
+from transforms.rewards.label import RightLabel, label, named_in
 from transforms.rewards.last_number import RightNumber, find_last_number, last_number
 from transforms.rewards.math import RightExpression, math
 from transforms.rewards.registry import Arguments, Reward, reward
@@ -81,6 +83,54 @@ def test_math_works_outside_the_main_thread():
 def test_math_raises_for_a_right_answer_that_is_no_expression():
     with pytest.raises(ValueError, match="not a mathematical expression"):
         math(answering("3"), RightExpression(answer="?!"))
+
+
+def test_chrf_is_that_of_sacrebleu_by_a_hundred():
+    from sacrebleu import sentence_chrf
+
+    given, right = "Ein Hund läuft.", "Ein Hund rennt am Strand."
+    assert chrf(answering(given), RightTranslation(reference=right)).value == pytest.approx(
+        sentence_chrf(given, [right]).score / 100
+    )
+    assert chrf(answering(right), RightTranslation(reference=right)).value == pytest.approx(1.0)
+    assert chrf(answering("xyz"), RightTranslation(reference=right)).value == 0.0
+    assert chrf(answering(""), RightTranslation(reference=right)).value == 0.0
+
+
+def test_chrf_of_a_long_answer_is_that_of_its_beginning():
+    assert similarity("ab" * 10_000 + "z" * 10**6, "ab" * 10_000) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Refund", 1.0),
+        ("It is about a refund.", 1.0),
+        ("refund, refund and REFUND", 1.0),
+        ("order", 0.0),
+        ("refund or order", 0.0),
+        ("refunds", 0.0),
+        ("prerefund", 0.0),
+        ("nothing of it", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_label_wants_exactly_the_right_one(text, value):
+    arguments = RightLabel(answer="Refund", labels=("order", "refund", "shipping address"))
+    assert label(answering(text), arguments).value == value
+
+
+def test_the_longer_label_is_named_where_it_holds_another():
+    assert named_in("to my Shipping \n Address", ("address", "shipping address")) == {"shipping address"}
+    assert named_in("C++ (not C)", ("c", "C++")) == {"c", "c++"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels"), [("c", ("a", "b")), ("a", ("a",)), ("a", ("a", "A")), ("a", ("a", " ")), ("", ("a", ""))]
+)
+def test_labels_that_cannot_be_told_apart_are_refused(answer, labels):
+    with pytest.raises(ValueError, match="label"):
+        RightLabel(answer=answer, labels=labels)
 
 
 def test_an_unknown_reward_names_the_nearest_one():
