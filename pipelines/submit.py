@@ -1,4 +1,4 @@
-"""Writing prompts to a run, as any producer can."""
+"""Writing prompts to a run, as any producer can, or to a file."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -27,6 +27,21 @@ def submit(config: RunConfig, lines: Iterable[bytes]) -> int:
     partitions, topic = topic_partitions(config.kafka, config.topics.prompts), config.topics.prompts
     entries = (Entry(line, key_of(line), index % partitions) for index, line in enumerate(lines))
     return append(config.kafka, topic, entries, "the prompts")
+
+
+def write_lines(file: Path, lines: Iterable[bytes]) -> int:
+    """Writes prompts to a file of JSON lines, and returns how many.
+
+    Raises:
+        ConfigError: the file exists, or cannot be written.
+    """
+    given = list(lines)
+    try:
+        with file.open("xb") as written:
+            written.writelines(line + b"\n" for line in given)
+    except OSError as error:
+        raise ConfigError(f"--out {file}: {error.strerror}; give a file that does not exist yet") from error
+    return len(given)
 
 
 def read_lines(file: Path) -> Iterator[bytes]:

@@ -30,7 +30,7 @@ VERBS: Final = {
     "gateway": "let people and programs ask the newest weights and judge the answers",
     "feedback": "send one judgement of an answer",
     "export": "write the weights of a run as a Hugging Face directory",
-    "submit": "write prompts from a JSON-lines file to a run",
+    "submit": "write the prompts of a JSON-lines file or of a task to a run",
     "topics": "create the topics of a run, or check those that exist",
     "kafka": "serve the log of a finished run again",
     "audit": "check every promise of a run from its topics alone",

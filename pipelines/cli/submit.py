@@ -1,25 +1,28 @@
 """``asyncflow submit``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from pipelines.cli.options import parse
-from pipelines.submit import read_lines, submit
+from pipelines.submit import read_lines, submit, write_lines
 from schemas.config import RunConfig, load
 from schemas.errors import ConfigError
 
-_DESCRIPTION = """Writes the prompts of a JSON-lines file to a run and prints how many.
+_DESCRIPTION = """Writes prompts to a run and prints how many: those of a JSON-lines file, with --data those of a task.
 
-Each line is written as it is: one that is no valid prompt becomes a dead letter of the run. Name the run by its
-directory or name, or by a configuration file. Examples:
+The lines of a file are written as they are: one that is no valid prompt becomes a dead letter of the run. A task reads
+its data set from the directory that --data names. Name the run by its directory or name, or by a configuration file;
+with --out the prompts go to a file instead. Examples:
 
   asyncflow submit prompts.jsonl --run demo
   asyncflow submit prompts.jsonl --run prod --bootstrap kafka-1:9092
+  asyncflow submit translation --data data --args to=fr --limit 4000 --feedback-share 0.5 --run translation
+  asyncflow submit translation --data data --args to=fr --split held_out --limit 200 --out held-out.jsonl
 """
 
 
@@ -27,14 +30,29 @@ directory or name, or by a configuration file. Examples:
 class SubmitOptions:
     """Arguments of the verb."""
 
-    file: tyro.conf.Positional[Path]
-    """JSON lines in the form of the prompts topic."""
+    what: tyro.conf.Positional[str]
+    """JSON lines in the form of the prompts topic, or with --data a task: translation or support."""
     run: str | None = None
     """Directory or name of the run."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """TOML file with the run's configuration, instead of --run."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """JSON-lines file to write the prompts to, instead of a run."""
     bootstrap: str | None = None
     """Brokers as host:port; by default those of the run's configuration."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Of a task: directory that holds the data sets."""
+    args: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE")] = ()
+    """Of a task: what it is told, such as to=fr for translation into French."""
+    split: Literal["train", "held_out"] = "train"
+    """Of a task: which of its rows; held_out ones are never trained."""
+    limit: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Of a task: how many prompts; by default all."""
+    seed: int = 0
+    """Of a task: of the order, and so of which ones a limit leaves."""
+    feedback_share: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Of a task: people judge the answers, and its function remains so much of the reward, from 0 to 1; by default
+    the function alone rewards them."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
 
@@ -42,16 +60,57 @@ class SubmitOptions:
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     options = parse(SubmitOptions, "submit", arguments, _DESCRIPTION)
-    count = submit(_find_run(options), read_lines(options.file))
+    if [options.run, options.config, options.out].count(None) != 2:
+        raise ConfigError("name the run by exactly one of --run and --config, or a file with --out")
+    lines = _lines(options)
+    count = write_lines(options.out, lines) if options.out else submit(_find_run(options), lines)
     sys.stdout.write(f"{count} prompts\n")
     return 0
+
+
+def _lines(options: SubmitOptions) -> Iterable[bytes]:
+    """The prompts, as records.
+
+    Raises:
+        ConfigError: there is no such file or task, or its data is missing or wrong.
+    """
+    if options.data is not None:
+        return _lines_of_task(options, options.data)
+    if not Path(options.what).exists():
+        _refuse_task_without_data(options.what)
+    if said := _said_of_task(options):
+        raise ConfigError(f"{said[0]} is for tasks, whose directory --data names; {options.what} is a file")
+    return read_lines(Path(options.what))
+
+
+def _lines_of_task(options: SubmitOptions, data: Path) -> list[bytes]:
+    from pipelines.tasks.draw import draw, judged_by_people
+    from pipelines.tasks.registry import find
+
+    task = find(options.what, options.args)
+    prompts = draw(task, data, options.split, limit=options.limit, seed=options.seed)
+    if options.feedback_share is not None:
+        prompts = judged_by_people(prompts, options.feedback_share)
+    return [prompt.encode() for prompt in prompts]
+
+
+def _refuse_task_without_data(what: str) -> None:
+    from pipelines.tasks.registry import TASKS
+
+    if what in TASKS:
+        raise ConfigError(f"{what} is a task: give the directory of its data with --data DIR ({TASKS[what].title})")
+
+
+def _said_of_task(options: SubmitOptions) -> list[str]:
+    """The flags of a task that were given."""
+    default = SubmitOptions(what="")
+    names = ("args", "split", "limit", "seed", "feedback_share")
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != getattr(default, name)]
 
 
 def _find_run(options: SubmitOptions) -> RunConfig:
     from pipelines.runs import find_config, with_bootstrap
 
-    if (options.run is None) == (options.config is None):
-        raise ConfigError("name the run by exactly one of --run and --config")
     if options.run is not None:
         return find_config(options.run, options.bootstrap)[0]
     assert options.config is not None

@@ -17,6 +17,8 @@ from pipelines.local.ports import free_ports
 from pipelines.submit import key_of, read_lines
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, StateError
+from schemas.prompts import Prompt
+from tests.support.tasks import write_data
 
 
 def in_process_of_its_own(*arguments, cwd=None):
@@ -141,6 +143,31 @@ def test_submit_wants_exactly_one_way_to_name_the_run(asyncflow, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("{}\n")
     assert refused(asyncflow("submit", file), "exactly one of --run and --config")
+    assert refused(
+        asyncflow("submit", file, "--run", "x", "--out", tmp_path / "y"), "exactly one of --run and --config"
+    )
+
+
+def test_submit_writes_a_task_to_a_file(asyncflow, tmp_path):
+    data, out = write_data(tmp_path), tmp_path / "prompts.jsonl"
+    done = asyncflow(
+        "submit", "translation", "--data", data, "--args", "to=fr", "--split", "held_out", "--limit", 2, "--out", out
+    )
+    assert (done.returncode, done.stdout) == (0, "2 prompts\n"), done.stderr
+    prompts = [Prompt.decode(line) for line in out.read_bytes().splitlines()]
+    assert [prompt.task for prompt in prompts] == ["translation-fr"] * 2
+    done = asyncflow("submit", "support", "--data", data, "--feedback-share", 0.25, "--out", tmp_path / "support.jsonl")
+    first = Prompt.decode((tmp_path / "support.jsonl").read_bytes().splitlines()[0])
+    assert (done.stdout, first.feedback.share) == ("3 prompts\n", 0.25)
+
+
+def test_submit_tells_tasks_and_files_apart(asyncflow, tmp_path):
+    out = ("--out", tmp_path / "out.jsonl")
+    assert refused(asyncflow("submit", "support", *out), "support is a task", "--data DIR")
+    assert refused(asyncflow("submit", "suppor", "--data", tmp_path, *out), "did you mean support?")
+    assert refused(asyncflow("submit", tmp_path / "none.jsonl", *out), "none.jsonl: No such file")
+    (tmp_path / "file.jsonl").write_text("{}\n")
+    assert refused(asyncflow("submit", tmp_path / "file.jsonl", "--limit", 3, *out), "--limit is for tasks")
 
 
 def test_debug_shows_the_traceback_too(tmp_path):

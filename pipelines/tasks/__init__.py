@@ -1,0 +1,11 @@
+"""Data sets as prompts: each with a reward, and a split that is never trained.
+
+    directory of the user ──Task.rows──► prompts, in the order of the files ──draw──► some of them, shuffled by a seed
+                                                                                └──► a run's topic, or a file
+
+task           what a task is
+translation    Multi30k: sentences from English to German or French, by chrF
+support        Bitext: messages of customers and what they are about, by label
+registry       tasks by name, with what they are told
+draw           which prompts, in which order, and what people's word counts in their reward
+"""

@@ -1,0 +1,47 @@
+"""Tasks by name. A new one is a class in a module of its own and a place in ``TASKS``."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Final
+
+from pydantic import ValidationError
+
+from pipelines.tasks.support import Support
+from pipelines.tasks.task import Task
+from pipelines.tasks.translation import Translation
+from schemas.errors import ConfigError
+from schemas.records import first_fault
+
+TASKS: Final[dict[str, type[Task]]] = {task.name: task for task in (Support, Translation)}
+
+
+def find(name: str, arguments: Iterable[str] = ()) -> Task:
+    """A task that knows what it was told.
+
+    Args:
+        name: of the task.
+        arguments: ``KEY=VALUE``, such as ``to=fr``.
+
+    Raises:
+        ConfigError: there is no such task, or it cannot be told that.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"no task {name[:80]!r}; {hint(name)}")
+    told = dict(map(_split, arguments))
+    try:
+        return TASKS[name].model_validate(told)
+    except ValidationError as error:
+        raise ConfigError(f"--args of task {name}: {first_fault(error)}") from error
+
+
+def hint(name: str) -> str:
+    """Which task may have been meant, in words."""
+    near = get_close_matches(name, TASKS, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}"
+
+
+def _split(argument: str) -> tuple[str, str]:
+    key, equals, value = argument.partition("=")
+    if not equals:
+        raise ConfigError(f"--args {argument[:80]!r}: expected KEY=VALUE, such as to=fr")
+    return key, value
