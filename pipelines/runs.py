@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from schemas.config import RunConfig, load
-from schemas.errors import RunError
+from schemas.errors import ConfigError, RunError
 
 CONFIG_NAME = "config.toml"
 KAFKA_NAME = "kafka"
@@ -34,6 +34,26 @@ def find_config(run: str, bootstrap: str | None = None) -> tuple[RunConfig, Path
             "give its directory, or its name and --bootstrap"
         )
     return with_bootstrap(RunConfig(name=run), bootstrap), None
+
+
+def find_run(run: str | None, file: Path | None, bootstrap: str | None = None) -> RunConfig:
+    """The configuration of a run that a user named in one of two ways.
+
+    Args:
+        run: directory or name of the run, as --run.
+        file: with its configuration, as --config.
+        bootstrap: where its log is served; null for where its configuration says.
+
+    Raises:
+        ConfigError: it was named in no way, or in both, or the file is wrong.
+        RunError: there is no such run.
+    """
+    if (run is None) == (file is None):
+        raise ConfigError("name the run by exactly one of --run and --config")
+    if run is not None:
+        return find_config(run, bootstrap)[0]
+    assert file is not None
+    return with_bootstrap(load(file), bootstrap)
 
 
 def with_bootstrap(config: RunConfig, bootstrap: str | None) -> RunConfig:

@@ -36,6 +36,7 @@ VERBS: Final = {
     "audit": "check every promise of a run from its topics alone",
     "replay": "train a step of a run again from the log and compare the bits",
     "simulate-users": "have a population talk to a gateway and judge its answers",
+    "simulate-raters": "have users who know the right answers judge what a run answers",
     "drill": "hurt a running stack on purpose and check that nothing is lost",
 }
 

@@ -10,7 +10,6 @@ import tyro
 
 from pipelines.cli.options import parse
 from pipelines.submit import read_lines, submit, write_lines
-from schemas.config import RunConfig, load
 from schemas.errors import ConfigError
 
 _DESCRIPTION = """Writes prompts to a run and prints how many: those of a JSON-lines file, with --data those of a task.
@@ -60,12 +59,18 @@ class SubmitOptions:
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     options = parse(SubmitOptions, "submit", arguments, _DESCRIPTION)
-    if [options.run, options.config, options.out].count(None) != 2:
-        raise ConfigError("name the run by exactly one of --run and --config, or a file with --out")
-    lines = _lines(options)
-    count = write_lines(options.out, lines) if options.out else submit(_find_run(options), lines)
-    sys.stdout.write(f"{count} prompts\n")
+    sys.stdout.write(f"{_write(options, _lines(options))} prompts\n")
     return 0
+
+
+def _write(options: SubmitOptions, lines: Iterable[bytes]) -> int:
+    from pipelines.runs import find_run
+
+    if options.out is None:
+        return submit(find_run(options.run, options.config, options.bootstrap), lines)
+    if options.run is not None or options.config is not None:
+        raise ConfigError("--out writes to a file: leave --run and --config out, or --out")
+    return write_lines(options.out, lines)
 
 
 def _lines(options: SubmitOptions) -> Iterable[bytes]:
@@ -106,12 +111,3 @@ def _said_of_task(options: SubmitOptions) -> list[str]:
     default = SubmitOptions(what="")
     names = ("args", "split", "limit", "seed", "feedback_share")
     return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != getattr(default, name)]
-
-
-def _find_run(options: SubmitOptions) -> RunConfig:
-    from pipelines.runs import find_config, with_bootstrap
-
-    if options.run is not None:
-        return find_config(options.run, options.bootstrap)[0]
-    assert options.config is not None
-    return with_bootstrap(load(options.config), options.bootstrap)

@@ -5,4 +5,9 @@ population     who there is: what each likes, how often they err, how long they 
 talk           one user's questions and judgements, over HTTP
 results        the share of liked answers over time, and how long the model took to adapt
 run            all of it
+
+And one that follows a run over Kafka, without a gateway, and knows the right answers of a task:
+
+translators    what each of its users thinks of an answer, and says
+rating         all of it
 """

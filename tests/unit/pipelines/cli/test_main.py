@@ -164,10 +164,17 @@ def test_submit_writes_a_task_to_a_file(asyncflow, tmp_path):
 def test_submit_tells_tasks_and_files_apart(asyncflow, tmp_path):
     out = ("--out", tmp_path / "out.jsonl")
     assert refused(asyncflow("submit", "support", *out), "support is a task", "--data DIR")
-    assert refused(asyncflow("submit", "suppor", "--data", tmp_path, *out), "did you mean support?")
+    assert refused(asyncflow("submit", "supp", "--data", tmp_path, *out), "did you mean support?")
     assert refused(asyncflow("submit", tmp_path / "none.jsonl", *out), "none.jsonl: No such file")
     (tmp_path / "file.jsonl").write_text("{}\n")
     assert refused(asyncflow("submit", tmp_path / "file.jsonl", "--limit", 3, *out), "--limit is for tasks")
+
+
+def test_simulate_raters_wants_data_and_a_run(asyncflow, tmp_path):
+    assert refused(asyncflow("simulate-raters", "translation", "--run", "x"), "--data DIR is missing")
+    data = write_data(tmp_path)
+    assert refused(asyncflow("simulate-raters", "translat", "--data", data, "--run", "x"), "did you mean translation?")
+    assert refused(asyncflow("simulate-raters", "translation", "--data", data), "exactly one of --run and --config")
 
 
 def test_debug_shows_the_traceback_too(tmp_path):
