@@ -9,7 +9,7 @@ Started again, it judges again what it has judged, under the same names, which t
 import heapq
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -83,8 +83,11 @@ class Rating:
     _receipts: Receipts | None = None
     _began_s: float = 0.0
 
-    def run(self) -> dict[str, Any]:
+    def run(self, on_look: Callable[[], object] | None = None) -> dict[str, Any]:
         """Follows the run to the end of the simulation; returns the figures.
+
+        Args:
+            on_look: called about twenty times a second.
 
         Raises:
             BrokerError: Kafka cannot be reached, or did not take a judgement.
@@ -101,6 +104,8 @@ class Rating:
             while self._goes_on() or self._waiting:
                 self._take(reader)
                 self._send_due(client)
+                if on_look:
+                    on_look()
                 time.sleep(_LOOK_S)
         return self.figures()
 
