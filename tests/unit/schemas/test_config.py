@@ -1,9 +1,19 @@
 """Configuration: unknown keys, wrong values and contradictions are named."""
 
+from pathlib import Path
+
 import pytest
 
 from schemas.config import RunConfig, load, validate
 from schemas.errors import ConfigError
+
+DOCS = Path(__file__).parents[3] / "docs"
+GIVEN = [file for file in sorted(DOCS.rglob("*.toml")) if "results" not in file.parts]
+
+
+@pytest.mark.parametrize("file", GIVEN, ids=lambda file: str(file.relative_to(DOCS)))
+def test_the_configurations_of_the_documentation_are_valid(file):
+    load(file)
 
 
 @pytest.mark.parametrize(
