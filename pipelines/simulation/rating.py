@@ -77,6 +77,8 @@ class Rating:
     scored: list[Scored] = field(default_factory=list)
     sent: dict[str, int] = field(default_factory=lambda: {"thumb": 0, "correction": 0})
     """Judgements, by kind."""
+    silent: int = 0
+    """Answers that nobody judges."""
     _waiting: list[tuple[float, int, RolloutId, Opinion]] = field(default_factory=list)
     """A heap: when each is due, and its number."""
     _numbers: Iterator[int] = field(default_factory=count)
@@ -126,6 +128,8 @@ class Rating:
             if opinion := self.raters.judge(sample):
                 due_s = now_s + opinion.delay_s
                 heapq.heappush(self._waiting, (due_s, next(self._numbers), sample.rollout_id, opinion))
+            else:
+                self.silent += 1
             self._tell()
 
     def _tell(self) -> None:
@@ -160,6 +164,7 @@ class Rating:
         return {
             "answers": len(self.scored),
             "judgements": dict(self.sent),
+            "not_judged": self.silent,
             "window": self.window,
             "windows": [asdict(window) for window in found],
             "score_at_first": found[0].score if found else None,

@@ -1,7 +1,7 @@
 """Applications of live feedback on a whole local stack: how much better does a model do what its users correct?
 
     stack (broker, worker, pipelines, learner) ──first version──► held-out score before
-        ◄── prompts of a task; simulated users who know the right answers judge what comes
+        ◄── prompts of a task, as fast as they are trained; simulated users who know the right answers judge what comes
     ──newest version, once all judgements are trained──► held-out score after
     the same with judgements meant for other prompts ──► hardly anything may be gained
 
@@ -9,7 +9,9 @@
     python -m tests.benchmarks.applications --data DIR --over docs/benchmarks/gpu/applications.toml --out DIR
 
 Prints one JSON object, with code 1 if a figure misses its bar. Scores are those of greedy answers to the same held-out
-prompts: chrF for ``translation``. The configuration of a kind is its application's in ``docs/examples/``.
+prompts: chrF for ``translation``. The configuration of a kind is its application's in ``docs/examples/``. A fast engine
+would answer all prompts by the first version while people think, so prompts come as people would bring them: as long as
+few of them are answered and not yet trained (``--ahead``).
 """
 
 import argparse
@@ -20,27 +22,31 @@ import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipelines.cli.logs import configure_logging
+from pipelines.evaluation.announcements import read_results
+from pipelines.evaluation.follow import Evaluator
 from pipelines.evaluation.measure import Measure
 from pipelines.evaluation.prompts import HeldOut
 from pipelines.local.demo_model import demo_model
 from pipelines.local.stack import Stack
-from pipelines.log import RunReader, read_topic
+from pipelines.log import RunReader, TopicReader, read_topic
 from pipelines.simulation.population import Habits, populate
 from pipelines.simulation.rating import Rating
 from pipelines.simulation.translators import Translators
 from pipelines.submit import submit
 from pipelines.tasks.draw import draw, judged_by_people
 from pipelines.tasks.registry import find
-from schemas.config import validate
-from schemas.ledger import surviving_steps
+from schemas.config import RunConfig, validate
+from schemas.ledger import decode_entry, surviving_steps
 from schemas.outcomes import Outcome
 from tests.benchmarks.gpu import keep
 from tests.benchmarks.live import look
@@ -83,12 +89,14 @@ def parse():
     parser.add_argument("--model", type=Path, help="by default SmolLM2-135M-Instruct")
     parser.add_argument("--answers", type=int, default=4000, help="that users see")
     parser.add_argument("--held-out", type=int, default=200, help="prompts")
+    parser.add_argument("--every", type=int, default=50, help="versions between held-out scores; 0 for none")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--controls", type=int, nargs="*", default=[0], help="seeds of runs with shuffled judgements")
     parser.add_argument("--raters", type=int, default=64)
     parser.add_argument("--threshold", type=float, default=0.6, help="score that gets a thumb up, not a correction")
     parser.add_argument("--delay-s", type=float, default=1.0, help="mean time from an answer to its judgement")
     parser.add_argument("--feedback-share", type=float, default=0.5, help="of the reward that the function remains")
+    parser.add_argument("--ahead", type=int, default=128, help="prompts that may be asked and not yet trained")
     parser.add_argument("--window", type=int, default=128, help="answers over which their mean score is taken")
     parser.add_argument("--patience-s", type=float, default=600.0, help="for an answer, and for the last step")
     parser.add_argument("--over", type=Path, help="TOML laid over the configuration, such as that for a GPU")
@@ -121,16 +129,20 @@ def one(options, name, kind, seed, *, shuffled):
     task = find(kind.task, options.args)
     with serving(options, configure(options, kind, run, seed)) as stack:
         prompts = draw(task, options.data, "held_out", limit=options.held_out)  # the same for all seeds
-        held_out = Measure(stack.config, HeldOut(tuple(prompts)))
-        before = show(held_out.of(1)[0])
+        held_out = HeldOut(tuple(prompts))
+        asked = Measure(stack.config, held_out)
+        before = show(asked.of(1)[0])
         began_s = time.monotonic()
-        told = kind.drive(options, stack, task, seed, shuffled)
-        version = trained(stack, sum(told["judgements"].values()), options.patience_s)
+        with evaluating(stack.config, held_out, options.every):
+            told = kind.drive(options, stack, task, seed, shuffled)
+            version = trained(stack, sum(told["judgements"].values()), options.patience_s)
         seconds = time.monotonic() - began_s
-        after = show(held_out.of(version)[0])
+        after = show(asked.of(version)[0])
+        curve = [show(result) for result in read_results(stack.config)]
         seen = look(stack.config)
     gain = after["value"] - before["value"]
-    figures = {"run": run, "before": before, "after": after, "gain": gain, "seconds": seconds, "seen": told, **seen}
+    figures = {"run": run, "before": before, "after": after, "gain": gain, "seconds": seconds, "curve": curve}
+    figures |= {"seen": told, **seen}
     (options.out / f"{run}.json").write_text(json.dumps(figures, indent=1) + "\n")
     sys.stderr.write(json.dumps({"run": run, "before": before, "after": after}) + "\n")
     return figures
@@ -151,6 +163,28 @@ def serving(options, config):
             keep(runs / config.name, options.out / config.name)
             if Path(config.weights.root).is_absolute():  # else it is below the run
                 shutil.rmtree(config.weights.root, ignore_errors=True)
+
+
+@contextmanager
+def evaluating(config, held_out, every):
+    """Follows the run as ``asyncflow evaluate`` does, in a thread, every so many versions; 0 for never."""
+    given = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"every": every})})
+    ended = threading.Event()
+
+    def follow():
+        with ExitStack() as opened:
+            evaluator = Evaluator(given, held_out, opened)
+            while not ended.wait(0.5):
+                evaluator.advance()
+
+    with ThreadPoolExecutor(1) as threads:
+        following = threads.submit(follow) if every else None
+        try:
+            yield
+        finally:
+            ended.set()
+        if following:
+            following.result()
 
 
 def show(result):
@@ -178,9 +212,37 @@ def rate(options, stack, task, seed, shuffled):
     users = populate(options.raters, Habits(delay_s=options.delay_s, shuffled=shuffled), seed)
     raters = Translators(everything, users, options.threshold, seed)
     asked = draw(task, options.data, "train", limit=options.answers, seed=seed)
-    submit(stack.config, [prompt.encode() for prompt in judged_by_people(asked, options.feedback_share)])
     rating = Rating(stack.config, raters, len(asked), options.patience_s, options.window)
-    return rating.run(stack.supervisor.tick)
+    with closing(TopicReader(stack.config.kafka, stack.config.topics.ledger)) as ledger:
+        feed = Feed(stack.config, judged_by_people(asked, options.feedback_share), rating, ledger, options.ahead)
+        return rating.run(lambda: stack.supervisor.tick() or feed.look())
+
+
+@dataclass
+class Feed:
+    """Submits prompts as long as few of those that are judged are not yet trained."""
+
+    config: RunConfig
+    prompts: list
+    rating: Rating
+    ledger: TopicReader
+    ahead: int
+    submitted: int = 0
+    entries: list = field(default_factory=list)
+    looked_s: float = 0.0
+
+    def look(self):
+        """Submits what there is room for, at most once a second."""
+        if self.submitted == len(self.prompts) or time.monotonic() < self.looked_s + 1:
+            return
+        self.looked_s = time.monotonic()
+        self.entries += [decode_entry(record.value) for record in self.ledger.read_on()]
+        line = surviving_steps(self.entries)
+        ended = sum(part.group.is_prompt for step in line for part in (*step.trained, *step.dropped))
+        room = self.ahead + ended + self.rating.silent - self.submitted
+        if room > 0:
+            now = self.prompts[self.submitted : self.submitted + room]
+            self.submitted += submit(self.config, [prompt.encode() for prompt in now])
 
 
 def trained(stack, judgements, patience_s):

@@ -72,7 +72,8 @@ def test_answers_are_judged_as_they_come(run_config, prompts):
 def test_started_again_it_says_the_same_under_the_same_names(run_config, prompts):
     write_answers(run_config, prompts, [0, 1, 2, 3], ["x", "y", "z", SENTENCES[3][1]])
     for _ in range(2):
-        rate(run_config, prompts, answers=8, noise=0.3, dropout=0.3, delay_s=0.0)
+        figures = rate(run_config, prompts, answers=8, noise=0.3, dropout=0.3, delay_s=0.0)
+        assert sum(figures["judgements"].values()) + figures["not_judged"] == 8
     said = [(each.feedback_id, each.rollout_id, each.kind, each.value, each.user) for each in judgements(run_config)]
     assert len(said) == 2 * len(set(said)) > 0
 
