@@ -51,6 +51,7 @@ from schemas.outcomes import Outcome
 from tests.benchmarks.gpu import keep
 from tests.benchmarks.live import look
 from tests.benchmarks.stack import ROOT, set_over
+from tests.benchmarks.turns import add_option, wait_for_turn
 from tests.pipeline.rollout_process import wait_for
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -68,6 +69,8 @@ class Kind:
     """``(options, stack, task, seed, shuffled)``: has answers judged, returns figures with ``judgements``, by kind."""
     gain: float
     """Of the held-out score, at least."""
+    args: tuple = ()
+    """What the task is told, unless ``--args`` says."""
 
 
 def main():
@@ -85,7 +88,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--data", type=Path, required=True, help="directory that holds the data sets")
-    parser.add_argument("--args", nargs="*", default=[], metavar="KEY=VALUE", help="what the task is told")
+    parser.add_argument("--args", nargs="*", metavar="KEY=VALUE", help="what the task of the one kind is told")
     parser.add_argument("--model", type=Path, help="by default SmolLM2-135M-Instruct")
     parser.add_argument("--answers", type=int, default=4000, help="that users see")
     parser.add_argument("--held-out", type=int, default=200, help="prompts")
@@ -99,11 +102,15 @@ def parse():
     parser.add_argument("--ahead", type=int, default=128, help="prompts that may be asked and not yet trained")
     parser.add_argument("--window", type=int, default=128, help="answers over which their mean score is taken")
     parser.add_argument("--patience-s", type=float, default=600.0, help="for an answer, and for the last step")
+    add_option(parser)
     parser.add_argument("--over", type=Path, help="TOML laid over the configuration, such as that for a GPU")
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=JSON", help="over both")
     parser.add_argument("--out", type=Path, default=Path("runs/applications"), help="where each run's figures go")
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default they are not")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.args is not None and len(options.kinds) > 1:
+        parser.error("--args is for one kind: name it with --kinds")
+    return options
 
 
 def measure(options, name, kind):
@@ -126,7 +133,7 @@ def judge(kind, runs, controls):
 def one(options, name, kind, seed, *, shuffled):
     """One stack from its first version to the last; its figures are kept at once."""
     run = f"{name}-{seed}{'-shuffled' if shuffled else ''}"
-    task = find(kind.task, options.args)
+    task = find(kind.task, kind.args if options.args is None else options.args)
     with serving(options, configure(options, kind, run, seed)) as stack:
         prompts = draw(task, options.data, "held_out", limit=options.held_out)  # the same for all seeds
         held_out = HeldOut(tuple(prompts))
@@ -158,6 +165,8 @@ def serving(options, config):
                 stack.start_serving()
                 stack.start_rollout()
                 stack.start_feedback()
+                if options.after:
+                    wait_for_turn(options.after)
                 yield stack
         finally:
             keep(runs / config.name, options.out / config.name)
@@ -266,7 +275,7 @@ def trained(stack, judgements, patience_s):
         return wait_for(done, patience_s, poll_s=1.0)[-1].version
 
 
-KINDS = {"translation": Kind("translation", EXAMPLES / "translation.toml", rate, gain=0.03)}
+KINDS = {"translation": Kind("translation", EXAMPLES / "translation.toml", rate, gain=0.03, args=("to=fr",))}
 """A further application is a place here; ``rate`` drives any task whose reward knows the right text."""
 
 
