@@ -80,11 +80,16 @@ class Translators:
     def _say(self, sample: Sample, right: RewardSpec, user: User) -> Opinion:
         if _score(sample, right) >= self._threshold:
             return Opinion(user.name, "thumb", 1.0, user.delay_s())
-        return Opinion(user.name, "correction", str(right.args[_RIGHT_TEXT[right.name]]), user.delay_s())
+        return Opinion(user.name, "correction", right_text(right), user.delay_s())
 
     def _another(self, row: int, dice: random.Random) -> int:
         other = dice.randrange(len(self._rewards) - 1)
         return other + (other >= row)
+
+
+def right_text(reward: RewardSpec) -> str:
+    """The text that would have been right, of a reward that knows it."""
+    return str(reward.args[_RIGHT_TEXT[reward.name]])
 
 
 def _score(sample: Sample, reward: RewardSpec) -> float:

@@ -17,6 +17,7 @@ few of them are answered and not yet trained (``--ahead``).
 import argparse
 import json
 import os
+import random
 import shutil
 import signal
 import statistics
@@ -28,7 +29,7 @@ import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipelines.cli.logs import configure_logging
@@ -41,7 +42,7 @@ from pipelines.local.stack import Stack
 from pipelines.log import RunReader, TopicReader, read_topic
 from pipelines.simulation.population import Habits, populate
 from pipelines.simulation.rating import Rating
-from pipelines.simulation.translators import Translators
+from pipelines.simulation.translators import Translators, right_text
 from pipelines.submit import submit
 from pipelines.tasks.draw import draw, judged_by_people
 from pipelines.tasks.registry import find
@@ -53,6 +54,8 @@ from tests.benchmarks.live import look
 from tests.benchmarks.stack import ROOT, set_over
 from tests.benchmarks.turns import add_option, wait_for_turn
 from tests.pipeline.rollout_process import wait_for
+from tests.support.samples import SAMPLE
+from transforms.rewards.scoring import score_samples
 
 EXAMPLES = ROOT / "docs" / "examples"
 OF_CONTROL = 1 / 3
@@ -149,10 +152,19 @@ def one(options, name, kind, seed, *, shuffled):
         seen = look(stack.config)
     gain = after["value"] - before["value"]
     figures = {"run": run, "before": before, "after": after, "gain": gain, "seconds": seconds, "curve": curve}
-    figures |= {"seen": told, **seen}
+    figures |= {"unrelated": unrelated(task, options.data, prompts, seed), "seen": told, **seen}
     (options.out / f"{run}.json").write_text(json.dumps(figures, indent=1) + "\n")
     sys.stderr.write(json.dumps({"run": run, "before": before, "after": after}) + "\n")
     return figures
+
+
+def unrelated(task, data, held_out, seed):
+    """The mean score of right answers to other prompts, which is what the control can teach."""
+    dice, others = random.Random(seed), list(task.prompts(data, "train"))
+    texts = [right_text(dice.choice(others).reward) for _ in held_out]
+    answers = [replace(SAMPLE, response_text=text) for text in texts]
+    pairs = zip(held_out, answers, strict=True)
+    return statistics.fmean(score_samples(prompt.reward, [answer])[0].value for prompt, answer in pairs)
 
 
 @contextmanager
