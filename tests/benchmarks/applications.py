@@ -49,9 +49,10 @@ from pipelines.tasks.registry import find
 from schemas.config import RunConfig, validate
 from schemas.ledger import decode_entry, surviving_steps
 from schemas.outcomes import Outcome
+from tests.benchmarks import settings
 from tests.benchmarks.gpu import keep
 from tests.benchmarks.live import look
-from tests.benchmarks.stack import ROOT, set_over
+from tests.benchmarks.stack import ROOT
 from tests.benchmarks.turns import add_option, wait_for_turn
 from tests.pipeline.rollout_process import wait_for
 from tests.support.samples import SAMPLE
@@ -107,7 +108,7 @@ def parse():
     parser.add_argument("--patience-s", type=float, default=600.0, help="for an answer, and for the last step")
     add_option(parser)
     parser.add_argument("--over", type=Path, help="TOML laid over the configuration, such as that for a GPU")
-    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=JSON", help="over both")
+    settings.add_option(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/applications"), help="where each run's figures go")
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default they are not")
     options = parser.parse_args()
@@ -223,8 +224,7 @@ def configure(options, kind, name, seed):
         tree["weights"]["root"] += f"/{name}"
     tree |= {"name": name, "seed": seed}
     tree.setdefault("model", {})["path"] = str(options.model or demo_model())
-    set_over(tree, options.set)
-    return validate(tree, "of the benchmark")
+    return validate(settings.put(tree, options.set), "of the benchmark")
 
 
 def rate(options, stack, task, seed, shuffled):

@@ -34,17 +34,6 @@ PARTITIONS = 2
 EVERYTHING = 2**40
 
 
-def set_over(tree, settings):
-    """Changes a configuration tree by settings as the command line gives them: ``SECTION.KEY=JSON``."""
-    for setting in settings:
-        key, _, value = setting.partition("=")
-        *sections, last = key.split(".")
-        place = tree
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = json.loads(value)
-
-
 class EngineProcess:
     """A simulated engine as a process; its numbers are those of ``SimulatedEngine``."""
 
