@@ -74,16 +74,16 @@ class Rating:
     patience_s: float
     window: int
     name: str = "rating"
-    scored: list[Scored] = field(default_factory=list)
-    sent: dict[str, int] = field(default_factory=lambda: {"thumb": 0, "correction": 0})
+    scored: list[Scored] = field(default_factory=list, init=False)
+    sent: dict[str, int] = field(default_factory=lambda: {"thumb": 0, "correction": 0}, init=False)
     """Judgements, by kind."""
-    silent: int = 0
+    silent: int = field(default=0, init=False)
     """Answers that nobody judges."""
-    _waiting: list[tuple[float, int, RolloutId, Opinion]] = field(default_factory=list)
+    _waiting: list[tuple[float, int, RolloutId, Opinion]] = field(default_factory=list, init=False)
     """A heap: when each is due, and its number."""
-    _numbers: Iterator[int] = field(default_factory=count)
-    _receipts: Receipts | None = None
-    _began_s: float = 0.0
+    _numbers: Iterator[int] = field(default_factory=count, init=False)
+    _receipts: Receipts | None = field(default=None, init=False)
+    _began_s: float = field(default=0.0, init=False)
 
     def run(self, on_look: Callable[[], object] | None = None) -> dict[str, Any]:
         """Follows the run to the end of the simulation; returns the figures.
