@@ -42,7 +42,8 @@ def wants_html(request: Request) -> bool:
 
 def index(config: RunConfig, version: int | None) -> HTMLResponse:
     """The page itself."""
-    return _render("page.html.j2", title=config.gateway.title, run=config.name, version=version)
+    gateway = config.gateway
+    return _render("page.html.j2", title=gateway.title, page=gateway.page, run=config.name, version=version)
 
 
 def version(version: int | None) -> HTMLResponse:

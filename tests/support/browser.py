@@ -35,3 +35,26 @@ def picture(page, directory: Path, name: str):
     """A screenshot: into ``$ASYNCFLOW_SCREENSHOTS``, where those of the documentation come from, or the directory."""
     chosen = Path(os.environ.get("ASYNCFLOW_SCREENSHOTS") or directory)
     page.screenshot(path=str(chosen / f"{name}.png"))
+
+
+class Visit:
+    """A page, and what went wrong on it."""
+
+    def __init__(self, browser, gateway, **context):
+        self.context = browser.new_context(**context)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.faults, self.foreign = [], []
+        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
+        self.page.on("console", lambda told: told.type == "error" and self.faults.append(told.text))
+        self.page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
+        self.page.on("request", lambda sent: sent.url.startswith(gateway.url) or self.foreign.append(sent.url))
+        self.page.goto(gateway.url)
+
+    def ask(self, text):
+        """Asks by keyboard and returns the turn once its answer is whole or broken."""
+        self.page.locator("#question").fill(text)
+        self.page.locator("#question").press("Enter")
+        turn = self.page.locator(".turn").last
+        turn.locator("xpath=self::*[contains(@class, 'whole') or contains(@class, 'broken')]").wait_for()
+        return turn

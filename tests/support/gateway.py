@@ -10,13 +10,18 @@ import json
 import threading
 
 import httpx
+from kafka import KafkaProducer
 
 from pipelines.gateway.serve import parts_of, server_of
 from pipelines.local.tiny_model import ALPHABET, SPECIAL, build_tiny_model
+from schemas.feedback import Feedback
+from schemas.ledger import StepEntry, TrainedGroup
+from schemas.outcomes import FeedbackFate, Outcome
 from schemas.receipts import Receipts
 from schemas.trajectories import decode
+from schemas.weights import WeightVersion
 from tests.support.simulated_engine import END
-from tests.support.trajectories import read_all
+from tests.support.trajectories import read_all, wait_until
 from transforms.generation.tokenizer import Tokenizer
 from transforms.listening import reserve_port
 
@@ -81,6 +86,43 @@ class Gateway:
     def judge(self, rollout, kind, value, **more):
         """The response to one judgement."""
         return self.http.post("/feedback", json={"rollout_id": rollout, "kind": kind, "value": value, **more})
+
+
+class Others:
+    """The feedback pipeline and the learner, as far as a gateway hears of them."""
+
+    def __init__(self, config):
+        self._config, self._topics = config, config.topics
+        self._producer = KafkaProducer(**config.kafka.producer_options())
+
+    def judgements(self, number):
+        """The places and records of feedback, once there are so many."""
+
+        def read():
+            records = read_all(self._config, self._topics.feedback)
+            return len(records) >= number and records
+
+        found = wait_until(read, 20)
+        return [((each.partition, each.offset), Feedback.decode(each.value)) for each in found]
+
+    def use(self, place, feedback, contributions):
+        fate = FeedbackFate(at=place, fate="used", id=feedback.feedback_id)
+        group = feedback.rollout.group
+        outcome = Outcome(kind="joined", group=group, feedback=(fate,), contributions=contributions, rewards={0: 1.0})
+        self._send(self._topics.outcomes, outcome)
+
+    def train(self, step, version, *groups):
+        trained = tuple(TrainedGroup(group=each, at=(0, 0), attempt="a", samples=1, versions=(1, 1)) for each in groups)
+        entry = StepEntry(generation=1, step=step, version=version, trained=trained, dropped=())
+        self._send(self._topics.ledger, entry)
+        self.announce(version, step)
+
+    def announce(self, version, step):
+        facts = {"manifest_sha256": "0" * 64, "dtype": "float32", "base_model": "tiny"}
+        self._send(self._topics.weights, WeightVersion(version=version, step=step, generation=1, **facts))
+
+    def _send(self, topic, record):
+        self._producer.send(topic, record.encode()).get(10)
 
 
 def events_of(response):

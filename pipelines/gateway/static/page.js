@@ -1,4 +1,5 @@
 // The conversation: questions go out, answers come in piece by piece, and each gets its forms.
+// What the page is for (gateway.page) stands in the data of the form.
 // Everything that a model or a person said is put in as text, never as markup.
 "use strict";
 
@@ -6,6 +7,7 @@ const conversation = document.getElementById("conversation");
 const form = document.getElementById("ask");
 const question = document.getElementById("question");
 const stop = document.getElementById("stop");
+const application = form.dataset;
 let messages = [];
 let asking = null;
 
@@ -38,17 +40,22 @@ function tell(notice, text) {
   notice.hidden = !text;
 }
 
+function toMessage(text) {
+  const content = application.template ? application.template.replaceAll("{text}", () => text) : text;
+  return { role: "user", content };
+}
+
 async function ask(text) {
   const turn = addTurn(text);
   const shown = turn.querySelector(".text");
   turn.querySelector(".answer").setAttribute("aria-busy", "true");
-  const asked = [...messages, { role: "user", content: text }];
+  const asked = [...messages, toMessage(text)];
   setBusy(new AbortController());
   try {
     const response = await fetch("/v1/chat/completions", {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ messages: asked, stream: true }),
+      body: JSON.stringify({ messages: asked, task: application.task, stream: true }),
       signal: asking.signal,
     });
     if (!response.ok) throw new Error((await response.json()).error.message);
@@ -58,7 +65,7 @@ async function ask(text) {
       if (event.asyncflow?.written) finish(turn, event.asyncflow, shown.textContent);
     }
     if (!turn.classList.contains("whole")) throw new Error("the answer broke off");
-    messages = [...asked, { role: "assistant", content: shown.textContent }];
+    if ("conversation" in application) messages = [...asked, { role: "assistant", content: shown.textContent }];
   } catch (error) {
     turn.classList.add("broken");
     const why = error.name === "AbortError" ? "Stopped; it is not recorded as an answer" : error.message;
@@ -81,7 +88,7 @@ function finish(turn, facts, text) {
     if (facts.receipt) field.value = facts.receipt;
     else field.remove();
   }
-  turn.querySelector(".correction").value = text;
+  for (const field of turn.querySelectorAll(".correction")) field.value = text;
   turn.querySelector(".judge").hidden = false;
   htmx.process(turn);
   turn.scrollIntoView({ block: "end" });
@@ -119,6 +126,12 @@ document.getElementById("anew").addEventListener("click", () => {
   question.focus();
 });
 
+document.getElementById("examples")?.addEventListener("click", (event) => {
+  if (!event.target.classList.contains("example")) return;
+  question.value = event.target.textContent;
+  question.focus();
+});
+
 conversation.addEventListener("input", (event) => {
   if (event.target.classList.contains("score")) {
     event.target.form.querySelector("output").textContent = event.target.value;
@@ -131,12 +144,17 @@ document.body.addEventListener("htmx:afterRequest", (event) => {
   const judge = elt.closest(".judge");
   tell(judge.querySelector(".notice"), successful ? "" : "Not taken: " + messageOf(xhr) + ".");
   if (!successful) return;
-  const pressed = requestConfig.triggeringEvent?.submitter;
-  for (const thumb of judge.querySelectorAll(".thumb")) {
-    const keeps = requestConfig.parameters.kind === "correction";
-    if (!keeps) thumb.setAttribute("aria-pressed", String(thumb === pressed));
-  }
+  showPressed(judge, requestConfig.parameters.kind, requestConfig.triggeringEvent?.submitter);
 });
+
+// A rating and a correction stand beside each other; a newer one replaces what was said of the same kind.
+function showPressed(judge, kind, pressed) {
+  for (const button of judge.querySelectorAll("[aria-pressed]")) {
+    const isCorrection = button.classList.contains("choice");
+    const concerned = kind === "retract" || isCorrection === (kind === "correction");
+    if (concerned) button.setAttribute("aria-pressed", String(button === pressed));
+  }
+}
 
 function messageOf(xhr) {
   try {

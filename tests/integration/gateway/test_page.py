@@ -4,17 +4,13 @@ import itertools
 import re
 
 import pytest
-from kafka import KafkaProducer
 
 from pipelines.local.topics import create_topics
 from schemas.config import KafkaConfig, RunConfig
-from schemas.feedback import Feedback
+from schemas.exchanges import Exchange
 from schemas.identity import FEEDBACK, GroupId, RolloutId
-from schemas.ledger import StepEntry, TrainedGroup
-from schemas.outcomes import FeedbackFate, Outcome
-from schemas.weights import WeightVersion
-from tests.support.browser import open_browser, picture
-from tests.support.gateway import Gateway, tokens_of
+from tests.support.browser import Visit, open_browser, picture
+from tests.support.gateway import Gateway, Others, tokens_of
 from tests.support.trajectories import read_all, wait_until
 
 EVIL = '<img src="x" onerror="alert(1)"><script>alert(2)</script>'
@@ -43,29 +39,6 @@ def key_file(tmp_path):
     return str(tmp_path / "key")
 
 
-class Visit:
-    """A page, and what went wrong on it."""
-
-    def __init__(self, browser, gateway, **context):
-        self.context = browser.new_context(**context)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
-        self.faults, self.foreign = [], []
-        self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("console", lambda told: told.type == "error" and self.faults.append(told.text))
-        self.page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda sent: sent.url.startswith(gateway.url) or self.foreign.append(sent.url))
-        self.page.goto(gateway.url)
-
-    def ask(self, text):
-        """Asks by keyboard and returns the turn once its answer is whole or broken."""
-        self.page.locator("#question").fill(text)
-        self.page.locator("#question").press("Enter")
-        turn = self.page.locator(".turn").last
-        turn.locator("xpath=self::*[contains(@class, 'whole') or contains(@class, 'broken')]").wait_for()
-        return turn
-
-
 @pytest.fixture
 def visit(browser, gateway):
     opened = Visit(browser, gateway, viewport={"width": 900, "height": 760})
@@ -73,43 +46,6 @@ def visit(browser, gateway):
     opened.context.close()
     assert opened.faults == []
     assert [url for url in opened.foreign if not url.startswith("data:")] == []
-
-
-class Others:
-    """The feedback pipeline and the learner, as far as a gateway hears of them."""
-
-    def __init__(self, config):
-        self._config, self._topics = config, config.topics
-        self._producer = KafkaProducer(**config.kafka.producer_options())
-
-    def judgements(self, number):
-        """The places and records of feedback, once there are so many."""
-
-        def read():
-            records = read_all(self._config, self._topics.feedback)
-            return len(records) >= number and records
-
-        found = wait_until(read, 20)
-        return [((each.partition, each.offset), Feedback.decode(each.value)) for each in found]
-
-    def use(self, place, feedback, contributions):
-        fate = FeedbackFate(at=place, fate="used", id=feedback.feedback_id)
-        group = feedback.rollout.group
-        outcome = Outcome(kind="joined", group=group, feedback=(fate,), contributions=contributions, rewards={0: 1.0})
-        self._send(self._topics.outcomes, outcome)
-
-    def train(self, step, version, *groups):
-        trained = tuple(TrainedGroup(group=each, at=(0, 0), attempt="a", samples=1, versions=(1, 1)) for each in groups)
-        entry = StepEntry(generation=1, step=step, version=version, trained=trained, dropped=())
-        self._send(self._topics.ledger, entry)
-        self.announce(version, step)
-
-    def announce(self, version, step):
-        facts = {"manifest_sha256": "0" * 64, "dtype": "float32", "base_model": "tiny"}
-        self._send(self._topics.weights, WeightVersion(version=version, step=step, generation=1, **facts))
-
-    def _send(self, topic, record):
-        self._producer.send(topic, record.encode()).get(10)
 
 
 @pytest.fixture
@@ -162,8 +98,6 @@ def test_a_person_chats_votes_and_sees_what_it_did(visit, gateway, engine, other
 
 
 def _conversation(gateway):
-    from schemas.exchanges import Exchange
-
     records = read_all(gateway.config, gateway.config.topics.exchanges)
     exchanges = sorted((Exchange.decode(record.value) for record in records), key=lambda each: each.at)
     return [[message.model_dump() for message in each.messages] for each in exchanges]
