@@ -3,10 +3,9 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
-from pipelines.simulation.preferences import Preference
-
+_Any = TypeVar("_Any")
 _SPREAD: Final = 0.5
 """Of the logarithm of a user's mean delay: some take twice as long as others."""
 
@@ -22,7 +21,10 @@ class Habits:
     dropout: float = 0.1
     """Share of answers that are not judged at all."""
     shuffled: bool = False
-    """Judgements that have nothing to do with the answer: the control, under which nothing may be learned."""
+    """Thumbs by chance, and corrections that belong to other questions: the control, under which nothing may be
+    learned of what is right."""
+    corrections: float = 0.0
+    """Share of thumbs down that are followed by what should have been answered, where the application knows that."""
 
 
 @dataclass
@@ -34,7 +36,7 @@ class User:
     mean_delay_s: float
     dice: random.Random
 
-    def choose(self, questions: Sequence[str]) -> str:
+    def choose(self, questions: Sequence[_Any]) -> _Any:
         """What to ask next."""
         return self.dice.choice(questions)
 
@@ -51,23 +53,13 @@ class User:
             return coin < 0.5
         return likes != (errs < self.habits.noise)
 
+    def corrects(self) -> bool:
+        """Whether a thumb down is followed by what should have been answered."""
+        return self.habits.corrections > 0 and self.dice.random() < self.habits.corrections
+
     def delay_s(self) -> float:
         """How long the user takes for a judgement."""
         return self.dice.expovariate(1 / self.mean_delay_s) if self.mean_delay_s else 0.0
-
-
-@dataclass(frozen=True)
-class Change:
-    """What the population likes, and from when on something else."""
-
-    first: Preference
-    then: Preference
-    at_answer: int
-    """From this answer on; all are counted together."""
-
-    def at(self, answer: int) -> Preference:
-        """What is liked at an answer."""
-        return self.first if answer < self.at_answer else self.then
 
 
 def populate(users: int, habits: Habits, seed: int) -> list[User]:

@@ -3,8 +3,8 @@
 answers, each liked or not ──► windows of so many answers ──► gained before the change, recovered after it
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ class Answered:
     """Judgements that the gateway had taken by then, all users' together."""
     version: int
     """The newest weight version among its tokens."""
+    parts: Mapping[str, bool] = field(default_factory=dict)
+    """What its user looked at; the same names for all answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +43,20 @@ class Window:
     """Until its last answer."""
     version: int
     """Of its last answer."""
+    parts: dict[str, float]
+    """Share of the answers that are right in each of what users look at."""
 
 
 def windows(answers: Sequence[Answered], size: int) -> list[Window]:
     """Whole windows, in the order of the answers."""
     whole = [answers[start : start + size] for start in range(0, len(answers) - size + 1, size)]
-    return [
-        Window(each[0].number, each[-1].at_s, fmean(one.liked for one in each), each[-1].judgements, each[-1].version)
-        for each in whole
-    ]
+    return list(map(_sum_up, whole))
+
+
+def _sum_up(answers: Sequence[Answered]) -> Window:
+    first, last = answers[0], answers[-1]
+    parts = {name: fmean(each.parts[name] for each in answers) for name in first.parts}
+    return Window(first.number, last.at_s, fmean(each.liked for each in answers), last.judgements, last.version, parts)
 
 
 def summarise(answers: Sequence[Answered], change_at: int, size: int) -> dict[str, Any]:

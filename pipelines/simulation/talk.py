@@ -1,6 +1,7 @@
 """One user's questions and judgements, over the gateway's routes, as any program would send them.
 
-question ──► POST /v1/chat/completions ──► answer, rollout id, receipt ──► (the user thinks) ──► POST /feedback
+question ──► POST /v1/chat/completions ──► answer, rollout id, receipt ──► (the user thinks) ──► POST /feedback:
+a thumb, and perhaps what should have been answered
 """
 
 import asyncio
@@ -13,7 +14,8 @@ from typing import Any, Final
 import aiohttp
 import structlog
 
-from pipelines.simulation.population import Change, User
+from pipelines.simulation.application import Application, Question
+from pipelines.simulation.population import User
 from pipelines.simulation.results import Answered
 from schemas.errors import BrokerError
 
@@ -29,44 +31,52 @@ class Talk:
 
     Args:
         url: of the gateway.
-        change: what they like.
+        application: what they ask, and what they like.
         answers: how many all of them ask for.
-        task: of their questions.
+        max_tokens: longest answer.
         on_answer: told each answer.
     """
 
     url: str
-    change: Change
+    application: Application
     answers: int
-    task: str
     max_tokens: int
     on_answer: Callable[[Answered], None]
     asked: int = 0
     judgements: int = 0
+    corrections: int = 0
     started_s: float = field(default_factory=time.monotonic)
 
-    async def converse(self, session: aiohttp.ClientSession, user: User, questions: list[str]) -> None:
+    async def converse(self, session: aiohttp.ClientSession, user: User) -> None:
         """One user until all answers are asked for; judgements are given while the next question is asked."""
         thinking: set[asyncio.Task[None]] = set()
         while self.asked < self.answers:
             number, self.asked = self.asked, self.asked + 1
-            reply = await self._ask(session, user, user.choose(questions))
-            likes = self.change.at(number)(reply.text)
-            self.on_answer(
-                Answered(number, time.monotonic() - self.started_s, likes, self.judgements, max(reply.versions))
-            )
-            thumb = user.judge(likes)
+            question = user.choose(self.application.questions)
+            reply = await self._ask(session, user, question.text)
+            verdict = self.application.judge(number, question, reply.text)
+            at_s = time.monotonic() - self.started_s
+            version = max(reply.versions)
+            self.on_answer(Answered(number, at_s, verdict.likes, self.judgements, version, verdict.parts))
+            thumb = user.judge(verdict.likes)
             if thumb is not None:
-                task = asyncio.create_task(self._judge(session, user, reply, thumb))
+                correction = None if thumb else self._correction(user, question)
+                task = asyncio.create_task(self._judge(session, user, reply, thumb, correction))
                 thinking.add(task)
                 task.add_done_callback(thinking.discard)
         await asyncio.gather(*thinking)
+
+    def _correction(self, user: User, question: Question) -> str | None:
+        if not user.corrects():
+            return None
+        meant = user.choose(self.application.questions) if user.habits.shuffled else question
+        return self.application.correct(meant)
 
     async def _ask(self, session: aiohttp.ClientSession, user: User, question: str) -> "Reply":
         body = {
             "messages": [{"role": "user", "content": question}],
             "user": user.name,
-            "task": self.task,
+            "task": self.application.task,
             "max_tokens": self.max_tokens,
         }
         answer, headers = await self._post(session, "/v1/chat/completions", body)
@@ -77,10 +87,19 @@ class Talk:
             versions=[int(version) for version in headers["X-AsyncFlow-Versions"].split(",")],
         )
 
-    async def _judge(self, session: aiohttp.ClientSession, user: User, reply: "Reply", thumb: bool) -> None:
+    async def _judge(
+        self, session: aiohttp.ClientSession, user: User, reply: "Reply", thumb: bool, correction: str | None
+    ) -> None:
         await asyncio.sleep(user.delay_s())
-        value = 1.0 if thumb else -1.0
-        body = {"rollout_id": reply.rollout_id, "kind": "thumb", "value": value, "user": user.name}
+        await self._give(session, user, reply, "thumb", 1.0 if thumb else -1.0)
+        if correction is not None:
+            await self._give(session, user, reply, "correction", correction)
+            self.corrections += 1
+
+    async def _give(
+        self, session: aiohttp.ClientSession, user: User, reply: "Reply", kind: str, value: float | str
+    ) -> None:
+        body = {"rollout_id": reply.rollout_id, "kind": kind, "value": value, "user": user.name}
         await self._post(session, "/feedback", body | ({"receipt": reply.receipt} if reply.receipt else {}))
         self.judgements += 1
 

@@ -24,6 +24,7 @@ from pipelines.audit import audit
 from pipelines.local.demo_model import demo_model
 from pipelines.local.stack import Stack
 from pipelines.log import RunReader, TopicReader, read_topic
+from pipelines.simulation.chat import open_chat
 from pipelines.simulation.population import Habits
 from pipelines.simulation.run import Simulation, simulate
 from schemas.config import load, validate
@@ -89,10 +90,9 @@ def simulation(options, gateway, seed, *, shuffled):
     half = options.answers // 2
     return Simulation(
         gateway=f"http://{gateway.host}:{gateway.port}",
+        application=open_chat(options.first, options.then, half),
         users=options.users,
         answers=half if shuffled else options.answers,
-        first=options.first,
-        then=options.then,
         change_at=half,
         habits=Habits(delay_s=options.delay_s, shuffled=shuffled),
         seed=seed,

@@ -90,7 +90,7 @@ def test_translation_is_mended_where_it_stands(open_page, engine, run_config, tm
     first, second = asked(run_config)
     assert [message.content for message in first.messages] == ["Translate into German: The dog runs on the beach."]
     assert [message.content for message in second.messages] == ["Translate into German: A woman in red."]
-    assert first.task == "translation"
+    assert first.task == "translation-de"
 
 
 def test_support_is_corrected_by_one_click(open_page, engine, tmp_path):
@@ -98,23 +98,23 @@ def test_support_is_corrected_by_one_click(open_page, engine, tmp_path):
     visit, others = open_page(page, title, viewport={"width": 900, "height": 820})
     others.announce(3, 2)
     visit.page.get_by_text("weights v3").wait_for()
-    engine.answers.append(tokens_of("ORDER: I have a look."))
+    engine.answers.append(tokens_of("order: I have a look."))
     turn = visit.ask("My card was charged twice")
     turn.get_by_role("button", name="Bad").click()
     others.judgements(1)
-    choice = turn.get_by_role("button", name="PAYMENT", exact=True)
+    choice = turn.get_by_role("button", name="payment", exact=True)
     choice.click()
     turn.locator(".fate").nth(1).wait_for()
     told = {each.kind: each.value for _, each in others.judgements(2)}
-    assert told == {"thumb": -1.0, "correction": page.choices["PAYMENT"]}
+    assert told == {"thumb": -1.0, "correction": page.choices["payment"]}
     assert choice.get_attribute("aria-pressed") == "true"
     assert turn.get_by_role("button", name="Bad").get_attribute("aria-pressed") == "true"
     assert turn.locator("textarea").count() == 0
     picture(visit.page, tmp_path, "application-support")
 
-    turn.get_by_role("button", name="REFUND", exact=True).click()
+    turn.get_by_role("button", name="refund", exact=True).click()
     others.judgements(3)
-    turn.locator(".choice[aria-pressed=true]", has_text="REFUND").wait_for()
+    turn.locator(".choice[aria-pressed=true]", has_text="refund").wait_for()
     assert turn.locator("[aria-pressed=true]").count() == 2
     turn.get_by_role("button", name="Withdraw").click()
     others.judgements(4)
@@ -125,7 +125,7 @@ def test_support_is_corrected_by_one_click(open_page, engine, tmp_path):
 def test_an_application_fits_a_phone(name, open_page, engine, tmp_path):
     page, title = example(name)
     visit, _ = open_page(page, title, **PHONE)
-    engine.answers.append(tokens_of("ORDER: I have a look."))
+    engine.answers.append(tokens_of("order: I have a look."))
     visit.ask(page.examples[0])
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 360
     picture(visit.page, tmp_path, f"application-{name}-phone")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipelines.simulation.population import Change, Habits, populate
+from pipelines.simulation.chat import Change
+from pipelines.simulation.population import Habits, populate
 from pipelines.simulation.preferences import PREFERENCES, find
 from pipelines.simulation.results import Answered, recovery, summarise, windows
 from schemas.errors import ConfigError
@@ -81,3 +82,18 @@ def test_what_was_gained_and_how_long_recovery_took():
 
 def test_a_model_that_does_not_recover_is_said_not_to():
     assert recovery(windows(answers(1.0), 10), windows(answers(0.5, 0.8, begin=10), 10)) is None
+
+
+def test_windows_tell_apart_what_users_look_at():
+    looked = [Answered(number, 0.0, False, 0, 1, {"intent": number < 3, "policy": False}) for number in range(4)]
+    assert [window.parts for window in windows(looked, 4)] == [{"intent": 0.75, "policy": 0.0}]
+    assert windows(answers(0.2), 10)[0].parts == {}
+
+
+def test_users_correct_as_often_as_they_should_and_by_default_never():
+    (user,) = populate(1, Habits(corrections=0.3), seed=3)
+    assert [user.corrects() for _ in range(10_000)].count(True) == pytest.approx(3000, abs=150)
+    (silent,) = populate(1, Habits(), seed=3)
+    state = silent.dice.getstate()
+    assert not silent.corrects()
+    assert silent.dice.getstate() == state, "the dice of a population without corrections fall as they always did"
