@@ -39,6 +39,8 @@ class Answers:
     """Of each answer, null where it could not be computed; none if no worker answered."""
     versions: frozenset[int]
     """That produced the tokens of the answers."""
+    texts: tuple[str, ...] = ()
+    """Of the answers, for who looks at more than their rewards; none if no worker answered."""
 
 
 class Asker:
@@ -160,7 +162,8 @@ def _to_answers(config: RunConfig, prompt: Prompt, outcome: Outcome, samples: in
     if not isinstance(outcome, Group):
         return Answers(prompt, (), frozenset())
     versions = frozenset(span.version for sample in outcome.samples for span in sample.weight_version_spans)
+    texts = tuple(sample.response_text for sample in outcome.samples)
     scored = scorer_of(config.rewards).finish(config, outcome)
     if not isinstance(scored, Group):
-        return Answers(prompt, (None,) * samples, versions)
-    return Answers(prompt, tuple(sample.reward for sample in scored.samples), versions)
+        return Answers(prompt, (None,) * samples, versions, texts)
+    return Answers(prompt, tuple(sample.reward for sample in scored.samples), versions, texts)
