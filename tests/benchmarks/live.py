@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.audit import audit
+from pipelines.cli.logs import configure_logging
 from pipelines.local.demo_model import demo_model
 from pipelines.local.stack import Stack
 from pipelines.log import RunReader, TopicReader, read_topic
@@ -42,6 +43,7 @@ GAINED, LEARNED_BY_CHANCE = 0.3, 0.1
 
 def main():
     options = parse()
+    configure_logging()  # standard output is for the figures
     runs = [one(options, seed, shuffled=False) for seed in options.seeds]
     controls = [one(options, seed, shuffled=True) for seed in options.controls]
     figures = {"runs": runs, "controls": controls, "passed": judge(runs, controls)}

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from pipelines.audit import audit
+from pipelines.cli.logs import configure_logging
 from pipelines.evaluation.announcements import Announcements
 from pipelines.evaluation.ask import Asker
 from pipelines.local.demo_model import demo_model
@@ -46,6 +47,7 @@ QUIET_S = 30.0
 
 def main():
     options = parse()
+    configure_logging()  # standard output is for the figures
     runs = {seed: support(options, seed, shuffled=False) for seed in options.seeds}
     controls = {seed: support(options, seed, shuffled=True) for seed in options.controls}
     figures = {"runs": list(runs.values()), "controls": list(controls.values()), "passed": judge(runs, controls)}

@@ -15,7 +15,7 @@ from schemas.gateway import GatewayConfig, PageConfig
         ({"judgements": ("thumb",), "choices": {"ORDER": "ORDER: yes"}}, "add 'correction' to judgements"),
         ({"choices": {"ORDER": ""}}, "at least 1 character"),
         ({"examples": ("",)}, "at least 1 character"),
-        ({"exmples": ("a",)}, "Extra inputs"),
+        ({"hints": "a"}, "Extra inputs"),
     ],
 )
 def test_what_contradicts_itself_is_refused(given, reason):
