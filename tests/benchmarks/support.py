@@ -6,6 +6,7 @@
     the same with thumbs by chance and corrections of other messages ──► nothing may be learned of what is right
 
     make -s bench BENCH=support BENCH_ARGS="--data DIR --answers 4000 --seeds 0"
+    python -m tests.benchmarks.support --data DIR --over docs/benchmarks/gpu/applications.toml --out DIR
 
 Prints one JSON object, with code 1 if a figure misses its bar. The configuration is ``docs/examples/support.toml``, the
 model SmolLM2-135M-Instruct unless another one is given.
@@ -13,41 +14,39 @@ model SmolLM2-135M-Instruct unless another one is given.
 
 import argparse
 import json
+import os
+import signal
 import sys
-import tempfile
-import time
 from pathlib import Path
 from statistics import fmean
 
-from pipelines.audit import audit
 from pipelines.cli.logs import configure_logging
 from pipelines.evaluation.announcements import Announcements
 from pipelines.evaluation.ask import Asker
-from pipelines.local.demo_model import demo_model
-from pipelines.local.stack import Stack
-from pipelines.log import RunReader
 from pipelines.simulation.population import Habits
 from pipelines.simulation.run import Simulation, simulate
 from pipelines.simulation.support import keeps_policy, open_support
 from pipelines.tasks.draw import draw
 from pipelines.tasks.support import Support
-from schemas.config import load, validate
 from tests.benchmarks import settings
+from tests.benchmarks.applications import EXAMPLES, Kind, configure, serving, trained
+from tests.benchmarks.live import look
 from tests.benchmarks.stack import ROOT
+from tests.benchmarks.turns import add_option
 from transforms.generation.tokenizer import Tokenizer
 
-CONFIG = ROOT / "docs" / "examples" / "support.toml"
 GAINED = 0.3
-"""Of the share of held-out answers that are right."""
+"""Of the share of held-out answers that are right, at least."""
 LEARNED_BY_CHANCE = 1 / 3
-"""Of what the run of the same seed gained."""
-QUIET_S = 30.0
-"""The learner has come to the end of what the agents said once it announces nothing for so long."""
+"""Of what the run of the same seed gained, at most."""
 
 
 def main():
     options = parse()
-    configure_logging()  # standard output is for the figures
+    configure_logging()  # what the stack tells goes to standard error
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # what there is so far is kept
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     runs = {seed: support(options, seed, shuffled=False) for seed in options.seeds}
     controls = {seed: support(options, seed, shuffled=True) for seed in options.controls}
     figures = {"runs": list(runs.values()), "controls": list(controls.values()), "passed": judge(runs, controls)}
@@ -68,6 +67,10 @@ def parse():
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--controls", type=int, nargs="*", default=[0], help="seeds of runs that may learn nothing")
+    parser.add_argument("--patience-s", type=float, default=600.0, help="for the last step")
+    add_option(parser)
+    parser.add_argument("--over", type=Path, help="TOML laid over the configuration, such as that for a GPU")
+    parser.add_argument("--out", type=Path, default=Path("runs/support"), help="where each run's figures go")
     parser.add_argument("--runs", type=Path, help="where the runs are kept; by default they are not")
     settings.add_option(parser)
     options = parser.parse_args()
@@ -77,61 +80,54 @@ def parse():
 
 
 def support(options, seed, shuffled):
-    """The figures of one stack and one population.
+    """The figures of one stack and one population; they are kept in ``--out`` at once.
 
     Args:
-        options: of :func:`parse`; another benchmark gives its own with the same names.
+        options: of :func:`parse`.
         seed: of population and run.
         shuffled: whether it is the control.
     """
-    held_out = draw(Support(), options.data, "held_out", limit=options.held_out)
-    with tempfile.TemporaryDirectory(prefix="asyncflow-support-") as made:
-        config = configure(options, f"support-{seed}{'-chance' if shuffled else ''}", seed)
-        with Stack(config, runs=options.runs or Path(made), restarts=3) as stack:
-            stack.start_serving()
-            stack.start_rollout()
-            stack.start_feedback()
-            stack.start_gateway()
-            examine = Examination(stack.config, held_out)
-            before = examine.now()
-            talked = simulate(simulation(options, stack.config.gateway, seed, shuffled=shuffled))
-            examine.wait_until_quiet()
-            after = examine.now()
-            figures = {"before": before, "after": after, "gain": after["right"] - before["right"]}
-            return {**figures, "held_out": len(held_out), "audit": verdict(stack.config), "simulation": talked}
+    run = f"support-{seed}{'-shuffled' if shuffled else ''}"
+    held_out = draw(Support(), options.data, "held_out", limit=options.held_out)  # the same for all seeds
+    with serving(options, configure(options, KIND, run, seed)) as stack:
+        examination = Examination(stack.config, held_out)
+        before = examination.of(examination.newest())
+        told = KIND.drive(options, stack, Support(), seed, shuffled)
+        after = examination.of(trained(stack, told["judgements"], options.patience_s))
+        seen = look(stack.config)
+    figures = {"run": run, "before": before, "after": after, "gain": after["right"] - before["right"], "told": told}
+    figures |= {"held_out": len(held_out), **seen}
+    (options.out / f"{run}.json").write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
 
 
-def configure(options, name, seed):
-    """The page's configuration with the model filled in."""
-    tree = load(CONFIG).model_dump(mode="json")
-    tree |= {"name": name, "seed": seed, "model": {"path": str(options.model or demo_model())}}
-    settings.put(tree, options.set)
-    return validate(tree, "of the benchmark")
-
-
-def simulation(options, gateway, seed, *, shuffled):
-    return Simulation(
-        gateway=f"http://{gateway.host}:{gateway.port}",
-        application=open_support(options.data),
-        users=options.users,
-        answers=options.answers,
-        habits=Habits(delay_s=options.delay_s, shuffled=shuffled, corrections=options.corrections),
-        seed=seed,
-        window=options.window,
-        max_tokens=options.max_tokens,
+def talk(options, stack, task, seed, shuffled):
+    """Agents who talk to a gateway of the stack."""
+    stack.start_gateway()
+    gateway = stack.config.gateway
+    return simulate(
+        Simulation(
+            gateway=f"http://{gateway.host}:{gateway.port}",
+            application=open_support(options.data),
+            users=options.users,
+            answers=options.answers,
+            habits=Habits(delay_s=options.delay_s, shuffled=shuffled, corrections=options.corrections),
+            seed=seed,
+            window=options.window,
+            max_tokens=options.max_tokens,
+        )
     )
 
 
 class Examination:
-    """What the newest weights answer to messages that are never trained."""
+    """What weights answer to messages that are never trained."""
 
     def __init__(self, config, prompts):
-        self._config, self._prompts = config, prompts
+        self._config = config
         self._asker = Asker(config, prompts, Tokenizer.load(config.model.path))
 
-    def now(self):
-        """Share of the greedy answers that are right, and in which way; one that did not come is wrong."""
-        version = self.newest()
+    def of(self, version):
+        """Share of the greedy answers by a version that are right, and in which way; one that did not come is wrong."""
         answers = self._asker.greedy(version)
         intent = [each.rewards == (1.0,) for each in answers]
         policy = [any(map(keeps_policy, each.texts)) for each in answers]
@@ -150,28 +146,17 @@ class Examination:
             announcements.read_on()
             return announcements.newest.version
 
-    def wait_until_quiet(self):
-        """Returns once the learner has come to the end of what there is to train."""
-        newest, since_s = self.newest(), time.monotonic()
-        while time.monotonic() < since_s + QUIET_S:
-            time.sleep(1)
-            if (version := self.newest()) != newest:
-                newest, since_s = version, time.monotonic()
-
-
-def verdict(config):
-    """What the run's topics say: whether anything was lost, or trained twice."""
-    with RunReader(config.kafka, config.name) as reader:
-        found = audit(config.name, reader.advance())
-    return {"ok": found.ok, "faults": found.faults, "steps": found.steps, "trained": found.trained}
-
 
 def judge(runs, controls):
     """Whether every run gains enough, and no control more than a third of what the run of its seed gained."""
-    gained = all(run["gain"] >= GAINED and run["audit"]["ok"] for run in runs.values())
-    return gained and all(
-        control["gain"] <= LEARNED_BY_CHANCE * runs[seed]["gain"] for seed, control in controls.items()
-    )
+    sound = all(each["audit"]["ok"] for each in (*runs.values(), *controls.values()))
+    gained = bool(runs) and all(run["gain"] >= GAINED for run in runs.values())
+    by_chance = [control["gain"] / runs[seed]["gain"] for seed, control in controls.items()] if gained else []
+    return sound and gained and all(share <= LEARNED_BY_CHANCE for share in by_chance)
+
+
+KIND = Kind("support", EXAMPLES / "support.toml", talk, gain=GAINED)
+"""What it has in common with the other applications."""
 
 
 if __name__ == "__main__":
