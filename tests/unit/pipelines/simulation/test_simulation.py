@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipelines.simulation.chat import Change
+from pipelines.simulation.chat import Change, open_chat
 from pipelines.simulation.population import Habits, populate
 from pipelines.simulation.preferences import PREFERENCES, find
 from pipelines.simulation.results import Answered, recovery, summarise, windows
@@ -97,3 +97,17 @@ def test_users_correct_as_often_as_they_should_and_by_default_never():
     state = silent.dice.getstate()
     assert not silent.corrects()
     assert silent.dice.getstate() == state, "the dice of a population without corrections fall as they always did"
+
+
+def test_a_chat_asks_what_its_file_says_and_likes_what_its_rules_do(tmp_path):
+    file = tmp_path / "questions.txt"
+    file.write_text("Who?\n\n  Where? \n")
+    chat = open_chat("short", "wordy", 10, file)
+    assert [question.text for question in chat.questions] == ["Who?", "Where?"]
+    asked = chat.questions[0]
+    assert [chat.judge(number, asked, "Paris.").likes for number in (9, 10)] == [True, False]
+    assert chat.correct(asked) is None
+    file.write_text("\n")
+    for given, reason in ((file, "no question in it"), (tmp_path / "none", "one question a line")):
+        with pytest.raises(ConfigError, match=reason):
+            open_chat("short", "wordy", 10, given)
