@@ -1,5 +1,6 @@
 """The pages of the example applications in a real browser, as their configurations make them."""
 
+import itertools
 import tomllib
 from pathlib import Path
 
@@ -18,11 +19,13 @@ PHONE = {"viewport": {"width": 360, "height": 700}}
 EVIL = """'"><img src=x onerror=alert(1)>{{ 7*7 }} $& </textarea></template><script>alert(2)</script>"""
 
 
+_NUMBERS = itertools.count(1)
+
+
 @pytest.fixture
-def run_config(broker, request):
-    config = RunConfig(
-        name=request.node.name.removeprefix("test_")[:12].strip("_"), kafka=KafkaConfig(bootstrap=broker)
-    )
+def run_config(broker):
+    """A run whose name looks well in pictures."""
+    config = RunConfig(name=f"example-{next(_NUMBERS)}", kafka=KafkaConfig(bootstrap=broker))
     create_topics(config)
     return config
 
@@ -124,7 +127,9 @@ def test_support_is_corrected_by_one_click(open_page, engine, tmp_path):
 @pytest.mark.parametrize("name", ["translation", "support"])
 def test_an_application_fits_a_phone(name, open_page, engine, tmp_path):
     page, title = example(name)
-    visit, _ = open_page(page, title, **PHONE)
+    visit, others = open_page(page, title, **PHONE)
+    others.announce(3, 2)
+    visit.page.get_by_text("weights v3").wait_for()
     engine.answers.append(tokens_of("order: I have a look."))
     visit.ask(page.examples[0])
     assert visit.page.evaluate("document.documentElement.scrollWidth") <= 360
