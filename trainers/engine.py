@@ -128,8 +128,13 @@ class Engine:
         self._trained.module.eval()
         activations.prepare(self._trained.language_model, checkpointing=self._config.activation_checkpointing)
 
-    def train(self, work: Work) -> Outcome:
-        """One step; a collective call."""
+    def train(self, work: Work, before_update: Callable[[], object] = lambda: None) -> Outcome:
+        """One step; a collective call.
+
+        Args:
+            work: of this rank.
+            before_update: called before each update of the weights, with its gradient computed or on its way.
+        """
         crash_point("before_forward")
         before = iter(self._look(work.minibatches))
         totals = torch.zeros(1 + 2 * len(self._trained.figures), dtype=torch.float64, device=self._ranks.device)
@@ -137,6 +142,8 @@ class Engine:
         for packs in work.minibatches:
             for pack in packs:
                 totals += self._accumulate(pack, next(before, None))
+            crash_point("after_backward")
+            before_update()
             norms.append(self._update(work.learning_rate))
         return self._conclude(norms, self._ranks.sum(totals.tolist()))
 
@@ -167,7 +174,6 @@ class Engine:
 
     def _update(self, learning_rate: float) -> tuple[bool, float]:
         """Steps with the gradient so far; gives whether it was finite, and its norm."""
-        crash_point("after_backward")
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.norm, self._optimizer.applied = math.nan, False
@@ -209,6 +215,11 @@ class Engine:
                 if self._ranks.leads:
                     whole[name] = parameter.detach().to("cpu", copy=True)
         return whole
+
+    def wait(self) -> None:
+        """Returns when the device has done what it was asked to: then any thread and stream sees the weights."""
+        if self._ranks.device.type == "cuda":
+            torch.cuda.current_stream(self._ranks.device).synchronize()
 
     def probe(self, token_ids: list[int]) -> list[float]:
         """See :meth:`trainers.trained.Trained.probe`."""

@@ -4,12 +4,15 @@
 
     start   from what earlier learners left to the first announcement: see trainers/start.py
     redo    the steps of the dead line, as the ledger says
-    loop    wait for a plan → train → publish → commit → now and then a checkpoint
+    loop    wait for a plan → gradient → update → now and then a checkpoint
+                          └─ beside: publish → commit of the step before (trainers/outbox.py)
     end     after ``learner.steps`` or a signal: a last checkpoint
 
 Rank 0 is the :class:`Learner`: it plans, and it alone talks to Kafka. The other ranks do as they are
 told (:func:`follow`). Everything that a step did becomes visible in one transaction, so whatever dies
-in between, the log tells a consistent story; a step whose transaction did not commit never was.
+in between, the log tells a consistent story; a step whose transaction did not commit never was. Weights
+are written and the transaction sent while the next gradient is computed; no update is made, and no
+checkpoint finished, before the step before it is committed.
 """
 
 import signal
@@ -24,13 +27,12 @@ from schemas.config import RunConfig
 from schemas.errors import DivergedError
 from schemas.ledger import StepEntry
 from schemas.manifests import sha256
-from schemas.weights import WeightVersion
 from trainers import metrics
 from trainers.checkpoint import State
 from trainers.engine import Engine, Make
 from trainers.log import broker_errors
 from trainers.optimizer import learning_rate
-from trainers.planner import Plan
+from trainers.planner import Arrival, Plan
 from trainers.policy_gradient import PolicyGradient
 from trainers.ranks import Ranks
 from trainers.restart import is_skip
@@ -40,6 +42,8 @@ _log = structlog.get_logger(__name__)
 
 _POLL_S: Final = 0.1
 """How long the stream is waited for at a time: also how soon a signal is seen."""
+_BUSY_POLL_S: Final = 0.01
+"""The same while a step is being committed, whose admission everybody may be waiting for."""
 _PATIENCE_S: Final = 30.0
 """After this long without a group, or with too many of the same raters, the learner says what it waits for and looks
 whether it is its own fault."""
@@ -110,7 +114,7 @@ class Learner:
         self._at, self._gauges, self._stop = standing, gauges, stop
         self._config = standing.config
         self._planner, self._admission = standing.planner, standing.admission
-        self._waited_s = 0.0
+        self._waited_s = self._held_s = 0.0
 
     def redo(self) -> None:
         """Does the steps of the dead line again, up to the last one that the ledger knows."""
@@ -132,6 +136,7 @@ class Learner:
                 break
             self._step(plan)
             self._maybe_checkpoint()
+        self._at.settle()
         self._save_checkpoint()
 
     def _wait_for_plan(self) -> Plan | None:
@@ -141,8 +146,9 @@ class Learner:
             if self._listen() and not self._planner.is_held_up():
                 heard, patience_s = time.monotonic(), _PATIENCE_S
             self._planner.drop_stale(self._at.steps_done)
-            self._deliver_as_files()
-            self._admit()
+            if self._at.settle(wait=False):
+                self._deliver_as_files()
+                self._admit()
             if self._planner.is_ready():
                 self._waited_s = time.monotonic() - started
                 return self._planner.take(self._at.steps_done)
@@ -154,10 +160,17 @@ class Learner:
     def _listen(self) -> bool:
         """Takes what has come; True if anything has."""
         heard = False
-        for event in self._at.stream.poll(_POLL_S):
+        for event in self._at.stream.poll(self._patience_for_events()):
+            if isinstance(event, Arrival) and not self._planner.versions.know_all(event.versions()):
+                self._at.settle()  # its weights may have been announced a moment ago
             self._at.intake.take(event)
             heard = True
         return heard
+
+    def _patience_for_events(self) -> float:
+        if self._planner.is_ready():
+            return 0.0
+        return _POLL_S if self._at.settle(wait=False) else _BUSY_POLL_S
 
     def _admit(self) -> None:
         """Replaces what was dropped at once, in a transaction of its own."""
@@ -167,6 +180,7 @@ class Learner:
 
     def _look_for_fault(self) -> None:
         """Publishes the weights again if nobody can answer because they cannot be loaded any more."""
+        self._at.settle()
         waiting, accounts = self._planner.waiting, self._planner.accounts
         _log.warning("waiting for groups", have=len(waiting), need=self._config.learner.groups_per_step,
                      over_share=self._planner.over_share(), admitted=self._admission.admitted,
@@ -190,49 +204,55 @@ class Learner:
     # ------------------------------------------------------------------- step
 
     def _step(self, plan: Plan) -> None:
-        started = time.monotonic()
+        started, self._held_s = time.monotonic(), 0.0
         figures = metrics.of_plan(plan, self._planner.versions, self._at.steps_done)
         rate = learning_rate(self._config.learner, self._at.steps_done, self._config.learner.steps)
-        outcome = self._at.updates.train(plan, rate) if plan.arrivals else None
-        trained_at = time.monotonic()
-        weights = self._at.publish(self._at.steps_done + 1) if outcome and outcome.applied else None
-        published_at = time.monotonic()
+        outcome = self._at.updates.train(plan, rate, self._settle) if plan.arrivals else None
+        self._settle()  # where there was nothing to train
+        passed_s = time.monotonic() - started
         figures |= metrics.of_outcome(outcome) if outcome else {}
         figures |= {
             "prompts_parked": len(self._planner.accounts.parked),
             "learning_rate": rate,
             "seconds_wait": self._waited_s,
-            "seconds_train": trained_at - started,
-            "seconds_publish": published_at - trained_at,
-            "seconds_step": published_at - started + self._waited_s,
+            "seconds_held": self._held_s,
+            "seconds_train": passed_s - self._held_s,
+            "seconds_step": passed_s + self._waited_s,
         }
-        self._record(plan, weights, figures)
+        self._record(plan, figures, applied=outcome is not None and outcome.applied)
 
-    def _record(self, plan: Plan, weights: WeightVersion | None, figures: dict[str, float]) -> None:
-        trained = tuple(arrival.trained() for arrival in plan.arrivals) if weights else ()
-        lost = () if weights else tuple(arrival.dropped("nonfinite") for arrival in plan.arrivals)
+    def _settle(self) -> None:
+        """No step is made before the one before it is committed: also where that is what takes longest."""
+        started = time.monotonic()
+        self._at.settle()
+        self._held_s += time.monotonic() - started
+
+    def _record(self, plan: Plan, figures: dict[str, float], *, applied: bool) -> None:
+        trained = tuple(arrival.trained() for arrival in plan.arrivals) if applied else ()
+        lost = () if applied else tuple(arrival.dropped("nonfinite") for arrival in plan.arrivals)
         if lost:
             _log.error("gradient not finite on some rank, step skipped on all", groups=len(lost))
+        self._at.steps_done += 1
         entry = StepEntry(
             generation=self._at.generation,
-            step=self._at.steps_done + 1,
-            version=self._at.version,
+            step=self._at.steps_done,
+            version=self._at.version + applied,
             trained=trained,
             dropped=plan.dropped + lost,
-            too_old=plan.too_old if weights else (),
+            too_old=plan.too_old if applied else (),
             metrics=figures,
         )
         self._admission.advance(self._at.target)
-        self._at.commit([entry, *([weights] if weights else []), self._at.frontier()])
-        self._at.steps_done += 1
-        if not weights:
+        if applied:
+            self._at.skips = 0
+            self._at.publish_step(entry, self._show)
+        else:
             self._planner.versions.skipped.append(self._at.steps_done)
-        self._show(entry)
-        self._require_finite(entry)
+            self._at.commit([entry, self._at.frontier()])
+            self._show(entry)
+            self._require_finite(entry)
 
     def _require_finite(self, entry: StepEntry) -> None:
-        if entry.trained:
-            self._at.skips = 0
         self._at.skips += is_skip(entry)
         if self._at.skips >= self._config.learner.max_skips:
             raise DivergedError(
@@ -258,6 +278,7 @@ class Learner:
             return  # weights after which no gradient was finite are nothing to go back to
         with at.checkpoints.new_directory(at.generation, at.steps_done) as directory:
             at.updates.save(directory)
+            at.settle()  # what a checkpoint says is committed
             parent = before.manifest_sha256 if before else None
             at.checkpoint = at.checkpoints.finish(directory, self._state(), parent)
         at.commit([at.checkpoint.entry()])

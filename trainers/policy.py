@@ -12,6 +12,7 @@ Shape suffixes: N tokens of a pack, R trained tokens, C tokens of a chunk, D wid
 """
 # ruff: noqa: N803, N806 - the suffixes are the shapes
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,7 @@ _CHUNK_LOGITS: Final = 1 << 25
 _KEPT_BYTES: Final = 1 << 30
 """Of the logits of one forward pass that are kept for its backward pass."""
 
+_OWN_ATTENTION: Final = "sdpa"
 _GUARD_TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 """Mean difference in nats: rounding stays an order of magnitude below, a real difference does not."""
 
@@ -122,6 +124,19 @@ class Policy(torch.nn.Module):
         self.value_head = ScalarHead(causal) if values else None
         self.temperature = temperature
         self.kept_bytes = kept_bytes
+        self._twin: tuple[Any, Any] | None = None
+
+    def part_probe(self) -> None:
+        """Lets :meth:`probe` run on another thread while this module is asked for logprobs.
+
+        To be called before DeepSpeed sees the module, and not where it divides the weights over ranks: what is asked
+        then is a second tree of modules over the same weights, and on a GPU a stream of its own.
+        """
+        shared = {id(each): each for each in (*self.causal.parameters(), *self.causal.buffers())}
+        twin = copy.deepcopy(self.causal, shared)
+        twin.set_attn_implementation(_OWN_ATTENTION)
+        cuda = self.causal.device.type == "cuda"
+        self._twin = (twin, torch.cuda.Stream(self.causal.device) if cuda else None)  # type: ignore[no-untyped-call]
 
     def forward(self, pack: Pack, *, entropy: bool = False, values: bool = False) -> Any:
         """Logprobs of a pack's trained tokens, under the distribution that sampling draws from.
@@ -187,11 +202,12 @@ class Policy(torch.nn.Module):
     @torch.no_grad()
     def probe(self, token_ids: list[int]) -> list[float]:
         """Logprob at temperature 1 of each token but the first, by the model's own forward pass and attention."""
-        tokens_N = torch.tensor(token_ids, device=self.causal.device)
-        with own_attention(self.causal):
-            logits_NV = self.causal(input_ids=tokens_N[None], use_cache=False).logits[0, :-1].float()
-        logprobs: list[float] = logits_NV.log_softmax(1).gather(1, tokens_N[1:, None])[:, 0].tolist()
-        return logprobs
+        if self._twin is None:
+            with own_attention(self.causal):
+                return _logprobs(self.causal, token_ids)
+        twin, stream = self._twin
+        with torch.cuda.stream(stream):  # nothing where there is none
+            return _logprobs(twin, token_ids)
 
     @torch.no_grad()
     def check(self, token_ids: list[int]) -> None:
@@ -215,11 +231,18 @@ class Policy(torch.nn.Module):
             )
 
 
+def _logprobs(causal: Any, token_ids: list[int]) -> list[float]:
+    tokens_N = torch.tensor(token_ids, device=causal.device)
+    logits_NV = causal(input_ids=tokens_N[None], use_cache=False).logits[0, :-1].float()
+    logprobs: list[float] = logits_NV.log_softmax(1).gather(1, tokens_N[1:, None])[:, 0].tolist()
+    return logprobs
+
+
 @contextmanager
 def own_attention(causal: Any) -> Iterator[None]:
     """Transformers' attention with its own masks, for a while."""
     before = causal.config._attn_implementation
-    causal.set_attn_implementation("sdpa")
+    causal.set_attn_implementation(_OWN_ATTENTION)
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ Shape suffix: R trained response tokens of one packed forward pass.
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import structlog
 import torch
@@ -25,6 +25,8 @@ from trainers.returns import explain_variance, normalise
 from trainers.trained import Loss
 
 _log = structlog.get_logger(__name__)
+_DIVIDES_WEIGHTS: Final = 3
+"""The stage of ZeRO from which no rank has a whole weight, but while DeepSpeed's hooks gather it."""
 
 
 class _Seen(NamedTuple):
@@ -57,6 +59,8 @@ class PolicyGradient:
             add_adapter(causal, Path(config.model.path), self._lora, config.seed)
         self.language_model = causal.to(ranks.device)
         policy = Policy(self.language_model, config.temperature, values=self._objective.needs_values)
+        if config.learner.zero_stage < _DIVIDES_WEIGHTS:
+            policy.part_probe()
         self.module: torch.nn.Module = policy
         self._reference: Policy | None = None
         if self._objective.needs_reference and not self._lora.trains_adapter:  # whole on every rank

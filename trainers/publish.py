@@ -139,7 +139,7 @@ class WeightStore:
         """Writes a version and returns the sha256 of its manifest.
 
         Args:
-            tensors: the weights by their Hugging Face names, where the learner holds them.
+            tensors: the weights by their Hugging Face names, where the learner holds them; a GPU has computed them.
             facts: what the weights are.
             probe: computes the probe, while the weights are being written.
             as_files: whole files, whatever the configuration says.

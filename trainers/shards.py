@@ -171,15 +171,15 @@ def _chunks(shard: Shard, begin: int, end: int) -> Iterator[memoryview]:
 def _from_gpu(parts: list[Any]) -> Any:
     """All parts in page-locked memory, after one wait.
 
-    On a stream of its own, after what was asked of the GPU so far: threads do not wait for each other. PyTorch
-    keeps page-locked memory that is free for whoever asks next.
+    On a stream of its own: threads wait neither for each other nor for what is computed meanwhile, so the tensors
+    have to be there (:meth:`trainers.engine.Engine.wait`). PyTorch keeps page-locked memory that is free for whoever
+    asks next.
     """
     import torch
 
     device = next(part.device for part in parts if part.is_cuda)
     staging = torch.empty(sum(map(len, parts)), dtype=torch.uint8, pin_memory=True)
     stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.default_stream(device))
     with torch.cuda.stream(stream):
         for target, part in zip(torch.split(staging, [len(part) for part in parts]), parts, strict=True):
             target.copy_(part, non_blocking=True)

@@ -9,6 +9,8 @@ manifest and refuses what it read.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,14 +47,14 @@ class Snapshots:
         self._taken: list[Snapshot] = []
 
     def take(self, tensors: dict[str, Any], version: int) -> Snapshot:
-        """Copies the weights into the buffer whose turn it is.
+        """Copies the weights, which a GPU has computed, into the buffer whose turn it is.
 
         Returns:
             When the bytes are there and their digests known.
         """
         layout = lay_out(tensors)
         snapshot = self._next(layout, next(iter(tensors.values())).device)
-        with snapshot.in_use:
+        with snapshot.in_use, _beside(snapshot.buffer.device):
             snapshot.version = version
             _copy(tensors, views(snapshot.buffer, layout))
             snapshot.layout = layout.model_copy(update={"digests": digests(snapshot.buffer)})
@@ -72,6 +74,21 @@ class Snapshots:
     def of(self, version: int) -> Snapshot | None:
         """The buffer that holds a version; null if it was written over."""
         return next((snapshot for snapshot in self._taken if snapshot.version == version), None)
+
+
+@contextmanager
+def _beside(device: Any) -> Iterator[None]:
+    """A stream of its own on a GPU, so that nothing waits for what the learner computes meanwhile."""
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.current_stream(device).synchronize()  # the buffer is there
+    stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
 
 
 def _copy(tensors: dict[str, Any], places: dict[str, Any]) -> None:

@@ -6,8 +6,11 @@
 The result is a :class:`Standing`: where the learner stands. The loop of :mod:`trainers.learn` moves it on.
 """
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +18,7 @@ import structlog
 
 from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
+from schemas.dead_letters import DeadLetter
 from schemas.errors import StateError
 from schemas.ledger import DroppedGroup, Position, Settings, StartEntry, StepEntry
 from schemas.weights import WeightVersion
@@ -24,6 +28,7 @@ from trainers.checkpoint import Checkpoint, CheckpointStore, State
 from trainers.commit import Announcement, Committer
 from trainers.intake import Intake
 from trainers.log import open_consumer, partitions_of, read_topic, topic_ids
+from trainers.outbox import Outbox
 from trainers.planner import Planner
 from trainers.precision import fastest_dtype
 from trainers.publish import WeightStore
@@ -48,6 +53,8 @@ class Standing:
     generation: int
     topic_ids: dict[str, str]
     committer: Committer
+    outbox: Outbox
+    """Whose thread alone uses the committer, and writes to the weight store."""
     checkpoints: CheckpointStore
     weights: WeightStore
     updates: Updates
@@ -81,30 +88,75 @@ class Standing:
 
     def publish(self, step: int, *, as_files: bool = False) -> WeightVersion:
         """Publishes the weights as the next version, to be announced: they have seen ``step`` steps."""
+        return self.outbox.run(self._writing(step, as_files=as_files))
+
+    def _writing(self, step: int, *, as_files: bool = False) -> Callable[[], WeightVersion]:
+        """What writes the weights as the next version, on any thread, as long as they do not change."""
         version = self.version + 1
-        digest = self.updates.write(self.weights, version, step, as_files=as_files)
+        write = self.updates.prepare(self.weights, version, step, as_files=as_files)
         self.version = version
-        return WeightVersion(
-            version=version,
-            step=step,
-            generation=self.generation,
-            manifest_sha256=digest,
-            dtype=self.updates.dtype,
-            base_model=Path(self.config.model.path).name,
-        )
+
+        def writing() -> WeightVersion:
+            return WeightVersion(
+                version=version,
+                step=step,
+                generation=self.generation,
+                manifest_sha256=write(),
+                dtype=self.updates.dtype,
+                base_model=Path(self.config.model.path).name,
+            )
+
+        return writing
 
     def commit(self, records: list[Announcement]) -> None:
         """Commits records, and the dead letters that have come up, in one transaction."""
-        self.committer.commit([*records, *self.intake.letters])
-        self.intake.letters = []
+        self.outbox.run(partial(self.committer.commit, [*records, *self._take_letters()]))
+        self._note(records)
+
+    def _take_letters(self) -> list[DeadLetter]:
+        letters, self.intake.letters = self.intake.letters, []
+        return letters
+
+    def publish_step(self, entry: StepEntry, note: Callable[[StepEntry], None]) -> None:
+        """Publishes the weights after a step and commits all of it in one transaction, beside what comes next.
+
+        The weights must not change, and the step counts as trained ahead of its commit, until :meth:`settle`.
+
+        Args:
+            entry: of the step; the seconds that publishing took are added.
+            note: takes the entry when it is committed.
+        """
+        writing = self._writing(entry.step)
+        last: list[Announcement] = [self.frontier(), *self._take_letters()]
+
+        def job() -> list[Announcement]:
+            started = time.monotonic()
+            announced = writing()
+            figures = entry.metrics | {"seconds_publish": time.monotonic() - started}
+            records: list[Announcement] = [entry.model_copy(update={"metrics": figures}), announced, *last]
+            self.committer.commit(records)
+            return records
+
+        def committed(records: list[Announcement]) -> None:
+            self._note(records)
+            note(next(record for record in records if isinstance(record, StepEntry)))
+
+        self.outbox.put(job, committed)
+
+    def settle(self, *, wait: bool = True) -> bool:
+        """Takes note of the last step's commit, see :meth:`trainers.outbox.Outbox.settle`.
+
+        Raises:
+            UserError: writing or committing failed.
+        """
+        return self.outbox.settle(wait=wait)
+
+    def _note(self, records: list[Announcement]) -> None:
         for record in records:
             if isinstance(record, WeightVersion):
-                self._note(record)
-
-    def _note(self, announced: WeightVersion) -> None:
-        self.announced = announced
-        self.planner.versions.steps[announced.version] = announced.step
-        self.weights.prune(announced.version)
+                self.announced = record
+                self.planner.versions.steps[record.version] = record.step
+                self.outbox.chore(partial(self.weights.prune, record.version))
 
 
 def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
@@ -119,6 +171,7 @@ def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
     history = read_history(config)
     checkpoints = CheckpointStore(Path(config.learner.checkpoint_root), config.learner.keep_checkpoints)
     weights = opened.enter_context(closing(WeightStore(config.weights)))
+    outbox = opened.enter_context(closing(Outbox()))  # closed first: it uses both
     diverged = len(history.skips()) >= config.learner.max_skips
     checkpoint = checkpoints.newest_verified(history, before=_last_good(history) if diverged else None)
     checkpoints.sweep()
@@ -142,6 +195,7 @@ def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
         generation=history.generation + 1,
         topic_ids=topics,
         committer=committer,
+        outbox=outbox,
         checkpoints=checkpoints,
         weights=weights,
         updates=updates,

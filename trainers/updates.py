@@ -6,6 +6,8 @@ weights and the probe's logprobs by them ──► WeightStore ──► sha256 
 What enters here is all that a step's bits depend on, besides :func:`numerics`.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,14 @@ class Updates:
         """Number of tokens that the model knows."""
         return self._engine.vocabulary
 
-    def train(self, plan: Plan, rate: float) -> Outcome:
-        """One step over the groups of a plan: ``learner.minibatches`` updates, or fewer if there are fewer groups."""
+    def train(self, plan: Plan, rate: float, before_update: Callable[[], object] = lambda: None) -> Outcome:
+        """One step over the groups of a plan: ``learner.minibatches`` updates, or fewer if there are fewer groups.
+
+        Args:
+            plan: what it consumes.
+            rate: of learning.
+            before_update: called on this rank when a gradient is known and no weight has changed yet.
+        """
         groups = [arrival.samples for arrival in plan.arrivals]
         advantages = self.advantages.of_step(groups)
         number = min(self._config.learner.minibatches, len(groups))
@@ -71,7 +79,7 @@ class Updates:
         ]
         self._ranks.broadcast(("train", None))
         works = [Work([shares[rank] for shares in minibatches], rate) for rank in range(self._ranks.size)]
-        outcome = self._engine.train(self._ranks.scatter(works))
+        outcome = self._engine.train(self._ranks.scatter(works), before_update)
         if outcome.applied:
             self.advantages.learn(groups)
         return outcome
@@ -84,12 +92,23 @@ class Updates:
 
     def write(self, store: WeightStore, version: int, step: int, *, as_files: bool = False) -> str:
         """Publishes the weights as a version of a store; returns the sha256 of its manifest."""
+        return self.prepare(store, version, step, as_files=as_files)()
+
+    def prepare(self, store: WeightStore, version: int, step: int, *, as_files: bool = False) -> Callable[[], str]:
+        """What does :meth:`write`, on any thread and beside the next gradient, as long as no weight changes.
+
+        What needs all ranks, or the model to itself, is done before it returns.
+        """
         facts = Facts(version=version, step=step, dtype=self.dtype, adapter=self._adapter)
-        if not self._engine.is_partitioned:
-            return store.write(self._engine.state_dict(), facts, self._ask_probe, as_files=as_files)
-        self._ranks.broadcast(("gather", self._probe))
-        weights, asked = self._engine.state_dict(), self._ask_probe()
-        return store.write(weights, facts, lambda: asked, as_files=as_files)
+        ask = self._ask_probe
+        if self._engine.is_partitioned:
+            self._ranks.broadcast(("gather", self._probe))
+        weights = self._engine.state_dict()
+        if self._engine.is_partitioned:
+            asked = self._ask_probe()
+            ask = lambda: asked  # noqa: E731
+        self._engine.wait()
+        return partial(store.write, weights, facts, ask, as_files=as_files)
 
     def _ask_probe(self) -> dict[str, Any]:
         return {"token_ids": self._probe, "logprobs": self._engine.probe(self._probe)}

@@ -100,9 +100,9 @@ class Watch:
         return self._generated.get((trained.group, trained.attempt), datetime.min.replace(tzinfo=UTC))
 
     def productive_s(self, begin: datetime, end: datetime) -> float:
-        """Seconds of training and publishing in surviving steps that were committed between two times."""
+        """Seconds that the learner trained, or waited for a step's commit, in surviving steps of a time."""
         steps = [step for step in self.line if begin < step.at <= end]
-        return sum(step.metrics["seconds_train"] + step.metrics["seconds_publish"] for step in steps)
+        return sum(step.metrics["seconds_train"] + step.metrics["seconds_held"] for step in steps)
 
     def steps_per_minute(self, begin: datetime, end: datetime) -> float:
         """Surviving steps that were committed between two times."""

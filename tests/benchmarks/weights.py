@@ -195,6 +195,8 @@ class Bench:
 
     def publish(self):
         """What a learner does at the end of a step; returns the times of its parts."""
+        import torch
+
         from trainers.publish import Facts
 
         self.version += 1
@@ -207,6 +209,8 @@ class Bench:
             return {"token_ids": self.probe, "logprobs": logprobs}
 
         started = time.monotonic()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # as the learner's engine does: what is written has to be there
         facts = Facts(version=self.version, step=self.version - 1, dtype=self.options.dtype)
         digest = self.store.write(self.policy.weights(), facts, probe)
         written = time.monotonic()

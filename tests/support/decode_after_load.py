@@ -75,10 +75,13 @@ def change(policy):
 
 
 def load(llm, policy, directory):
+    import torch
     from fsspec.implementations.local import LocalFileSystem
 
     from trainers import shards
 
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # what is written has to be there
     entries = shards.write(LocalFileSystem(), directory, shards.divide(policy.weights()), local=True)
     llm.collective_rpc("open_weights", args=([str(Path(directory) / entry.name) for entry in entries],))
     llm.collective_rpc("replace_weights")

@@ -23,6 +23,9 @@ class Standing(SimpleNamespace):
         self.weights = SimpleNamespace(undelivered=lambda announced: undelivered, fault=lambda announced: fault)
         self.published, self.committed = [], []
 
+    def settle(self, *, wait=True):
+        return True
+
     def publish(self, step, *, as_files=False):
         self.published.append((step, as_files))
         return "v8"

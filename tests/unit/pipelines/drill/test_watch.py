@@ -18,7 +18,7 @@ AT = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
 
 def step(number, at, attempt):
     trained = TrainedGroup(group=GroupId(0, 38), at=(0, number), attempt=attempt, samples=2, versions=(1, 1))
-    metrics = {"seconds_train": 2.0, "seconds_publish": 0.5}
+    metrics = {"seconds_train": 2.0, "seconds_held": 0.5}
     return StepEntry(
         generation=1, step=number, version=number + 1, trained=(trained,), dropped=(), at=at, metrics=metrics
     )
