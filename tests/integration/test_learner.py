@@ -377,8 +377,8 @@ def diverge_after(monkeypatch, steps):
     """Gradients stop being finite after so many steps of this process."""
     train, done = Engine.train, []
 
-    def train_for_a_while(self, work):
-        done.append(train(self, work))
+    def train_for_a_while(self, *arguments):
+        done.append(train(self, *arguments))
         return done[-1] if len(done) <= steps else replace(done[-1], applied=False, grad_norm=math.nan)
 
     monkeypatch.setattr(Engine, "train", train_for_a_while)

@@ -209,9 +209,9 @@ def test_steps_are_computed_with_as_many_threads_as_the_learner_had(trained, mon
 
     seen, train = [], Engine.train
 
-    def note(self, work):
+    def note(self, *arguments):
         seen.append(torch.get_num_threads())
-        return train(self, work)
+        return train(self, *arguments)
 
     monkeypatch.setattr(Engine, "train", note)
     threads = torch.get_num_threads()
