@@ -280,6 +280,10 @@ class LearnerConfig(Section):
     still published once. Ratios, values and corrections are those of the policy before the first update."""
     micro_batch_tokens: Positive = 8192
     """Most tokens of one packed forward pass; a longer sequence gets a pass of its own."""
+    kept_logits_bytes: Annotated[int, Field(ge=0)] | None = None
+    """Of the logits of one forward pass, how many bytes stay until its backward pass instead of being computed again;
+    a 32nd as many logits are in float32 at a time, and at least 33.5 million. Null: 1 GiB on a CPU; on a GPU an eighth
+    of what is free beside weights and optimizer, with a 512th of its bytes in logits at a time."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed's ZeRO stage."""
     deepspeed: str = ""

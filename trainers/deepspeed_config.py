@@ -17,6 +17,8 @@ from schemas.errors import ConfigError
 _AUTO: Final = "auto"
 _ONE_SUBGROUP: Final = 10**13
 """Parameters that stage 3 updates at a time: all, because the norm has to be that of all."""
+_DEFAULTS: Final = {"timers": {"throughput": {"enabled": False}}}
+"""What the user's file may say otherwise. DeepSpeed's timer waits for the device before every pack, and tells nobody."""
 _REFUSED: Final = {
     "scheduler": "learner.schedule and learner.warmup_steps",
     "fp16": "model.dtype (float32 or bfloat16)",
@@ -39,7 +41,7 @@ def deepspeed_settings(config: RunConfig, dtype: str, ranks: int) -> dict[str, A
     given = read_json(config.learner.deepspeed) if config.learner.deepspeed else {}
     _check_batch(config, given, ranks)
     _check_decided(config, given, dtype)
-    return merge(_without_auto(given), _decided(config, dtype))
+    return merge(merge(_DEFAULTS, _without_auto(given)), _decided(config, dtype))
 
 
 def read_json(path: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from trainers.packing import to_pack
 from trainers.policy_gradient import PolicyGradient
 from trainers.ranks import Ranks
 from trainers.trained import Loss, Trained
+from trainers.whole_step import shorten
 
 STATE_DIRECTORY: Final = "state"
 """Of a checkpoint: what :class:`trainers.full_state.FullState` writes."""
@@ -106,6 +107,7 @@ class Engine:
         self.vocabulary = int(self._trained.language_model.config.get_text_config().vocab_size)
         self._optimizer = ClippedAdamW(parameters.values(), config.learner, ranks)
         self._engine = _initialize(self._trained.module, self._optimizer, settings)
+        shorten(self._engine, self._optimizer, ranks.size)
         self._calm()
         self._optimizer.armed = True
         self._state = FullState(parameters, self._engine, self._optimizer)

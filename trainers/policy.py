@@ -26,16 +26,12 @@ from trainers import attention
 from trainers.attention import Sequences
 from trainers.batch import Example
 from trainers.heads import ScalarHead
+from trainers.logits import SMALL, Room
 from trainers.packing import Pack, to_pack
 
 _HEAD: Final = "value_head"
 VALUE_HEAD: Final = f"{_HEAD}.weight"
 """Name of the value head in a checkpoint."""
-_CHUNK_LOGITS: Final = 1 << 25
-"""Logits of one chunk: 128 MiB in float32."""
-_KEPT_BYTES: Final = 1 << 30
-"""Of the logits of one forward pass that are kept for its backward pass."""
-
 _OWN_ATTENTION: Final = "sdpa"
 _GUARD_TOLERANCE: Final = {torch.float32: 1e-3, torch.bfloat16: 0.15}
 """Mean difference in nats: rounding stays an order of magnitude below, a real difference does not."""
@@ -96,7 +92,9 @@ class _Chosen(torch.autograd.Function):
             factor_CV = factor_CV - rest[0][:, None] * (all_CV + _entropy(all_CV)[:, None])
         gradient_CV = all_CV.exp_().mul_(factor_CV)
         gradient_CV.scatter_add_(1, target_C[:, None], of_logprobs_C[:, None])
-        return gradient_CV.div_(ctx.temperature).to(logits_CV.dtype), None, None, None
+        if ctx.temperature != 1.0:
+            gradient_CV.div_(ctx.temperature)
+        return gradient_CV.to(logits_CV.dtype), None, None, None
 
 
 def _log_softmax(logits_CV: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -114,16 +112,16 @@ class Policy(torch.nn.Module):
     Args:
         causal: as :func:`load_model` gives it.
         temperature: of the softmax.
-        kept_bytes: of the logits of one forward pass that are kept for its backward pass; 0 keeps least memory.
+        room: for logits.
         values: whether it has a value head, which is trained with it and never published.
     """
 
-    def __init__(self, causal: Any, temperature: float, kept_bytes: int = _KEPT_BYTES, *, values: bool = False) -> None:
+    def __init__(self, causal: Any, temperature: float, room: Room = SMALL, *, values: bool = False) -> None:
         super().__init__()
         self.causal = causal
         self.value_head = ScalarHead(causal) if values else None
         self.temperature = temperature
-        self.kept_bytes = kept_bytes
+        self.room = room
         self._twin: tuple[Any, Any] | None = None
 
     def part_probe(self) -> None:
@@ -160,14 +158,16 @@ class Policy(torch.nn.Module):
 
     def _chunks(self, hidden_RD: torch.Tensor, target_R: torch.Tensor, entropy: bool) -> Iterator[Any]:
         vocabulary = self.causal.config.get_text_config().vocab_size
-        size = max(1, _CHUNK_LOGITS // vocabulary)
-        room = self.kept_bytes
+        size = max(1, self.room.chunk_logits // vocabulary)
+        left_bytes = self.room.kept_bytes
         for hidden_CD, target_C in zip(torch.split(hidden_RD, size), torch.split(target_R, size), strict=True):
-            room -= len(target_C) * vocabulary * hidden_CD.element_size()
-            if room >= 0 or not torch.is_grad_enabled():
+            left_bytes -= len(target_C) * vocabulary * hidden_CD.element_size()
+            if left_bytes >= 0 or not torch.is_grad_enabled():
                 yield self._chunk(hidden_CD, target_C, entropy)
             else:
-                yield checkpoint(self._chunk, hidden_CD, target_C, entropy, use_reentrant=False)
+                yield checkpoint(
+                    self._chunk, hidden_CD, target_C, entropy, use_reentrant=False, preserve_rng_state=False
+                )
 
     def _chunk(self, hidden_CD: torch.Tensor, target_C: torch.Tensor, entropy: bool) -> Any:
         logits_CV = self.causal.get_output_embeddings()(hidden_CD)

@@ -16,6 +16,7 @@ import torch
 
 from schemas.config import RunConfig
 from schemas.errors import StateError
+from trainers.logits import find_room
 from trainers.lora import adapter_of, add_adapter, without_adapter
 from trainers.objective import Before, Objective
 from trainers.packing import Pack
@@ -58,14 +59,17 @@ class PolicyGradient:
         if self._lora.trains_adapter:
             add_adapter(causal, Path(config.model.path), self._lora, config.seed)
         self.language_model = causal.to(ranks.device)
-        policy = Policy(self.language_model, config.temperature, values=self._objective.needs_values)
+        trained = sum(each.numel() for each in causal.parameters() if each.requires_grad)
+        room = find_room(config.learner.kept_logits_bytes, ranks.device, trained)
+        _log.info("room for logits", **room._asdict())
+        policy = Policy(self.language_model, config.temperature, room, values=self._objective.needs_values)
         if config.learner.zero_stage < _DIVIDES_WEIGHTS:
             policy.part_probe()
         self.module: torch.nn.Module = policy
         self._reference: Policy | None = None
         if self._objective.needs_reference and not self._lora.trains_adapter:  # whole on every rank
             causal = load_model(config.model.path, dtype).to(ranks.device)
-            self._reference = Policy(causal.requires_grad_(requires_grad=False), config.temperature)
+            self._reference = Policy(causal.requires_grad_(requires_grad=False), config.temperature, room)
         self.by_name, self.probe, self.check = policy.by_name, policy.probe, policy.check
         self.weights = self._adapter if self._lora.trains_adapter else policy.weights
 

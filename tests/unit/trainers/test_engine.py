@@ -15,6 +15,7 @@ from tests.support.trajectories import shared_ranks
 from trainers.aggregation import weigh
 from trainers.batch import Example
 from trainers.engine import Engine, Work
+from trainers.logits import SMALL, Room
 from trainers.objective import Before, Objective
 from trainers.packing import share_out, to_pack
 from trainers.policy import Policy, load_model
@@ -84,17 +85,16 @@ def test_figures_say_nothing_of_what_somebody_wrote(model_dir):
     assert all(math.isnan(mean) for mean in nothing.figures.values())
 
 
-def test_gradient_does_not_depend_on_chunks_or_packs(model_dir, monkeypatch):
+def test_gradient_does_not_depend_on_chunks_or_packs(model_dir):
     examples = draw_examples(7)
 
-    def gradient():
-        policy = Policy(load_model(str(model_dir), torch.float32), temperature=1.0)
+    def gradient(room=SMALL):
+        policy = Policy(load_model(str(model_dir), torch.float32), 1.0, room)
         logprobs_of(policy, examples).sum().backward()
         return torch.cat([parameter.grad.flatten() for parameter in policy.parameters()])
 
     whole = gradient()
-    monkeypatch.setattr("trainers.policy._CHUNK_LOGITS", 300)
-    torch.testing.assert_close(gradient(), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(gradient(Room(SMALL.kept_bytes, chunk_logits=300)), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_all_zero_stages_give_the_same_weights_and_those_of_plain_torch(model_dir):
@@ -182,7 +182,7 @@ def test_activation_checkpointing_keeps_less_and_turns_no_dropout_on(model_dir):
 
     def kept(**learner):
         engine = make_engine(model_dir, **learner)
-        engine._trained.module.kept_bytes = 0  # of logits
+        engine._trained.module.room = Room(0, SMALL.chunk_logits)
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor: saved.append(tensor.numel()) or tensor, lambda x: x

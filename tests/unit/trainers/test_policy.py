@@ -7,8 +7,8 @@ import torch
 
 from pipelines.local.tiny_model import build_tiny_model
 from schemas.errors import ModelError
-from trainers import policy as module
 from trainers.batch import Example
+from trainers.logits import Room
 from trainers.packing import to_pack
 from trainers.policy import Policy, _Chosen, load_model
 
@@ -51,11 +51,11 @@ def gradient(causal):
 
 @pytest.mark.parametrize("kept_bytes", [0, 9000, 1 << 30])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_packed_is_padded_in_logprobs_entropies_and_gradients(model_dir, monkeypatch, kept_bytes, temperature):
-    monkeypatch.setattr(module, "_CHUNK_LOGITS", 900)  # a few tokens a chunk
+def test_packed_is_padded_in_logprobs_entropies_and_gradients(model_dir, kept_bytes, temperature):
     examples = draw_examples()
     ours, theirs = (load_model(str(model_dir), torch.float32) for _ in range(2))
-    found = Policy(ours, temperature, kept_bytes)(to_pack(examples), entropy=True)
+    room = Room(kept_bytes, chunk_logits=900)  # a few tokens a chunk
+    found = Policy(ours, temperature, room)(to_pack(examples), entropy=True)
     wanted = padded(theirs, examples, temperature)
     pulls = [torch.randn(len(found[0]), generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
     for mine, other in zip(found, wanted, strict=True):
@@ -100,7 +100,7 @@ def test_bfloat16_logits_are_reduced_in_full_precision_and_their_gradient_is_the
 
 @pytest.mark.parametrize(("kept_bytes", "numbers"), [(0, 0), (1 << 30, 1)])
 def test_logits_are_kept_for_the_backward_pass_up_to_a_number_of_bytes(model_dir, kept_bytes, numbers):
-    policy, pack = Policy(load_model(str(model_dir), torch.float32), 1.0, kept_bytes), to_pack(draw_examples())
+    policy, pack = Policy(load_model(str(model_dir), torch.float32), 1.0, Room(kept_bytes, 1 << 25)), to_pack(draw_examples())
     shape = (len(pack.target_R), policy.causal.config.vocab_size)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.shape) or tensor, lambda x: x):
