@@ -18,7 +18,7 @@ _AUTO: Final = "auto"
 _ONE_SUBGROUP: Final = 10**13
 """Parameters that stage 3 updates at a time: all, because the norm has to be that of all."""
 _DEFAULTS: Final = {"timers": {"throughput": {"enabled": False}}}
-"""What the user's file may say otherwise. DeepSpeed's timer waits for the device before every pack, and tells nobody."""
+"""What the user's file may say otherwise. DeepSpeed's timer waits for the device before every pack."""
 _REFUSED: Final = {
     "scheduler": "learner.schedule and learner.warmup_steps",
     "fp16": "model.dtype (float32 or bfloat16)",

@@ -1,6 +1,6 @@
 """How much memory the logits of one forward pass may take.
 
-    learner.kept_logits_bytes, or what the device has room for ──► Room ──► trainers/policy.py
+learner.kept_logits_bytes, or what the device has room for ──► Room ──► trainers/policy.py, pass by pass
 """
 
 from typing import Any, Final, NamedTuple

@@ -123,6 +123,7 @@ class Policy(torch.nn.Module):
         self.temperature = temperature
         self.room = room
         self._twin: tuple[Any, Any] | None = None
+        self._published: tuple[list[torch.Tensor], list[int], dict[str, torch.Tensor]] | None = None
 
     def part_probe(self) -> None:
         """Lets :meth:`probe` run on another thread while this module is asked for logprobs.
@@ -185,11 +186,28 @@ class Policy(torch.nn.Module):
         Args:
             whole: as :meth:`by_name`; given where the model itself holds only parts of them.
         """
+        if whole is not None:
+            return self._name(whole)
+        if self._published and [each.data_ptr() for each in self._published[0]] == self._published[1]:
+            return dict(self._published[2])
+        tensors = self._name(self.causal.state_dict())
+        self._published = self._remember(tensors)
+        return tensors
+
+    def _remember(self, named: dict[str, torch.Tensor]) -> Any:
+        """What has the names may be given again while no weight has moved, unless some of it is a copy."""
+        held = [*self.causal.parameters(), *self.causal.buffers()]
+        own = {each.untyped_storage().data_ptr() for each in held}
+        if any(tensor.untyped_storage().data_ptr() not in own for tensor in named.values()):
+            return None
+        return held, [each.data_ptr() for each in held], dict(named)
+
+    def _name(self, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         from transformers.core_model_loading import revert_weight_conversion
 
         seen: set[tuple[int, tuple[int, ...]]] = set()
         tensors = {}
-        for name, tensor in (self.causal.state_dict() if whole is None else whole).items():
+        for name, tensor in given.items():
             if name == VALUE_HEAD:
                 continue
             place = (tensor.data_ptr(), tuple(tensor.shape))

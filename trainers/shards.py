@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 from schemas.manifests import FileEntry, parallel, pieces
@@ -28,7 +29,7 @@ _DTYPES: Final = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _METADATA: Final = {"format": "pt"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shard:
     """One file-to-be."""
 
@@ -40,6 +41,7 @@ class Shard:
         """Size of the smallest numbers in it: 2 or 4."""
         return min(int(tensor.element_size()) for tensor in self.tensors.values())
 
+    @cached_property
     def head(self) -> bytes:
         """The file's first bytes: the length of the JSON that follows, and where each tensor lies."""
         fields: dict[str, Any] = {"__metadata__": _METADATA}
@@ -52,17 +54,17 @@ class Shard:
         text += b" " * (-len(text) % 8)
         return struct.pack("<Q", len(text)) + text
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of the file."""
-        return len(self.head()) + sum(int(tensor.nbytes) for tensor in self.tensors.values())
+        return len(self.head) + sum(int(tensor.nbytes) for tensor in self.tensors.values())
 
     def parts(self, begin: int, end: int) -> list[Any]:
         """What lies between two bytes of the file: uint8 tensors of one dimension, where their bytes are."""
         import torch
 
         found, place = [], 0
-        head = torch.frombuffer(bytearray(self.head()), dtype=torch.uint8)
+        head = torch.frombuffer(bytearray(self.head), dtype=torch.uint8)
         for tensor in (head, *self.tensors.values()):
             first, last = max(begin, place), min(end, place + tensor.nbytes)
             if first < last:

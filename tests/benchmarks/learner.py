@@ -4,16 +4,23 @@
     bare      the same packs ─► model, all logits at once ─► backward ─► AdamW        tokens/s
     padded    the same samples, a row each, padded to the longest ─► as bare          tokens/s
     memory    logprobs of one pass and their gradient: peak in chunks ÷ at once, each in a process of its own
-    overhead  a version written, and committed with ledger entry and frontier to a real broker ÷ a step
+    overhead  steps that publish, each while the next one's gradient is computed: written, and committed with ledger
+              entry and frontier to a real broker ─► what they take more than steps that do not ÷ a step
+    rooms     the learner's step again for each of --kept-bytes, see learner.kept_logits_bytes
+    profile   torch.profiler over one step of the learner and of the bare loop: DIR/learner-135m.txt, DIR/bare-135m.txt
 
-    python -m tests.benchmarks.learner [--size 135m] [--peak-tflops 989]
+    python -m tests.benchmarks.learner [--sizes 135m 1.5b] [--peak-tflops 989] [--kept-bytes 0 1e9] [--profile DIR]
 
 Prints one JSON object, with code 1 if a figure misses its bar. Rounds alternate between the three loops, and the
 fastest of each counts. The model has the shape of ``--size`` and random weights; lengths are log-normal with mean 200
 and at most 1,024 tokens, a quarter of each is prompt. The bare loops attend with the learner's own function
 (``trainers/attention.py``) where sequences are packed and with transformers' where they are padded; in half precision
-they too keep weights in float32 beside the model. ``overhead`` is over a step of 64 samples, at the rate that the
-learner showed.
+they too keep weights in float32 beside the model. ``overhead`` is over steps of 64 samples, or of ``--samples`` if
+these are fewer: ``held_s`` of it is the training thread's wait for the step before, ``handed_over_s`` what it does to
+hand the weights over, and the rest is what two threads take from each other. On a CPU the thread that publishes has no
+core of its own, and the difference is lost in what rounds differ by: there the share is all that it did, over a step of
+64 samples at the rate that the learner showed. Several sizes are run one after the
+other, each in a process of its own, and printed as a list.
 """
 
 import argparse
@@ -28,6 +35,8 @@ import tempfile
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
+
+import structlog
 
 from pipelines.local.broker import Broker
 from pipelines.local.tiny_model import build_tiny_model
@@ -44,6 +53,13 @@ from tests.benchmarks.weights import SHAPES, make_shape
 MEAN_TOKENS, LONGEST_TOKENS, SPREAD = 200, 1024, 1.0
 SAMPLES_A_STEP = 64
 BARS = {"over_bare": 0.95, "packed_over_padded": 1.8, "overhead": 0.03}
+PARTS = ("held_s", "handed_over_s", "publish_s", "commit_s")
+"""Of a step that publishes; the first two are the training thread's."""
+OVERLAP = ("alone", "publishing", *PARTS)
+PUBLISHED = {"cpu": 2, "cuda": 10}
+"""Steps in a row of one measurement."""
+STATE_BYTES = 18
+"""Of a weight in bfloat16: 4 beside it in float32, 8 of moments, 6 of gradients in both."""
 RATE = 1e-6
 CLIP = 0.2
 
@@ -51,20 +67,32 @@ CLIP = 0.2
 def main():
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the local stack's learner
     options = parse()
+    if options.sizes:
+        return run_each(options)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     if options.memory:
         sys.stdout.write(f"{memory(options)}\n")
         return 0
-    figures = {"memory_bytes": memory_of_both(options)}
+    figures = {} if options.skip_memory else memory_of_both(options)
     with ExitStack() as opened:
         directory = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="asyncflow-learner-")))
         bench = Bench(options, directory, opened)
         wait_for_turn(options.after)
         figures |= bench.measure()
-    figures["chunked_over_full_memory"] = figures["memory_bytes"]["chunked"] / figures["memory_bytes"]["full"]
     bars = {name: at_least(figures[name], bar) for name, bar in BARS.items() if name != "overhead"}
     bars["overhead"] = at_most(figures["overhead"]["share"], BARS["overhead"])
     sys.stdout.write(json.dumps({**figures, "bars": bars}, indent=1) + "\n")
     return 0 if all(bar["reached"] for bar in bars.values()) else 1
+
+
+def run_each(options):
+    """The same command for each size; prints a list, code 1 if any is 1."""
+    given = [each for each in sys.argv[1:] if each not in ("--sizes", *options.sizes)]
+    command = [sys.executable, "-m", "tests.benchmarks.learner", *given]
+    done = [subprocess.run([*command, "--size", size], stdout=subprocess.PIPE, text=True, check=False)
+            for size in options.sizes]  # fmt: skip
+    sys.stdout.write(json.dumps([json.loads(each.stdout) for each in done], indent=1) + "\n")
+    return max(each.returncode for each in done)
 
 
 def parse():
@@ -76,11 +104,15 @@ def parse():
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")  # else DeepSpeed warns on the standard output
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="135m")
+    parser.add_argument("--sizes", choices=SHAPES, nargs="+", help="several, instead of --size")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=fastest_dtype())
     parser.add_argument("--samples", type=int, default=512 if cuda else 24, help="of one step")
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384 if cuda else 4096)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak-tflops", type=float, help="of the device in this dtype: also gives the share reached")
+    parser.add_argument("--kept-bytes", type=lambda text: int(float(text)), nargs="*", default=[], help="sweep")
+    parser.add_argument("--skip-memory", action="store_true", help="leaves out memory")
+    parser.add_argument("--profile", type=Path, help="directory for torch.profiler's tables")
     add_option(parser)
     parser.add_argument("--memory", choices=("chunked", "full"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -117,9 +149,10 @@ class Bench:
         from transformers import AutoModelForCausalLM
 
         from trainers.commit import Committer
-        from trainers.engine import Engine
-        from trainers.publish import WeightStore, probe_tokens
+        from trainers.outbox import Outbox
+        from trainers.publish import WeightStore
         from trainers.ranks import Ranks
+        from trainers.updates import Updates
 
         self.options = options
         model = build_tiny_model(directory / "model")  # for its tokenizer
@@ -139,36 +172,49 @@ class Bench:
         ranks = Ranks()
         opened.callback(ranks.leave)
         self.device = ranks.device
-        self.engine = Engine(self.config, options.dtype, ranks)
-        self.probe = probe_tokens(str(model))
+        self.updates = Updates(self.config, options.dtype, ranks, checkpoint=None)
+        self.engine = self.updates._engine
+        self.room = self.engine._trained.module.room
         self.store = opened.enter_context(closing(WeightStore(self.config.weights)))
         self.committer = opened.enter_context(closing(Committer(self.config)))
+        self.outbox = opened.enter_context(closing(Outbox()))
+        self.version = 0
         self.examples = draw_examples(options.samples, self.engine.vocabulary)
         self.bare = BareLoop(self.config, dtype, self.device)
+        self.apart = self.device.type == "cuda" and not self.both_fit()
+
+    def both_fit(self):
+        """Whether half of a GPU holds weights, gradients and moments of both."""
+        import torch
+
+        weights = sum(parameter.numel() for parameter in self.bare.model.parameters())
+        return 2 * STATE_BYTES * weights < torch.cuda.mem_get_info(self.device)[1] / 2
 
     def measure(self):
         """Seconds of each loop, in turn, after one turn with a few samples that warms up."""
         loops = {"learner": self.learner, "bare": self.bare_packed, "padded": self.bare_padded}
-        seconds = {name: [] for name in (*loops, "publish", "commit")}
+        seconds = {name: [] for name in (*loops, *OVERLAP)}
         examples, self.examples = self.examples, self.examples[:4]
         for name, loop in loops.items():
             self.turn(name, loop)
         self.examples = examples
-        engine_bytes = self.turn("learner", self.resident)
         peaks = {name: self.turn(name, self.peak, loop) for name, loop in loops.items()}
-        if self.device.type == "cuda":
-            peaks |= {name: peaks[name] - engine_bytes for name in ("bare", "padded")}
         for number in range(self.options.rounds):
             for name, loop in loops.items():
                 if name != "padded" or number % 2 == 0:  # the longest of the three, and the farthest from its bar
                     seconds[name].append(self.turn(name, self.timed, loop))
-            self.publish(number + 1, seconds)
+            self.turn("learner", self.overlap, seconds)
             sys.stderr.write(json.dumps({name: round(found[-1], 3) for name, found in seconds.items()}) + "\n")
-        return {**self.figures(seconds), "peak_bytes": peaks}
+        found = {**self.figures(seconds), "peak_bytes": peaks, "room": self.room._asdict()}
+        found["rooms"] = [self.turn("learner", self.try_room, kept) for kept in self.options.kept_bytes]
+        if self.options.profile:
+            for name in ("learner", "bare"):
+                self.turn(name, self.profile, name, loops[name])
+        return found
 
     def turn(self, name, run, *of):
         """A GPU may have no room for both: the bare loop lies in the memory of the CPU while it waits."""
-        if self.device.type == "cuda":
+        if self.apart:
             self.bare.move("cpu" if name == "learner" else self.device)
         return run(*of)
 
@@ -196,20 +242,52 @@ class Bench:
         return share_out(self.examples, 1, self.options.micro_batch_tokens)[0]
 
     def peak(self, loop):
-        """Most bytes on a GPU while a loop ran once."""
+        """Most bytes on a GPU while a loop ran once, without those of the other loop's state."""
         import torch
 
         if self.device.type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats()
         self.timed(loop)
-        return torch.cuda.max_memory_allocated()
+        state = {"learner": self.engine_bytes(), "bare": self.bare.bytes_on(self.device)}
+        other = "bare" if loop == self.learner else "learner"
+        return torch.cuda.max_memory_allocated() - state[other]
 
-    def resident(self):
-        """Bytes on a GPU now."""
-        import torch
+    def engine_bytes(self):
+        """Of the learner's weights, those in float32 beside them, and moments; gradients are gone between steps."""
+        module, optimizer = self.engine._trained.module, self.engine._optimizer
+        kept = {id(each): each for each in module.parameters()}
+        for group in optimizer.param_groups:
+            kept |= {id(each): each for each in group["params"]}
+        moments = [value for state in optimizer.state.values() for value in state.values()]
+        return sum(each.nbytes for each in (*kept.values(), *moments))
 
-        return torch.cuda.memory_allocated() if self.device.type == "cuda" else None
+    def try_room(self, kept_bytes):
+        """The learner's step where so much of its logits is kept: the fastest of as many as there are rounds."""
+        from trainers.logits import find_room
+
+        module = self.engine._trained.module
+        module.room = find_room(kept_bytes, self.device, 0)
+        peak = self.peak(self.learner)
+        seconds = [self.timed(self.learner) for _ in range(self.options.rounds)]
+        tried, module.room = module.room, self.room
+        return {**tried._asdict(), "seconds": seconds, "tokens_s": tokens_of(self.examples) / min(seconds),
+                "peak_bytes": peak}  # fmt: skip
+
+    def profile(self, name, loop):
+        """Two tables of one step: what the device does, and what the processor does to ask for it."""
+        from torch.profiler import ProfilerActivity, profile
+
+        cuda = self.device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+        with profile(activities=activities) as profiled:
+            self.timed(loop)
+        averages = profiled.key_averages()
+        orders = (*(["self_cuda_time_total"] if cuda else []), "self_cpu_time_total")
+        tables = [averages.table(sort_by=order, row_limit=60, max_name_column_width=90) for order in orders]
+        self.options.profile.mkdir(parents=True, exist_ok=True)
+        target = self.options.profile / f"{name}-{self.options.size}.txt"
+        target.write_text("\n".join(f"by {order}\n{table}" for order, table in zip(orders, tables, strict=True)))
 
     def bare_packed(self):
         self.bare.step([lambda pack=pack: self.bare.packed(pack) for pack in self.packs()])
@@ -218,34 +296,58 @@ class Bench:
         rows = padded_batches(self.examples, self.options.micro_batch_tokens)
         self.bare.step([lambda batch=batch: self.bare.padded(batch) for batch in rows])
 
-    def publish(self, step, seconds):
-        """What the learner does between two steps; see ``Learner._step``."""
-        from trainers.publish import Facts
+    def overlap(self, seconds):
+        """Steps in a row that publish nothing, and as many that do, as ``Learner._step`` has it."""
+        examples, self.examples = self.examples, self.examples[:SAMPLES_A_STEP]
+        count = PUBLISHED[self.device.type]
+        work = self.work(self.packs())
+        seconds["alone"].append(self.timed(lambda: [self.engine.train(work) for _ in range(count)]) / count)
+        self.parts = {name: [] for name in PARTS}
+        self.publish_beside(work)  # from here on there is always one on its way
+        self.parts = {name: [] for name in PARTS}
+        seconds["publishing"].append(self.timed(lambda: [self.publish_beside(work) for _ in range(count)]) / count)
+        self.outbox.settle()
+        for name, found in self.parts.items():
+            seconds[name].append(sum(found) / len(found))
+        self.examples = examples
 
-        def write():
-            facts = Facts(version=step, step=step, dtype=self.options.dtype)
-            asked = lambda: {"token_ids": self.probe, "logprobs": self.engine.probe(self.probe)}  # noqa: E731
-            self.sha256 = self.store.write(self.engine.state_dict(), facts, asked)
+    def publish_beside(self, work):
+        assert self.engine.train(work, lambda: self.part("held_s", self.outbox.settle)).applied
+        self.part("handed_over_s", self.hand_over)
 
-        seconds["publish"].append(self.timed(write))
+    def part(self, name, run, *of):
+        started = time.perf_counter()
+        told = run(*of)
+        self.parts[name].append(time.perf_counter() - started)
+        return told
+
+    def hand_over(self):
+        """As ``Standing.publish_step``."""
+        self.version += 1
+        version = self.version
+        write = self.updates.prepare(self.store, version, version)
+
+        def job():
+            digest = self.part("publish_s", write)
+            self.part("commit_s", self.committer.commit, self.records(version, digest))
+
+        self.outbox.put(job, lambda _: self.outbox.chore(lambda: self.store.prune(version)))
+
+    def records(self, step, digest):
         groups = tuple(TrainedGroup(group=GroupId(0, step * 8 + n), at=(0, step * 8 + n), attempt="a", samples=8,
                                     versions=(step, step)) for n in range(SAMPLES_A_STEP // 8))  # fmt: skip
         metrics = {f"metric_{n}": 1 / 3 for n in range(30)}
         ours = {"generation": 1, "version": step}
-        records = [
+        return [
             StepEntry(step=step, trained=groups, dropped=(), metrics=metrics, **ours),
-            WeightVersion(step=step, manifest_sha256=self.sha256, dtype=self.options.dtype, base_model="x", **ours),
+            WeightVersion(step=step, manifest_sha256=digest, dtype=self.options.dtype, base_model="x", **ours),
             AdmissionFrontier(frontier={0: step, 1: step}, **ours),
         ]
-        seconds["commit"].append(self.timed(lambda: self.committer.commit(records)))
-        self.store.prune(step)
 
     def figures(self, seconds):
         """Of the fastest round of each: what slows a round down is what else the machine does."""
         tokens, best = tokens_of(self.examples), {name: min(found) for name, found in seconds.items()}
         rates = {name: tokens / best[name] for name in ("learner", "bare", "padded")}
-        step_s = SAMPLES_A_STEP * MEAN_TOKENS / rates["learner"]
-        between_s = best["publish"] + best["commit"]
         return {
             "device": device_name(self.device), "dtype": self.options.dtype, "size": self.options.size,
             "samples": len(self.examples), "tokens": tokens, "packs": len(self.packs()),
@@ -254,9 +356,15 @@ class Bench:
             "seconds": seconds, "tokens_s": rates, **self.share_of_peak(rates),
             "over_bare": rates["learner"] / rates["bare"],
             "packed_over_padded": rates["bare"] / rates["padded"],
-            "overhead": {"publish_s": best["publish"], "commit_s": best["commit"], "step_s": step_s,
-                         "share": between_s / step_s},
+            "overhead": self.overhead(best, rates["learner"]),
         }  # fmt: skip
+
+    def overhead(self, best, rate):
+        found = {**{name: best[name] for name in OVERLAP}, "samples": min(SAMPLES_A_STEP, len(self.examples))}
+        if self.device.type == "cuda":
+            return {**found, "share": best["publishing"] / best["alone"] - 1}
+        taken_s = best["handed_over_s"] + best["publish_s"] + best["commit_s"]
+        return {**found, "share": taken_s / (SAMPLES_A_STEP * MEAN_TOKENS / rate)}
 
     def share_of_peak(self, rates):
         """Of the products that a model needs, 2 in the forward and 4 in the backward pass: 6 a weight and token, and
@@ -281,6 +389,12 @@ class BareLoop:
         self.model, self.device = load_model(config.model.path, dtype).to(device), device
         self.weights = [p if dtype == torch.float32 else p.detach().float() for p in self.model.parameters()]
         self.optimizer = torch.optim.AdamW(self.weights, lr=RATE, betas=(0.9, 0.95), fused=True)
+
+    def bytes_on(self, device):
+        """Of weights and moments."""
+        state = [value for state in self.optimizer.state.values() for value in state.values()]
+        kept = {id(each): each for each in (*self.model.parameters(), *self.weights, *state)}
+        return sum(each.nbytes for each in kept.values() if each.device == device)
 
     def move(self, device):
         import torch
@@ -379,7 +493,8 @@ def memory_of_both(options):
                "--micro-batch-tokens", str(options.micro_batch_tokens), "--memory"]  # fmt: skip
     asked = {way: subprocess.run([*command, way], stdout=subprocess.PIPE, text=True, check=True, timeout=300)
              for way in ("chunked", "full")}  # fmt: skip
-    return {way: int(done.stdout.split()[-1]) for way, done in asked.items()}
+    found = {way: int(done.stdout.split()[-1]) for way, done in asked.items()}
+    return {"memory_bytes": found, "chunked_over_full_memory": found["chunked"] / found["full"]}
 
 
 def memory(options):
@@ -388,6 +503,7 @@ def memory(options):
     from transformers import AutoModelForCausalLM
 
     from trainers import attention
+    from trainers.logits import SMALL, Room
     from trainers.policy import Policy
 
     attention.register()
@@ -399,7 +515,7 @@ def memory(options):
     ).to(device)
     hidden = torch.randn(options.micro_batch_tokens, shape.hidden_size, dtype=causal.dtype, device=device)
     target = torch.randint(shape.vocab_size, (options.micro_batch_tokens,), device=device)
-    policy = Policy(causal, 1.0, kept_bytes=0)
+    policy = Policy(causal, 1.0, Room(0, SMALL.chunk_logits))
 
     def logprobs(hidden, target):
         if options.memory == "chunked":

@@ -425,7 +425,7 @@ def _write_empty_weights(options, path):
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight")
     with path.open("wb") as stream:
-        stream.write(Shard(path.name, tensors).head())
+        stream.write(Shard(path.name, tensors).head)
         stream.truncate(stream.tell() + sum(tensor.nbytes for tensor in tensors.values()))
 
 

@@ -100,7 +100,8 @@ def test_bfloat16_logits_are_reduced_in_full_precision_and_their_gradient_is_the
 
 @pytest.mark.parametrize(("kept_bytes", "numbers"), [(0, 0), (1 << 30, 1)])
 def test_logits_are_kept_for_the_backward_pass_up_to_a_number_of_bytes(model_dir, kept_bytes, numbers):
-    policy, pack = Policy(load_model(str(model_dir), torch.float32), 1.0, Room(kept_bytes, 1 << 25)), to_pack(draw_examples())
+    policy = Policy(load_model(str(model_dir), torch.float32), 1.0, Room(kept_bytes, 1 << 25))
+    pack = to_pack(draw_examples())
     shape = (len(pack.target_R), policy.causal.config.vocab_size)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.shape) or tensor, lambda x: x):
@@ -127,3 +128,18 @@ def test_probe_is_computed_by_the_models_own_attention_and_leaves_ours_in_place(
     policy.check(list(range(6, 20)))
     policy(to_pack(draw_examples()))
     assert used == ["asyncflow_packed", "sdpa", "asyncflow_packed"]
+
+
+def test_weights_are_named_anew_only_when_they_have_moved(model_dir, monkeypatch):
+    policy = Policy(load_model(str(model_dir), torch.float32), 1.0)
+    first = policy.weights()
+    weight = policy.causal.model.layers[0].mlp.up_proj.weight
+    name = "model.layers.0.mlp.up_proj.weight"
+    with torch.no_grad():
+        weight.add_(1.0)
+    assert policy.weights().keys() == first.keys()
+    assert torch.equal(policy.weights()[name], weight)
+    weight.data = torch.zeros_like(weight)  # as DeepSpeed does where it divides weights
+    assert torch.equal(policy.weights()[name], weight)
+    monkeypatch.setattr(policy, "_name", lambda given: pytest.fail("nothing has moved"))
+    assert policy.weights().keys() == first.keys()
