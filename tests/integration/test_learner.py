@@ -16,9 +16,9 @@ import pytest
 from schemas.admission import AdmissionFrontier
 from schemas.crash_points import VARIABLE, arm, hits
 from schemas.dead_letters import DeadLetter
-from schemas.errors import BrokerError, ConfigError, DivergedError, FencedError, StateError
+from schemas.errors import BrokerError, ConfigError, DiskError, DivergedError, FencedError, StateError
 from schemas.identity import GroupId
-from schemas.ledger import CheckpointEntry, Position, StartEntry
+from schemas.ledger import CheckpointEntry, Position, StartEntry, StepEntry
 from schemas.trajectories import encode
 from schemas.weights import WeightVersion, version_path
 from tests.support.trajectories import (
@@ -36,8 +36,10 @@ from tests.support.trajectories import (
 )
 from trainers.accounts import Accounts
 from trainers.admission import Admission
+from trainers.commit import Committer
 from trainers.engine import Engine
 from trainers.log import open_consumer, partitions_of
+from trainers.publish import WeightStore
 
 logging.getLogger("kafka").setLevel(logging.ERROR)
 
@@ -76,6 +78,86 @@ def test_zero_staleness_never_trains_a_stale_sample(make_config, model_dir):
     assert dropped["stale"] >= 3
     frontier = AdmissionFrontier.decode(read_all(config, config.topics.admission)[-1].value).frontier
     assert sum(frontier.values()) == 4 * 3 + 3 + dropped["stale"]
+
+
+class Order:
+    """What a learner does in which order; weights are written only once the next gradient is on its way."""
+
+    def __init__(self, monkeypatch, steps):
+        self.events, self._steps, self._next = [], steps, threading.Condition()
+        for owner, name, note in (
+            (Engine, "_accumulate", lambda *_: ("gradient", self.count("update") + 1)),
+            (Engine, "_update", lambda *_: ("update", self.count("update") + 1)),
+        ):
+            monkeypatch.setattr(owner, name, self._noting(getattr(owner, name), note))
+        monkeypatch.setattr(WeightStore, "write", self._late(WeightStore.write))
+        monkeypatch.setattr(Committer, "commit", self._noting_after(Committer.commit))
+
+    def count(self, kind):
+        return len({number for name, number in self.events if name == kind})
+
+    def _noting(self, function, note):
+        def noting(*arguments):
+            with self._next:
+                self.events.append(note(*arguments))
+                self._next.notify_all()
+            return function(*arguments)
+
+        return noting
+
+    def _noting_after(self, function):
+        def noting(committer, records):
+            function(committer, records)
+            self.events += [("commit", record.step) for record in records if isinstance(record, StepEntry)]
+
+        return noting
+
+    def _late(self, write):
+        def late(store, tensors, facts, *others, **options):
+            if 0 < facts.step < self._steps:
+                with self._next:
+                    assert self._next.wait_for(lambda: ("gradient", facts.step + 1) in self.events, 60)
+            return write(store, tensors, facts, *others, **options)
+
+        return late
+
+
+def test_a_step_is_published_while_the_next_gradient_is_computed_and_before_its_update(
+    make_config, model_dir, monkeypatch
+):
+    config = make_config(steps=4, max_staleness=2, checkpoint_every=100)
+    write_prompts(config, 90)
+    order = Order(monkeypatch, steps=4)
+    with Rollouts(config, model_dir):
+        learn(config)
+    _, line = assert_consistent(config)
+    assert [len(entry.trained) for entry in line] == [3, 3, 3, 3]
+    for step in (1, 2, 3):
+        place = order.events.index(("commit", step))
+        assert order.events.index(("gradient", step + 1)) < place < order.events.index(("update", step + 1))
+    assert order.events[-1] == ("commit", 4)
+
+
+def test_what_goes_wrong_beside_a_gradient_ends_the_learner_before_the_next_update(make_config, model_dir, monkeypatch):
+    config = make_config(steps=4, max_staleness=2)
+    write_prompts(config, 60)
+    with Rollouts(config, model_dir):
+        with monkeypatch.context() as patched:
+            order, write = Order(patched, steps=4), WeightStore.write
+
+            def full(store, tensors, facts, *others, **options):
+                if facts.step == 2:
+                    raise DiskError("no room")
+                return write(store, tensors, facts, *others, **options)
+
+            patched.setattr(WeightStore, "write", full)
+            with pytest.raises(DiskError, match="no room"):
+                learn(config)
+        assert [entry.step for entry in steps_of(config)] == [1]
+        assert order.count("update") == 2
+        learn(config)
+    _, line = assert_consistent(config)
+    assert [len(entry.trained) for entry in line] == [3, 3, 3, 3]
 
 
 def test_unusable_records_become_dead_letters_and_are_replaced(make_config, model_dir):
@@ -129,8 +211,6 @@ def test_corrupt_checkpoint_falls_back_to_the_older_one_and_redoes_the_rest(make
 
 
 def test_checkpoint_without_ledger_entry_counts_and_is_recorded(make_config, model_dir, monkeypatch):
-    from trainers.commit import Committer
-
     config = make_config(steps=2, checkpoint_every=2)
     write_prompts(config, 60)
     commit = Committer.commit
@@ -179,8 +259,6 @@ def test_full_queues_lose_no_partition(run_config):
 
 
 def test_newer_learner_fences_the_older_one(make_config):
-    from trainers.commit import Committer
-
     config = make_config()
     older = Committer(config)
     newer = Committer(config)

@@ -102,3 +102,32 @@ def test_parked_prompts_and_groups_that_are_none_leave_no_weights_to_be_looked_a
     accounts.finish(GroupId(0, 2))
     learner._look_for_fault()
     assert len(standing.published) == 1
+
+
+def test_a_group_of_weights_that_were_announced_a_moment_ago_is_judged_after_that_was_noted():
+    standing = Busy(share=1.0)
+    standing.planner.versions.steps.clear()
+    settled = []
+
+    def settle(*, wait=True):
+        if wait:
+            settled.append(dict(standing.planner.waiting))
+            standing.planner.versions.steps |= {11: 0, 12: 1}
+        return wait
+
+    standing.settle = settle
+    learner = Learner(standing, None, threading.Event())
+    learner._listen()
+    assert settled == [{}], "settled once, before the group was judged"
+    assert len(standing.planner.waiting) == 1
+    learner._listen()
+    assert len(settled) == 1
+
+
+def test_nothing_is_admitted_while_a_step_is_on_its_way():
+    standing, stop, asked = Busy(share=1.0), threading.Event(), []
+    standing.admission = SimpleNamespace(admitted=3, advance=asked.append)
+    standing.settle = lambda *, wait=True: bool(standing.sent > 4)
+    threading.Timer(0.5, stop.set).start()
+    assert Learner(standing, None, stop)._wait_for_plan() is not None
+    assert len(asked) == 16 - 4
