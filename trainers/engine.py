@@ -229,6 +229,7 @@ class Engine:
 
     def check(self, token_ids: list[int]) -> None:
         """See :meth:`trainers.trained.Trained.check`."""
+        self.wait()
         self._trained.check(token_ids)
 
     def save(self, directory: Path) -> None:

@@ -219,7 +219,10 @@ class Policy(torch.nn.Module):
 
     @torch.no_grad()
     def probe(self, token_ids: list[int]) -> list[float]:
-        """Logprob at temperature 1 of each token but the first, by the model's own forward pass and attention."""
+        """Logprob at temperature 1 of each token but the first, by the model's own forward pass and attention.
+
+        A GPU has computed the weights: see :meth:`trainers.engine.Engine.wait`.
+        """
         if self._twin is None:
             with own_attention(self.causal):
                 return _logprobs(self.causal, token_ids)

@@ -53,11 +53,13 @@ class Snapshots:
             When the bytes are there and their digests known.
         """
         layout = lay_out(tensors)
-        snapshot = self._next(layout, next(iter(tensors.values())).device)
-        with snapshot.in_use, _beside(snapshot.buffer.device):
-            snapshot.version = version
-            _copy(tensors, views(snapshot.buffer, layout))
-            snapshot.layout = layout.model_copy(update={"digests": digests(snapshot.buffer)})
+        device = next(iter(tensors.values())).device
+        with _beside(device):
+            snapshot = self._next(layout, device)
+            with snapshot.in_use:
+                snapshot.version = version
+                _copy(tensors, views(snapshot.buffer, layout))
+                snapshot.layout = layout.model_copy(update={"digests": digests(snapshot.buffer)})
         self._taken.append(snapshot)
         return snapshot
 
@@ -84,7 +86,6 @@ def _beside(device: Any) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    torch.cuda.current_stream(device).synchronize()  # the buffer is there
     stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with torch.cuda.stream(stream):
         yield

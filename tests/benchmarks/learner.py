@@ -55,7 +55,7 @@ SAMPLES_A_STEP = 64
 BARS = {"over_bare": 0.95, "packed_over_padded": 1.8, "overhead": 0.03}
 PARTS = ("held_s", "handed_over_s", "publish_s", "commit_s")
 """Of a step that publishes; the first two are the training thread's."""
-OVERLAP = ("alone", "publishing", *PARTS)
+OVERLAP = ("alone", "publishing", "probe_alone_s", *PARTS)
 PUBLISHED = {"cpu": 2, "cuda": 10}
 """Steps in a row of one measurement."""
 STATE_BYTES = 18
@@ -283,7 +283,7 @@ class Bench:
         with profile(activities=activities) as profiled:
             self.timed(loop)
         averages = profiled.key_averages()
-        orders = (*(["self_cuda_time_total"] if cuda else []), "self_cpu_time_total")
+        orders = (*(["self_device_time_total"] if cuda else []), "self_cpu_time_total")
         tables = [averages.table(sort_by=order, row_limit=60, max_name_column_width=90) for order in orders]
         self.options.profile.mkdir(parents=True, exist_ok=True)
         target = self.options.profile / f"{name}-{self.options.size}.txt"
@@ -307,6 +307,7 @@ class Bench:
         self.parts = {name: [] for name in PARTS}
         seconds["publishing"].append(self.timed(lambda: [self.publish_beside(work) for _ in range(count)]) / count)
         self.outbox.settle()
+        seconds["probe_alone_s"].append(self.timed(self.updates._ask_probe))
         for name, found in self.parts.items():
             seconds[name].append(sum(found) / len(found))
         self.examples = examples
