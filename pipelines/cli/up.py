@@ -19,12 +19,14 @@ _RESTARTS = 5
 _DESCRIPTION = """Starts everything that a run needs on this machine and keeps it running.
 
 In this order: a Kafka broker, the topics, a vLLM worker, the learner and Prism, the rollout pipeline, and with
---gateway the feedback pipeline and a web page where people chat with the model and judge its answers. A process that
-dies is started again, five times at most. It ends with code 0 when the learner has done all its steps, and on Ctrl-C or
-SIGTERM. Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
+--gateway the feedback pipeline and a web page where people chat with the model and judge its answers. With --evaluate
+held-out prompts are asked of the weights as they come. A process that dies is started again, five times at most. It
+ends with code 0 when the learner has done all its steps and the last weights are evaluated, and on Ctrl-C or SIGTERM.
+Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
 
   asyncflow up --name sums --prompts sums.jsonl --steps 48
   asyncflow up --name sums --resume --steps 96
+  asyncflow up --name sums --prompts sums.jsonl --evaluate held-out.jsonl --evaluation.every 5
   asyncflow up --name chat --gateway --learner.objective.advantage running_baseline
 """
 
@@ -41,6 +43,8 @@ class UpOptions(ProcessOptions):
     """Optimizer steps, as --learner.steps."""
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """JSON lines to submit at the start, in the form of the prompts topic."""
+    evaluate: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also ask these held-out prompts of the weights, as asyncflow evaluate does; JSON lines, none of them trained."""
     feedback: bool = False
     """Also start the feedback pipeline."""
     gateway: bool = False
@@ -57,6 +61,10 @@ def main(arguments: Sequence[str]) -> int:
         from pipelines.submit import read_lines
 
         list(read_lines(options.prompts))  # finds what is wrong with the file before anything starts
+    if options.evaluate is not None:
+        from pipelines.evaluation.prompts import read_held_out
+
+        read_held_out(options.evaluate)
     with sigterm_is_ctrl_c():
         return _run(config, options)
 
@@ -66,11 +74,13 @@ def _run(config: RunConfig, options: UpOptions) -> int:
     from pipelines.submit import read_lines, submit
 
     try:
-        with Stack(config, resume=options.resume, restarts=_RESTARTS) as stack:
+        with Stack(config, resume=options.resume, restarts=_RESTARTS, held_out=options.evaluate) as stack:
             stack.start_serving()
             if options.prompts is not None:
                 sys.stdout.write(f"{submit(stack.config, read_lines(options.prompts))} prompts\n")
             stack.start_rollout()
+            if options.evaluate is not None:
+                stack.start_evaluator()
             if options.feedback or options.gateway:
                 stack.start_feedback()
             sys.stdout.write(f"kafka {stack.config.kafka.bootstrap}\n")

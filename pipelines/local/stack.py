@@ -1,7 +1,7 @@
 """The local stack of one run: every process on this machine, in one directory.
 
 broker ─► topics ─► worker, learner, Prism (at once) ─► worker serves its first version ─► rollout pipeline
-                                                                └─► if asked for: feedback pipeline, gateway
+                                                                └─► if asked for: feedback pipeline, gateway, evaluator
 
 runs/<name>/
     config.toml     what the processes read: ports, absolute paths and dtype filled in
@@ -36,6 +36,7 @@ from schemas.config import KafkaConfig, RolloutConfig, RunConfig, WorkerConfig, 
 from schemas.errors import ConfigError, DiskError, ModelError, RunError
 from schemas.gateway import GatewayConfig
 from schemas.receipts import KEY_NAME, make_key
+from schemas.weights import held_versions
 
 BROKER: Final = "kafka"
 PRISM: Final = "prism"
@@ -45,11 +46,14 @@ ROLLOUT: Final = "rollout"
 FEEDBACK_PRISM: Final = "prism-feedback"
 FEEDBACK: Final = "join-feedback"
 GATEWAY: Final = "gateway"
+EVALUATOR: Final = "evaluate"
 
 _STATUS_TIMEOUT_S: Final = 2.0
 _WORKER_READY_S: Final = 600.0  # compiling for a GPU takes minutes
 _LEARNER_READY_S: Final = 1800.0  # and so does reading a large checkpoint
 _SPARE_BYTES: Final = 1 << 30
+_HELD_BY_EVALUATOR: Final = 2
+"""Weight versions that it keeps in the store beside the newest ones: the best, and the one that it asks."""
 
 _log = structlog.get_logger(__name__)
 
@@ -63,6 +67,7 @@ class Stack:
         runs: where runs have their directories.
         resume: go on with a run that exists, under the configuration given.
         restarts: how often each process may die.
+        held_out: prompts in JSON lines that an evaluator asks, once :meth:`start_evaluator` was called; null for none.
 
     Attributes:
         directory: ``runs/<name>``, absolute.
@@ -70,10 +75,17 @@ class Stack:
     """
 
     def __init__(
-        self, config: RunConfig, *, runs: Path = DEFAULT_RUNS, resume: bool = False, restarts: int = 0
+        self,
+        config: RunConfig,
+        *,
+        runs: Path = DEFAULT_RUNS,
+        resume: bool = False,
+        restarts: int = 0,
+        held_out: Path | None = None,
     ) -> None:
         self.directory = (runs / config.name).absolute()
-        self._given, self._resume, self._restarts = config, resume, restarts
+        self._given, self._resume, self._restarts, self._held_out = config, resume, restarts, held_out
+        self._ends_with = [LEARNER]
         self.config = config
         self._lock: IO[str] | None = None
         self._supervisor: Supervisor | None = None
@@ -141,8 +153,17 @@ class Stack:
         self.supervisor.start(Spec(GATEWAY, command, environment, ready=ready, restarts=restarts, grace_s=10))
         self.supervisor.wait_ready(GATEWAY)
 
+    def start_evaluator(self) -> None:
+        """Starts what asks held-out prompts of every version; :meth:`wait` returns when it has asked the last one."""
+        assert self._held_out is not None, "give the stack held-out prompts"
+        command = self._command(EVALUATOR, "--prompts", str(self._held_out.absolute()))
+        self.supervisor.start(
+            Spec(EVALUATOR, command, environment_of(EVALUATOR), restarts=self._restarts, grace_s=10, ends=True)
+        )
+        self._ends_with.append(EVALUATOR)
+
     def wait(self, on_tick: Callable[[], None] | None = None) -> None:
-        """Returns when the learner has done all its steps.
+        """Returns when the learner has done all its steps, and the evaluator, if there is one, has asked the last.
 
         Args:
             on_tick: called about ten times a second.
@@ -151,7 +172,7 @@ class Stack:
             ProcessDied: one died too often.
             UserError: one says what the user can mend.
         """
-        while not self.supervisor.is_done(LEARNER):
+        while not all(self.supervisor.is_done(name) for name in self._ends_with):
             self.supervisor.tick()
             if on_tick:
                 on_tick()
@@ -181,7 +202,7 @@ class Stack:
             )
 
     def _prepare(self) -> None:
-        check_room(self._given, self.directory)
+        check_room(self._given, self.directory, evaluates=self._held_out is not None)
         ports = free_ports(9)
         self._controller_port, self._prism_port, self._feedback_prism_port = ports[6:]
         self.config = resolve(self._given, self.directory, ports[:6])
@@ -296,23 +317,40 @@ def check_model(config: RunConfig) -> Path:
     return path
 
 
-def check_room(config: RunConfig, directory: Path) -> None:
+def check_room(config: RunConfig, directory: Path, *, evaluates: bool = False) -> None:
     """Whether the weights and checkpoints of the run will fit.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        evaluates: whether an evaluator is started, which keeps versions in the store for itself.
 
     Raises:
         DiskError: there is less room than they need.
     """
     model_bytes = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
     checkpoint_bytes = 3 * model_bytes  # weights and AdamW's two moments
-    copies = config.weights.keep + 1
+    held = max(_count_held(config, directory), _HELD_BY_EVALUATOR if evaluates else 0)
+    copies = config.weights.keep + held + 1
     needed = copies * model_bytes + (config.learner.keep_checkpoints + 1) * checkpoint_bytes + _SPARE_BYTES
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise DiskError(
             f"{directory} has {free / 1e9:.1f} GB free and the run needs {needed / 1e9:.1f} GB "
-            f"({copies} weight versions, {config.learner.keep_checkpoints + 1} checkpoints, 1 GB for the rest); "
+            f"({copies} weight versions, {held} of them held by evaluations, {config.learner.keep_checkpoints + 1} "
+            "checkpoints, 1 GB for the rest); "
             "make room, or lower weights.keep or learner.keep_checkpoints"
         )
+
+
+def _count_held(config: RunConfig, directory: Path) -> int:
+    """Weight versions that evaluations of an earlier start of the run still keep in the store."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    root = _below(config.weights.root, directory)
+    if "://" in root:  # a store that is elsewhere
+        return 0
+    return len(set().union(*held_versions(LocalFileSystem(), root).values()))
 
 
 def saved_config(name: str, runs: Path = DEFAULT_RUNS) -> RunConfig:

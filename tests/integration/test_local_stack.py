@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.local import stack as stack_module
 from pipelines.local.ports import accepts
-from pipelines.local.stack import BROKER, LEARNER, PRISM, ROLLOUT, WORKER, Stack, saved_config
+from pipelines.local.stack import BROKER, EVALUATOR, LEARNER, PRISM, ROLLOUT, WORKER, Stack, saved_config
 from schemas.config import LearnerConfig, ModelConfig, RunConfig, WeightsConfig, WorkerConfig, load
 from schemas.errors import ConfigError, ModelError, PortError, ProcessDied, RunError
 
@@ -27,6 +27,11 @@ class Status(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 if verb == "worker":
     http.server.HTTPServer((config.worker.host, config.worker.port), Status).serve_forever()
+if verb == "evaluate":
+    assert Path(sys.argv[5]).is_absolute(), sys.argv
+    while not (Path(config.learner.checkpoint_root).parent / "evaluated").exists():
+        time.sleep(0.02)
+    sys.exit(0)
 port = config.learner.metrics_port if verb == "learn" else config.rollout.metrics_port
 listener = socket.create_server(("127.0.0.1", port))
 finish = Path(config.learner.checkpoint_root).parent / "finish"
@@ -177,6 +182,44 @@ def test_too_little_room_is_told_in_numbers_before_anything_starts(tmp_path, mod
     config = RunConfig(name="run", model=model, learner=LearnerConfig(keep_checkpoints=2))
     with pytest.raises(DiskError, match=r"has 0\.5 GB free and the run needs 1\.1 GB"), Stack(config, runs=tmp_path):
         pass
+
+
+def test_room_is_counted_for_versions_that_evaluations_hold(tmp_path, model, monkeypatch):
+    from schemas.errors import DiskError
+
+    monkeypatch.setattr(stack_module.shutil, "disk_usage", lambda _: _Usage())
+    config = RunConfig(name="run", model=model, weights=WeightsConfig(keep=2))
+
+    def told(**options):
+        with pytest.raises(DiskError) as caught, Stack(config, runs=tmp_path, **options):
+            pass
+        return str(caught.value)
+
+    assert "3 weight versions, 0 of them held" in told()
+    assert "5 weight versions, 2 of them held" in told(held_out=tmp_path / "held-out.jsonl")
+    holds = tmp_path / "run" / "weights" / "held"
+    holds.mkdir(parents=True)
+    for name in ("00000003.best", "00000007.best", "00000007.other", "00000009.other"):
+        (holds / name).touch()
+    assert "6 weight versions, 3 of them held" in told()
+
+
+def test_evaluator_is_looked_after_and_waited_for(tmp_path, model):
+    with Stack(RunConfig(name="one", model=model), runs=tmp_path, restarts=1, held_out=tmp_path / "h.jsonl") as stack:
+        stack.start_serving()
+        stack.start_rollout()
+        stack.start_evaluator()
+        before = stack.supervisor.pid(EVALUATOR)
+        os.kill(before, signal.SIGKILL)
+        (stack.directory / "finish").touch()
+
+        def finish():
+            again = stack.supervisor.pid(EVALUATOR)
+            if stack.supervisor.is_done(LEARNER) and again not in (before, None):
+                (stack.directory / "evaluated").touch()
+
+        stack.wait(finish)
+        assert stack.supervisor.is_done(EVALUATOR)
 
 
 class _Usage:
