@@ -1,12 +1,32 @@
 """A gateway on a real broker, before a simulated engine."""
 
+import itertools
+
 import pytest
 
 from pipelines.local.ports import free_ports
-from schemas.config import ModelConfig, RolloutConfig, SamplingConfig, WorkerConfig
+from pipelines.local.topics import create_topics
+from schemas.config import KafkaConfig, ModelConfig, RolloutConfig, RunConfig, SamplingConfig, WorkerConfig
 from schemas.gateway import GatewayConfig
+from tests.support.browser import open_browser
 from tests.support.gateway import Gateway, build_model
 from tests.support.simulated_engine import SimulatedEngine
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def run_config(broker):
+    """A run whose name looks well in pictures."""
+    config = RunConfig(name=f"demo-{next(_NUMBERS)}", kafka=KafkaConfig(bootstrap=broker))
+    create_topics(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as running:
+        yield running
 
 
 @pytest.fixture(scope="package")

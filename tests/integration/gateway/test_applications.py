@@ -1,39 +1,20 @@
 """The pages of the example applications in a real browser, as their configurations make them."""
 
-import itertools
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from pipelines.local.topics import create_topics
-from schemas.config import KafkaConfig, RunConfig, WorkerConfig
+from schemas.config import WorkerConfig
 from schemas.exchanges import Exchange
 from schemas.gateway import PageConfig
-from tests.support.browser import Visit, open_browser, picture
+from tests.support.browser import Visit, picture
 from tests.support.gateway import Gateway, Others, tokens_of
 from tests.support.trajectories import read_all
 
 EXAMPLES = Path(__file__).parents[3] / "docs" / "examples"
 PHONE = {"viewport": {"width": 360, "height": 700}}
 EVIL = """'"><img src=x onerror=alert(1)>{{ 7*7 }} $& </textarea></template><script>alert(2)</script>"""
-
-
-_NUMBERS = itertools.count(1)
-
-
-@pytest.fixture
-def run_config(broker):
-    """A run whose name looks well in pictures."""
-    config = RunConfig(name=f"example-{next(_NUMBERS)}", kafka=KafkaConfig(bootstrap=broker))
-    create_topics(config)
-    return config
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as running:
-        yield running
 
 
 @pytest.fixture

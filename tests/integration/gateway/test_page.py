@@ -1,36 +1,16 @@
 """The page in a real browser: chat, judge, correct, withdraw, and see what it did."""
 
-import itertools
 import re
 
 import pytest
 
-from pipelines.local.topics import create_topics
-from schemas.config import KafkaConfig, RunConfig
 from schemas.exchanges import Exchange
 from schemas.identity import FEEDBACK, GroupId, RolloutId
-from tests.support.browser import Visit, open_browser, picture
+from tests.support.browser import Visit, picture
 from tests.support.gateway import Gateway, Others, tokens_of
 from tests.support.trajectories import read_all, wait_until
 
 EVIL = '<img src="x" onerror="alert(1)"><script>alert(2)</script>'
-
-
-_NUMBERS = itertools.count(1)
-
-
-@pytest.fixture
-def run_config(broker):
-    """A run whose name looks well in pictures."""
-    config = RunConfig(name=f"demo-{next(_NUMBERS)}", kafka=KafkaConfig(bootstrap=broker))
-    create_topics(config)
-    return config
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as running:
-        yield running
 
 
 @pytest.fixture
