@@ -6,6 +6,10 @@
 task           what a task is
 translation    Multi30k: sentences from English to German or French, by chrF
 support        Bitext: messages of customers and what they are about, by label
+glue           the tasks of GLUE: classes as words, by label; how alike two sentences are, by closeness
+superglue      the tasks of SuperGLUE, by label and span
+family         either of them as one task, a prompt of each in turn
+benchmark      what these share; tables reads their files, division holds out rows where there is one file
 registry       tasks by name, with what they are told
 draw           which prompts, in which order, and what people's word counts in their reward
 """

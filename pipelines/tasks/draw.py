@@ -3,7 +3,6 @@
 prompts of a split ──seed──► shuffled ──limit──► the first of them ──share──► rewarded by a function, or by people too
 """
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +19,7 @@ def draw(task: Task, data: Path, split: Split, *, limit: int | None = None, seed
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit {limit}: expected 1 or more, or nothing for all")
-    prompts = list(task.prompts(data, split))
-    if not prompts:
-        raise ConfigError(f"task {task.name}: no rows in {', '.join(task.files(split))}")
-    random.Random(seed).shuffle(prompts)
-    return prompts[:limit]
+    return task.shuffled(data, split, seed)[:limit]
 
 
 def judged_by_people(prompts: Sequence[Prompt], share: float) -> list[Prompt]:

@@ -6,13 +6,16 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from pipelines.tasks.family import Glue, Superglue
 from pipelines.tasks.support import Support
 from pipelines.tasks.task import Task
 from pipelines.tasks.translation import Translation
 from schemas.errors import ConfigError
 from schemas.records import first_fault
 
-TASKS: Final[dict[str, type[Task]]] = {task.name: task for task in (Support, Translation)}
+TASKS: Final[dict[str, type[Task]]] = {
+    task.name: task for task in (Support, Translation, Glue, Superglue, *Glue.members, *Superglue.members)
+}
 
 
 def find(name: str, arguments: Iterable[str] = ()) -> Task:

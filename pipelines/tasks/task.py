@@ -4,6 +4,7 @@ A task is a class of its own module; its fields are what it can be told (``submi
 ``pipelines/tasks/registry.py`` lists all of them.
 """
 
+import random
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,9 +53,23 @@ class Task(BaseModel):
         """
         self._require(data, split)
         for number, (text, reward) in enumerate(self.rows(data, split)):
-            messages = (Message(role="user", content=text),)
-            identity = f"{self.label}/{split}/{number}"
-            yield Prompt(prompt_id=identity, task=self.label, messages=messages, reward=reward)
+            yield self._prompt(f"{split}/{number}", text, reward)
+
+    def shuffled(self, data: Path, split: Split, seed: int) -> list[Prompt]:
+        """All prompts of a split, in an order that depends on the seed alone.
+
+        Raises:
+            ConfigError: a file is missing, does not hold what it should, or holds no rows.
+        """
+        prompts = list(self.prompts(data, split))
+        if not prompts:
+            raise ConfigError(f"task {self.name}: no rows in {', '.join(self.files(split))}")
+        random.Random(seed).shuffle(prompts)
+        return prompts
+
+    def _prompt(self, place: str, text: str, reward: RewardSpec) -> Prompt:
+        messages = (Message(role="user", content=text),)
+        return Prompt(prompt_id=f"{self.label}/{place}", task=self.label, messages=messages, reward=reward)
 
     def _require(self, data: Path, split: Split) -> None:
         missing = [name for name in self.files(split) if not (data / name).is_file()]

@@ -40,11 +40,17 @@ def is_right(text: str, arguments: RightNumber) -> bool:
 def find_last_number(text: str) -> Decimal | None:
     """The last number of a text, None if there is none. A minus sign right behind a digit subtracts."""
     matches = list(_NUMBER.finditer(text))
-    if not matches:
-        return None
-    last = matches[-1]
-    subtracts = last.group().startswith("-") and last.start() > 0 and text[last.start() - 1].isdigit()
-    return _to_decimal(last.group().lstrip("-") if subtracts else last.group())
+    return _number(text, matches[-1]) if matches else None
+
+
+def find_numbers(text: str) -> list[Decimal]:
+    """The numbers of a text, in their order. A minus sign right behind a digit subtracts."""
+    return [_number(text, match) for match in _NUMBER.finditer(text)]
+
+
+def _number(text: str, match: re.Match[str]) -> Decimal:
+    subtracts = match.group().startswith("-") and match.start() > 0 and text[match.start() - 1].isdigit()
+    return _to_decimal(match.group().lstrip("-") if subtracts else match.group())
 
 
 def _to_decimal(text: str) -> Decimal:

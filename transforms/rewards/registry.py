@@ -39,7 +39,10 @@ _REWARDS: Final[Registry[RewardFunction]] = Registry(
     "reward",
     form="a function (sample: Sample, arguments: M) -> Reward",
     setting="rewards.modules",
-    built_in=tuple(f"transforms.rewards.{name}" for name in ("chrf", "exact_match", "label", "last_number", "math")),
+    built_in=tuple(
+        f"transforms.rewards.{name}"
+        for name in ("chrf", "closeness", "exact_match", "label", "last_number", "math", "span")
+    ),
     reserved=(FEEDBACK_REWARD, ENVIRONMENT_REWARD),
 )
 load = _REWARDS.load
