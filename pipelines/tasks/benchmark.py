@@ -5,12 +5,13 @@ files ──read──► rows ──divide──► those of the split ──as
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
-from pipelines.tasks.division import is_held_out
+from pipelines.tasks.division import held_out
 from pipelines.tasks.tables import Row, Source, read
 from pipelines.tasks.task import Split, Task
 from schemas.prompts import RewardSpec
@@ -22,7 +23,7 @@ class Benchmark(Task):
     train: ClassVar[tuple[Source, ...]]
     """Files of what may be trained, one after the other."""
     held_out: ClassVar[tuple[Source, ...]]
-    """Files of what is held out; the same ones where ``key`` divides their rows."""
+    """Files of what is held out; the same ones where ``keys`` divide their rows."""
 
     most_characters: int = Field(default=2600, ge=100)
     """Longest text; a longer one is cut behind a word and ends with "...", so that every row remains."""
@@ -31,12 +32,12 @@ class Benchmark(Task):
         """Its tables."""
         return tuple(source.name for source in self._sources(split))
 
-    def key(self, row: Row) -> str | None:  # noqa: ARG002 - of the rows of other classes
-        """The text by which a row is held out or not where both splits are of one file; else null.
+    def keys(self, row: Row) -> tuple[str, ...]:
+        """The texts that a row shares with others, such as a passage with many questions; of one file for both splits.
 
-        It is one that rows share, such as a passage with many questions, so that none is in both splits.
+        Rows that share one are in the same split.
         """
-        return None
+        raise NotImplementedError(f"{self.name}: rows of {row.where} are divided by no text")
 
     def read(self, data: Path, split: Split) -> Iterator[Row]:
         """The rows of a split, in the order of the files.
@@ -44,10 +45,12 @@ class Benchmark(Task):
         Raises:
             ConfigError: a file does not hold what it should.
         """
-        for row in (row for source in self._sources(split) for row in read(data, source)):
-            key = self.key(row)
-            if key is None or is_held_out(key) == (split == "held_out"):
-                yield row
+        rows = chain.from_iterable(read(data, source) for source in self._sources(split))
+        return rows if self.train != self.held_out else self._divide(list(rows), split)
+
+    def _divide(self, rows: list[Row], split: Split) -> Iterator[Row]:
+        sides = held_out([self.keys(row) for row in rows])
+        return (row for row, side in zip(rows, sides, strict=True) if side == (split == "held_out"))
 
     def _sources(self, split: Split) -> tuple[Source, ...]:
         return self.train if split == "train" else self.held_out

@@ -98,9 +98,9 @@ class Qnli(Labelled):
     held_out = train
     words = (("entailment", "yes"), ("not_entailment", "no"))
 
-    def key(self, row: Row) -> str:
-        """The sentence."""
-        return row.text("sentence")
+    def keys(self, row: Row) -> tuple[str, ...]:
+        """The question and the sentence."""
+        return row.text("question"), row.text("sentence")
 
     def ask(self, row: Row) -> str:
         """A question, and a sentence that may answer it."""
@@ -128,9 +128,9 @@ class Mnli(Inference):
     held_out = train
     words = (("entailment", "yes"), ("neutral", "maybe"), ("contradiction", "no"))
 
-    def key(self, row: Row) -> str:
+    def keys(self, row: Row) -> tuple[str, ...]:
         """The premise, which up to three rows share."""
-        return row.text("premise")
+        return (row.text("premise"),)
 
 
 class Rte(Inference):

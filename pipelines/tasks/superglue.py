@@ -22,9 +22,9 @@ class Boolq(Labelled):
     held_out = train
     words = (("true", "yes"), ("false", "no"))
 
-    def key(self, row: Row) -> str:
+    def keys(self, row: Row) -> tuple[str, ...]:
         """The passage."""
-        return row.text("passage")
+        return (row.text("passage"),)
 
     def ask(self, row: Row) -> str:
         """A passage and a question, which the data set writes without a mark."""
@@ -100,9 +100,9 @@ class Multirc(Benchmark):
     train = (Source("superglue_fewshot32/MultiRC/val.jsonl"),)
     held_out = train
 
-    def key(self, row: Row) -> str:
+    def keys(self, row: Row) -> tuple[str, ...]:
         """The passage."""
-        return row.part("passage").text("text")
+        return (row.part("passage").text("text"),)
 
     def rows(self, data: Path, split: Split) -> Iterator[tuple[str, RewardSpec]]:
         """One row an answer."""
