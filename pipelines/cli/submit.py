@@ -21,6 +21,7 @@ with --out the prompts go to a file instead. Examples:
   asyncflow submit prompts.jsonl --run demo
   asyncflow submit prompts.jsonl --run prod --bootstrap kafka-1:9092
   asyncflow submit translation --data data --args to=fr --limit 4000 --feedback-share 0.5 --run translation
+  asyncflow submit glue --data data --args tasks=sst2,rte --limit 4000 --run glue
   asyncflow submit translation --data data --args to=fr --split held_out --limit 200 --out held-out.jsonl
 """
 
@@ -30,7 +31,7 @@ class SubmitOptions:
     """Arguments of the verb."""
 
     what: tyro.conf.Positional[str]
-    """JSON lines in the form of the prompts topic, or with --data a task: translation or support."""
+    """JSON lines in the form of the prompts topic, or with --data a task such as translation, support or glue."""
     run: str | None = None
     """Directory or name of the run."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None

@@ -2,4 +2,6 @@
 
 weights topic ──► follow ──► ask ──► workers, reward processes ──► figures ──► evals topic
                     └── best: which version leads, held in the weight store
+
+benchmarks: GLUE and SuperGLUE in their own metrics, from prompts and answers.
 """

@@ -1,6 +1,6 @@
 """GLUE and SuperGLUE in their own metrics, each beside what the most frequent class of the right answers gets.
 
-prompts and answers ──the reward's arguments──► (given, right) ──accuracy, f1, matthews, ...──► figures of a task ──► mean
+prompts and answers ──the reward's arguments──► (given, right) ──accuracy, f1, ...──► figures of a task ──► mean
 
 Pure functions. An answer that cannot be read, because it names no label or several, is null: it is wrong, in every
 metric. Labels are compared in lower case.
@@ -19,7 +19,7 @@ from transforms.rewards.label import RightLabel, named_in
 from transforms.rewards.span import RightSpans, is_exact, token_f1
 
 UNREAD_SIMILARITY: Final = -1.0
-"""Of STS-B: what stands for an answer without a number, as in T5's evaluation (Raffel et al. 2020, arXiv:1910.10683)."""
+"""Of STS-B: what stands for an answer without a number, as T5 evaluates (Raffel et al. 2020, arXiv:1910.10683)."""
 
 
 @dataclass(frozen=True, slots=True)

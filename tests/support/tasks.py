@@ -2,6 +2,8 @@
 
 import gzip
 
+from tests.support.benchmarks import write_benchmarks
+
 SENTENCES = (
     ("A dog runs.", "Ein Hund rennt.", "Un chien court."),
     ("A blue bus stops.", "Ein blauer Bus hält.", "Un bus bleu s'arrête."),
@@ -23,6 +25,7 @@ def write_data(directory):
             write_sentences(directory, f"{split}.{language}", [row[column] for row in rows])
     for split, rows in (("train", MESSAGES), ("test", MESSAGES[::-1])):
         write_messages(directory, split, rows)
+    write_benchmarks(directory)
     return directory
 
 

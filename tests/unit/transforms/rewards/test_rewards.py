@@ -9,11 +9,13 @@ from schemas.prompts import RewardSpec
 from tests.support.samples import SAMPLE
 from transforms.rewards import registry
 from transforms.rewards.chrf import RightTranslation, chrf, similarity
+from transforms.rewards.closeness import NearNumber, closeness
 from transforms.rewards.exact_match import RightText, exact_match
 from transforms.rewards.label import RightLabel, label, named_in
-from transforms.rewards.last_number import RightNumber, find_last_number, last_number
+from transforms.rewards.last_number import RightNumber, find_last_number, find_numbers, last_number
 from transforms.rewards.math import RightExpression, math
 from transforms.rewards.registry import Arguments, Reward, reward
+from transforms.rewards.span import RightSpans, is_exact, normalise, span, token_f1
 
 registry.load()
 
@@ -42,6 +44,78 @@ def test_last_number_compares_the_last_number_of_the_answer(text, answer, value)
 
 def test_find_last_number_gives_none_where_there_is_none():
     assert find_last_number("none") is None
+
+
+def test_find_numbers_gives_all_in_their_order():
+    assert [float(number) for number in find_numbers("9-7 is -2, not 1,000.5")] == [9, 7, -2, 1000.5]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3.8", 1.0),
+        ("About 2.8.", 0.8),
+        ("5", 1 - 1.2 / 5),
+        ("0", 1 - 3.8 / 5),
+        ("3.8, I said 3.80", 1.0),
+        ("4 out of 5", 0.0),
+        ("5.1", 0.0),
+        ("-1", 0.0),
+        ("9" * 5000, 0.0),
+        ("four", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_closeness_falls_with_the_distance_of_the_one_number(text, value):
+    given = closeness(answering(text), NearNumber(answer=3.8, highest=5))
+    assert given.value == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"answer": 6, "highest": 5},
+        {"answer": -1, "highest": 5},
+        {"answer": 2, "lowest": 2, "highest": 2},
+        {"answer": float("nan"), "highest": 5},
+        {"answer": 1, "highest": float("inf")},
+        {"answer": 1},
+    ],
+)
+def test_closeness_refuses_what_is_no_number_in_a_range(arguments):
+    with pytest.raises(RecordError):
+        registry.check(RewardSpec(name="closeness", args=arguments))
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "exact"),
+    [
+        ("The West Brom!", 1.0, 1.0),
+        ("west bromwich albion", 1.0, 1.0),
+        ("Albion", 2 / 4, 0.0),
+        ("West Brom West Brom", 4 / 6, 0.0),
+        ("It is West Brom", 4 / 6, 0.0),
+        ("Chelsea", 0.0, 0.0),
+        ("the", 0.0, 0.0),
+        ("", 0.0, 0.0),
+    ],
+)
+def test_span_counts_the_words_of_the_best_right_text(text, value, exact):
+    given = span(answering(text), RightSpans(references=("West Brom", "West Bromwich Albion")))
+    assert given.value == pytest.approx(value)
+    assert given.parts == {"exact": exact}
+
+
+def test_span_leaves_out_what_does_not_count_but_no_part_of_a_word():
+    assert normalise("An  answer, the U.S. theatre\n(A)") == "answer us theatre"
+    assert is_exact("Theatre", ["the theatre"])
+    assert token_f1("x", []) == 0.0
+
+
+@pytest.mark.parametrize("references", [[], ["the"], ["x", ""]])
+def test_span_refuses_references_without_words(references):
+    with pytest.raises(RecordError):
+        registry.check(RewardSpec(name="span", args={"references": references}))
 
 
 @pytest.mark.parametrize(
