@@ -159,6 +159,13 @@ def test_submit_writes_a_task_to_a_file(asyncflow, tmp_path):
     assert (done.stdout, first.feedback.share) == ("3 prompts\n", 0.25)
 
 
+def test_submit_writes_several_tasks_in_turn(asyncflow, tmp_path):
+    data, out = write_data(tmp_path), tmp_path / "prompts.jsonl"
+    done = asyncflow("submit", "glue", "--data", data, "--args", "tasks=sst2,rte", "--limit", 3, "--out", out)
+    assert (done.returncode, done.stdout) == (0, "3 prompts\n"), done.stderr
+    assert [Prompt.decode(line).task for line in out.read_bytes().splitlines()] == ["sst2", "rte", "sst2"]
+
+
 def test_submit_tells_tasks_and_files_apart(asyncflow, tmp_path):
     out = ("--out", tmp_path / "out.jsonl")
     assert refused(asyncflow("submit", "support", *out), "support is a task", "--data DIR")

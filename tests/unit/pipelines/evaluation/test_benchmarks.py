@@ -146,12 +146,10 @@ def test_similarity_without_a_number_is_below_all():
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_right_answers_reach_the_top_of_every_metric_where_they_differ(tmp_path, name):
+def test_right_answers_reach_the_top_of_every_metric(tmp_path, name):
     write_benchmarks(tmp_path)
     prompts = [prompt for split in ("train", "held_out") for prompt in find(name).prompts(tmp_path, split)]
     texts = [str(args.get("answer", args.get("references", [""])[0])) for args in (p.reward.args for p in prompts)]
-    several = len(set(texts)) > 1 or name in ("record", "qnli", "boolq", "mnli", "wic", "wsc")
-    assert several
     assert all(figure.value == pytest.approx(1) for figure in measure(name, prompts, texts).values())
 
 
