@@ -1,4 +1,4 @@
-"""Several tasks as one: ``glue`` and ``superglue``, of which some can be chosen (``--args tasks=sst2,rte``).
+"""Several tasks as one, such as ``glue``, of which some can be chosen (``--args tasks=sst2,rte``).
 
 prompts of each task, shuffled ──in turn──► one of each, then the next of each; of what has run out none
 """
@@ -21,13 +21,11 @@ from schemas.prompts import Prompt, RewardSpec
 class Family(Task):
     """Tasks whose prompts are drawn together; each keeps its own name in them."""
 
-    members: ClassVar[tuple[type[Benchmark], ...]]
+    members: ClassVar[tuple[type[Task], ...]]
     """All of them."""
 
     tasks: tuple[str, ...] = ()
     """Those that are meant, with commas between; empty for all."""
-    most_characters: int = Field(default=2600, ge=100)
-    """Longest text in a prompt, as in each of the tasks."""
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -42,18 +40,25 @@ class Family(Task):
         return self
 
     @property
-    def chosen(self) -> tuple[Benchmark, ...]:
-        """The tasks that are meant, in the order of the benchmark."""
-        meant = [member for member in self.members if not self.tasks or member.name in self.tasks]
-        return tuple(member(most_characters=self.most_characters) for member in meant)
+    def chosen(self) -> tuple[Task, ...]:
+        """The tasks that are meant, in the order of ``members``."""
+        return tuple(self.make(member) for member in self.members if not self.tasks or member.name in self.tasks)
+
+    def make(self, member: type[Task]) -> Task:
+        """A task as the family was told that it is."""
+        return member()
 
     def files(self, split: Split) -> tuple[str, ...]:
         """Those of all tasks."""
         return tuple(chain.from_iterable(task.files(split) for task in self.chosen))
 
+    def having(self, split: Split) -> tuple[Task, ...]:
+        """Those of the tasks that are meant which have the split."""
+        return tuple(task for task in self.chosen if task.files(split))
+
     def rows(self, data: Path, split: Split) -> Iterator[tuple[str, RewardSpec]]:
         """Task after task."""
-        return chain.from_iterable(task.rows(data, split) for task in self.chosen)
+        return chain.from_iterable(task.rows(data, split) for task in self.having(split))
 
     def prompts(self, data: Path, split: Split) -> Iterator[Prompt]:
         """Task after task.
@@ -62,16 +67,16 @@ class Family(Task):
             ConfigError: a file is missing, or does not hold what it should.
         """
         self._require(data, split)
-        return chain.from_iterable(task.prompts(data, split) for task in self.chosen)
+        return chain.from_iterable(task.prompts(data, split) for task in self.having(split))
 
     def shuffled(self, data: Path, split: Split, seed: int) -> list[Prompt]:
         """A prompt of each task in turn, each task's own in an order that depends on the seed alone."""
         self._require(data, split)
-        orders = [task.shuffled(data, split, seed) for task in self.chosen]
+        orders = [task.shuffled(data, split, seed) for task in self.having(split)]
         return [prompt for turn in zip_longest(*orders) for prompt in turn if prompt is not None]
 
     def _require(self, data: Path, split: Split) -> None:
-        there = [task.name for task in self.chosen if all((data / name).is_file() for name in task.files(split))]
+        there = [task.name for task in self.having(split) if all((data / name).is_file() for name in task.files(split))]
         try:
             super()._require(data, split)
         except ConfigError as error:
@@ -80,7 +85,19 @@ class Family(Task):
             raise ConfigError(f"{error}; or name the tasks that are there: --args tasks={','.join(there)}") from error
 
 
-class Glue(Family):
+class _Benchmarks(Family):
+    """Those whose texts have a longest length."""
+
+    members: ClassVar[tuple[type[Benchmark], ...]]
+    most_characters: int = Field(default=2600, ge=100)
+    """Longest text in a prompt, as in each of the tasks."""
+
+    def make(self, member: type[Task]) -> Task:
+        """With texts of that length at most."""
+        return member.model_validate({"most_characters": self.most_characters})
+
+
+class Glue(_Benchmarks):
     """Example: ``Glue(tasks="sst2,rte")``."""
 
     name = "glue"
@@ -88,7 +105,7 @@ class Glue(Family):
     members = (Cola, Sst2, Mrpc, Stsb, Qnli, Mnli, Rte, Wnli)
 
 
-class Superglue(Family):
+class Superglue(_Benchmarks):
     """Example: ``Superglue(tasks="boolq,cb")``."""
 
     name = "superglue"

@@ -6,16 +6,22 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from pipelines.tasks.family import Glue, Superglue
+from pipelines.tasks.arith import Arith
+from pipelines.tasks.countdown import Countdown
+from pipelines.tasks.family import Family, Glue, Superglue
+from pipelines.tasks.gsm8k import Gsm8k
+from pipelines.tasks.ifeval import Ifeval
+from pipelines.tasks.mathematics import Mathematics
 from pipelines.tasks.support import Support
 from pipelines.tasks.task import Task
 from pipelines.tasks.translation import Translation
 from schemas.errors import ConfigError
 from schemas.records import first_fault
 
-TASKS: Final[dict[str, type[Task]]] = {
-    task.name: task for task in (Support, Translation, Glue, Superglue, *Glue.members, *Superglue.members)
-}
+_ALONE: Final[tuple[type[Task], ...]] = (Support, Translation, Gsm8k, Countdown, Ifeval)
+_FAMILIES: Final[tuple[type[Family], ...]] = (Glue, Superglue, Mathematics, Arith)
+_MEMBERS: Final[tuple[type[Task], ...]] = tuple(member for family in _FAMILIES for member in family.members)
+TASKS: Final[dict[str, type[Task]]] = {task.name: task for task in (*_ALONE, *_FAMILIES, *_MEMBERS)}
 
 
 def find(name: str, arguments: Iterable[str] = ()) -> Task:

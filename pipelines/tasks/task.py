@@ -35,7 +35,7 @@ class Task(BaseModel):
 
     @abstractmethod
     def files(self, split: Split) -> tuple[str, ...]:
-        """The files of a split, below the directory of the data."""
+        """The files of a split, below the directory of the data; none if the task lacks the split."""
 
     @abstractmethod
     def rows(self, data: Path, split: Split) -> Iterator[tuple[str, RewardSpec]]:
@@ -72,6 +72,8 @@ class Task(BaseModel):
         return Prompt(prompt_id=f"{self.label}/{place}", task=self.label, messages=messages, reward=reward)
 
     def _require(self, data: Path, split: Split) -> None:
+        if not self.files(split):
+            raise ConfigError(f"task {self.name} has no split {split}; give the other one with --split")
         missing = [name for name in self.files(split) if not (data / name).is_file()]
         if missing:
             raise ConfigError(

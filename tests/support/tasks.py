@@ -3,6 +3,7 @@
 import gzip
 
 from tests.support.benchmarks import write_benchmarks
+from tests.support.problems import write_problems
 
 SENTENCES = (
     ("A dog runs.", "Ein Hund rennt.", "Un chien court."),
@@ -26,7 +27,7 @@ def write_data(directory):
     for split, rows in (("train", MESSAGES), ("test", MESSAGES[::-1])):
         write_messages(directory, split, rows)
     write_benchmarks(directory)
-    return directory
+    return write_problems(directory)
 
 
 def write_sentences(directory, name, lines):

@@ -39,6 +39,7 @@ def math(sample: Sample, arguments: RightExpression) -> Reward:
 
 @lru_cache(maxsize=1024)
 def _parse_gold(answer: str) -> Any:
+    answer = answer.replace("\\$", "")  # a price, whose sign neither is part of the number nor begins LaTeX
     marked = any(mark in answer for mark in ("$", "\\boxed", "\\[", "\\("))
     return _parse(answer) if marked else _parse(f"${answer}$") or _parse(answer)
 

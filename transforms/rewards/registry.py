@@ -41,7 +41,17 @@ _REWARDS: Final[Registry[RewardFunction]] = Registry(
     setting="rewards.modules",
     built_in=tuple(
         f"transforms.rewards.{name}"
-        for name in ("chrf", "closeness", "exact_match", "label", "last_number", "math", "span")
+        for name in (
+            "chrf",
+            "closeness",
+            "countdown",
+            "exact_match",
+            "instructions",
+            "label",
+            "last_number",
+            "math",
+            "span",
+        )
     ),
     reserved=(FEEDBACK_REWARD, ENVIRONMENT_REWARD),
 )

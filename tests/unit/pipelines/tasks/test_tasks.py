@@ -53,7 +53,10 @@ def test_a_message_becomes_a_prompt_whose_reward_is_its_category_in_words(data):
 @pytest.mark.parametrize("name", TASKS)
 def test_every_reward_of_a_task_understands_its_arguments(data, name):
     registry.load()
-    for split in ("train", "held_out"):
+    splits = [split for split in ("train", "held_out") if find(name).files(split)]
+    assert "held_out" in splits
+    for split in splits:
+        assert draw(find(name), data, split)
         for prompt in find(name).prompts(data, split):
             registry.check(prompt.reward)
             assert Prompt.decode(prompt.encode()) == prompt
@@ -85,7 +88,7 @@ def test_a_share_that_is_none_is_refused(share):
     ("name", "arguments", "complaint"),
     [
         ("translat", [], "did you mean translation"),
-        ("xyz", [], "there are support, translation"),
+        ("xyz", [], "there are support, translation, .*arith, .*svamp"),
         ("translation", ["to=cs"], "to: Input should be 'de' or 'fr'"),
         ("translation", ["from=de"], "from"),
         ("translation", ["fr"], "expected KEY=VALUE"),
