@@ -30,7 +30,8 @@ from schemas.identity import GroupId
 from schemas.ledger import LedgerEntry, Settings, StartEntry, StepEntry, surviving_steps
 from trainers.purposes import find_misfit
 
-_FAULTS_SHOWN = 20
+FAULTS_SHOWN = 20
+"""Of a verdict, in words."""
 _TRAJECTORIES = ".trajectories"
 
 
@@ -101,7 +102,7 @@ class _Findings:
 
     def add(self, kind: str, text: str) -> None:
         self.counts[kind] += 1
-        if len(self.words) < _FAULTS_SHOWN:
+        if len(self.words) < FAULTS_SHOWN:
             self.words.append(f"{kind}: {text}")
 
 

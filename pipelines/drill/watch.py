@@ -10,6 +10,7 @@ it serves, because a version that must not be served would never reach the log i
 import base64
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -17,7 +18,7 @@ from urllib.request import urlopen
 
 import structlog
 
-from pipelines.audit import Verdict, audit
+from pipelines.audit import FAULTS_SHOWN, Verdict, audit
 from pipelines.drill.rewards import HOSTILE, SHARE, share_of
 from pipelines.log import RunLog, RunReader
 from schemas.config import RunConfig
@@ -45,6 +46,19 @@ COUNTS: Final = (
 _LOG = structlog.get_logger(__name__)
 
 
+def agreed(now: Verdict, before: Verdict) -> dict[str, int]:
+    """The faults that two audits in a row found, by kind.
+
+    A transaction becomes visible topic by topic, and an audit of a live run may look in between; where steps are fast
+    two audits in a row do, at different steps. So it is by its words that a fault is the same, unless these say how
+    much (``admission_excess``) or are not all there.
+    """
+    same = Counter(fault.partition(":")[0] for fault in {*now.faults} & {*before.faults})
+    every = max(len(now.faults), len(before.faults)) < FAULTS_SHOWN
+    least = {name: min(getattr(now, name), getattr(before, name)) for name in COUNTS}
+    return {name: same[name] if every and name != "admission_excess" else least[name] for name in COUNTS}
+
+
 class Watch:
     """Two threads that only read.
 
@@ -62,7 +76,7 @@ class Watch:
         self._config = config
         self._ended = threading.Event()
         self._generated: dict[tuple[GroupId, str], datetime] = {}
-        self._before: dict[str, int] = {}
+        self._before: Verdict | None = None
         self._counter = 0
         self.verdict: Verdict | None = None
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
@@ -132,10 +146,8 @@ class Watch:
 
     def _take(self, log: RunLog, begun: datetime) -> None:
         verdict = audit(self._config.name, log)
-        now = {name: getattr(verdict, name) for name in COUNTS}
-        # A transaction becomes visible topic by topic: what only one audit saw was a look in between.
-        self.counts = {name: min(now[name], self._before.get(name, 0)) for name in COUNTS}
-        self._before = now
+        self.counts = agreed(verdict, self._before) if self._before else dict.fromkeys(COUNTS, 0)
+        self._before = verdict
         self.log, self.line = log, surviving_steps(log.ledger)
         self.admitted, self.verdict, self.audited_at = verdict.admitted, verdict, begun
 

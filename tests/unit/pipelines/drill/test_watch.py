@@ -7,10 +7,12 @@ import pytest
 
 from pipelines.drill.watch import Watch, is_good, is_reward_right, read_counter
 from pipelines.log import RunLog
+from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.identity import GroupId
 from schemas.ledger import StartEntry, StepEntry, TrainedGroup
+from schemas.weights import WeightVersion
 from tests.support.samples import SAMPLE, group
 
 AT = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)
@@ -22,6 +24,15 @@ def step(number, at, attempt):
     return StepEntry(
         generation=1, step=number, version=number + 1, trained=(trained,), dropped=(), at=at, metrics=metrics
     )
+
+
+def announced(number):
+    named = {"manifest_sha256": "ab" * 32, "dtype": "float32", "base_model": "tiny"}
+    return WeightVersion(version=number + 1, step=number, generation=1, **named)
+
+
+def frontier(number):
+    return AdmissionFrontier(version=number + 1, generation=1, frontier={0: 0})
 
 
 @pytest.fixture
@@ -45,6 +56,17 @@ def test_a_count_needs_two_audits_in_a_row(watch):
     assert watch.counts["half_commits"] == 0
     watch._take(half, AT)
     assert watch.counts["half_commits"] > 0
+
+
+def test_looks_in_between_at_two_steps_in_a_row_are_no_fault(watch):
+    start, whole = StartEntry(generation=1), RunLog()
+    for number in (1, 2):
+        whole.ledger = [start, *(step(each, AT, "a") for each in range(1, number + 1))]
+        whole.weights = [announced(each) for each in range(1, number)]
+        whole.admission = [frontier(each) for each in range(1, number)]
+        watch._take(whole, AT)
+        assert watch.verdict.half_commits > 0
+    assert watch.counts["half_commits"] == 0
 
 
 def test_productive_seconds_are_those_of_surviving_steps_in_the_window(watch):
