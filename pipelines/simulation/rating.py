@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from pipelines.client import Client
 from pipelines.log import TopicReader
+from pipelines.simulation.results import whole
 from pipelines.simulation.translators import Opinion, Translators
 from schemas.config import RunConfig
 from schemas.errors import RecordError
@@ -183,8 +184,7 @@ def _samples(reader: TopicReader) -> Iterator[Sample]:
 
 def windows(scored: Sequence[Scored], size: int) -> list[ScoredWindow]:
     """Whole windows, in the order of the answers."""
-    whole = [scored[start : start + size] for start in range(0, len(scored) - size + 1, size)]
     return [
         ScoredWindow(each[-1].at_s, fmean(one.score for one in each), each[-1].judgements, each[-1].version)
-        for each in whole
+        for each in whole(scored, size)
     ]

@@ -6,7 +6,9 @@ answers, each liked or not ──► windows of so many answers ──► gained
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+_T = TypeVar("_T")
 
 RECOVERED: Final = 0.9
 """Of the share that was liked before the change."""
@@ -49,8 +51,12 @@ class Window:
 
 def windows(answers: Sequence[Answered], size: int) -> list[Window]:
     """Whole windows, in the order of the answers."""
-    whole = [answers[start : start + size] for start in range(0, len(answers) - size + 1, size)]
-    return list(map(_sum_up, whole))
+    return list(map(_sum_up, whole(answers, size)))
+
+
+def whole(answers: Sequence[_T], size: int) -> list[Sequence[_T]]:
+    """So many answers each, in their order; without those at the end that are fewer."""
+    return [answers[start : start + size] for start in range(0, len(answers) - size + 1, size)]
 
 
 def _sum_up(answers: Sequence[Answered]) -> Window:

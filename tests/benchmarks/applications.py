@@ -16,10 +16,8 @@ few of them are answered and not yet trained (``--ahead``).
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
@@ -52,7 +50,7 @@ from schemas.outcomes import Outcome
 from tests.benchmarks import settings
 from tests.benchmarks.gpu import keep
 from tests.benchmarks.live import look
-from tests.benchmarks.stack import ROOT
+from tests.benchmarks.stack import ROOT, begin
 from tests.benchmarks.turns import add_option, wait_for_turn
 from tests.pipeline.rollout_process import wait_for
 from tests.support.samples import SAMPLE
@@ -80,9 +78,7 @@ class Kind:
 def main():
     options = parse()
     configure_logging()  # what the stack tells goes to standard error
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # what there is so far is kept
-    options.out.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    begin(options.out)
     figures = {name: measure(options, name, KINDS[name]) for name in options.kinds}
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
     return 0 if all(each["passed"] for each in figures.values()) else 1

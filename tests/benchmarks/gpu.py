@@ -17,9 +17,7 @@ everything that comes, and the worker takes every version while it generates.
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
@@ -40,7 +38,7 @@ from schemas.config import validate
 from schemas.prompts import Message, Prompt, RewardSpec, Sampling
 from tests.benchmarks import counting, settings
 from tests.benchmarks.engine_ratio import TOPICS, offline, offline_request
-from tests.benchmarks.stack import ROOT, Watch
+from tests.benchmarks.stack import ROOT, Watch, begin
 from tests.benchmarks.turns import add_option, wait_for_turn
 from tests.pipeline.rollout_process import wait_for
 
@@ -61,9 +59,7 @@ TIMEOUT_S = 300
 
 def main():
     options = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # what there is so far is kept
-    options.out.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    begin(options.out)
     figures, reached = {"gpu": gpu_name()}, True
     for part in options.part:
         figures[part] = PARTS[part](options)

@@ -14,8 +14,6 @@ model SmolLM2-135M-Instruct unless another one is given.
 
 import argparse
 import json
-import os
-import signal
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -31,7 +29,7 @@ from pipelines.tasks.support import Support
 from tests.benchmarks import settings
 from tests.benchmarks.applications import EXAMPLES, Kind, configure, serving, trained
 from tests.benchmarks.live import look
-from tests.benchmarks.stack import ROOT
+from tests.benchmarks.stack import begin
 from tests.benchmarks.turns import add_option
 from transforms.generation.tokenizer import Tokenizer
 
@@ -44,9 +42,7 @@ LEARNED_BY_CHANCE = 1 / 3
 def main():
     options = parse()
     configure_logging()  # what the stack tells goes to standard error
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # what there is so far is kept
-    options.out.mkdir(parents=True, exist_ok=True)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    begin(options.out)
     runs = {seed: support(options, seed, shuffled=False) for seed in options.seeds}
     controls = {seed: support(options, seed, shuffled=True) for seed in options.controls}
     figures = {"runs": list(runs.values()), "controls": list(controls.values()), "passed": judge(runs, controls)}
