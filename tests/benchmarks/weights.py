@@ -108,6 +108,7 @@ def parse():
     parser.add_argument("--transport", choices=("store", "delta", "ipc", "nccl"), nargs="+", default=["store"],
                         help="several are measured one after the other with one worker")  # fmt: skip
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--worker-gpu", type=int, help="which of the GPUs is the worker's; the learner's is the first")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--versions", type=int, default=5)
     parser.add_argument("--window-s", type=float, default=2.0, help="before an update, and at least after it")
@@ -146,7 +147,7 @@ class Bench:
         broker = opened.enter_context(Broker(directory / "kafka"))
         self.config = make_config(options, directory, model, broker.bootstrap)
         create_topics(self.config)
-        self.worker = opened.enter_context(WorkerProcess(directory / "worker", self.config))
+        self.worker = opened.enter_context(WorkerProcess(directory / "worker", self.config, gpu_of_worker(options)))
         self.worker.wait_for_log("engine_warm", START_S)  # an engine measures what memory is free while it starts
         self.policy = Policy(make_learner(options, model), 1.0)
         self.probe = probe_tokens(str(model))
@@ -384,6 +385,15 @@ def make_config(options, directory, model, bootstrap):
             engine_args=engine_arguments(options),
         ),
     )
+
+
+def gpu_of_worker(options):
+    """What the worker's environment says of GPUs; nothing if it has the learner's."""
+    if options.worker_gpu is None:
+        return {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = seen.split(",") if seen else [str(number) for number in range(options.worker_gpu + 1)]
+    return {"CUDA_VISIBLE_DEVICES": gpus[options.worker_gpu]}
 
 
 def engine_arguments(options):

@@ -24,14 +24,17 @@ sys.exit(run(load(Path(sys.argv[1]))))
 class WorkerProcess:
     """Started on construction; ``log`` is what it wrote so far."""
 
-    def __init__(self, directory: Path, config) -> None:
+    def __init__(self, directory: Path, config, environment: dict[str, str] | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "run.toml").write_bytes(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)).encode())
         self.url = f"http://{config.worker.host}:{config.worker.port}"
         self._log = directory / "worker.log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, str(directory / "run.toml")], stdout=log, stderr=subprocess.STDOUT
+                [sys.executable, "-c", _MAIN, str(directory / "run.toml")],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | (environment or {}),
             )
 
     @property
