@@ -46,11 +46,14 @@ _REWARDS: Final[Registry[RewardFunction]] = Registry(
             "closeness",
             "countdown",
             "exact_match",
+            "format",
             "instructions",
             "label",
             "last_number",
+            "length",
             "math",
             "span",
+            "weighted",
         )
     ),
     reserved=(FEEDBACK_REWARD, ENVIRONMENT_REWARD),
@@ -58,6 +61,7 @@ _REWARDS: Final[Registry[RewardFunction]] = Registry(
 load = _REWARDS.load
 find = _REWARDS.find
 check = _REWARDS.check
+reserved = _REWARDS.reserved
 parse_arguments = _REWARDS.parse_arguments
 
 
