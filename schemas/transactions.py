@@ -1,14 +1,18 @@
-"""Kafka producers with a transactional id, for the two that write in transactions: learner and pipeline.
+"""Kafka producers with a transactional id, for all who write in transactions: learner and pipelines.
 
     open_producer ──► fences whoever had the id before, and aborts what they left open ──► ready
+    transaction   ──► what is sent within is committed whole, or nothing of it
 
 kafka-python is imported when a producer is opened.
 """
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any, Final
 
 from schemas.config import KafkaConfig
+from schemas.errors import BrokerError, FencedError
 
 _FENCED: Final = ("ProducerFenced", "PRODUCER_FENCED", "InvalidProducerEpoch", "INVALID_PRODUCER_EPOCH")
 _PAUSE_S: Final = 0.05
@@ -52,6 +56,43 @@ def _keep_requests(client: Any) -> None:
             return False
 
     client.await_ready = patient
+
+
+@contextlib.contextmanager
+def transaction(producer: Any, fenced: str) -> Iterator[None]:
+    """Commits at the end what is sent within; if something fails it is taken back, and can be tried again.
+
+    Args:
+        producer: of :func:`open_producer`.
+        fenced: what to say if a newer producer has its id.
+
+    Raises:
+        FencedError: one has.
+        KafkaError: the transaction failed and is aborted.
+        BrokerError: it failed and cannot be aborted: whether it was committed the next owner of the id finds out.
+    """
+    from kafka.errors import KafkaError
+
+    try:
+        producer.begin_transaction()
+        yield
+        producer.commit_transaction()
+    except KafkaError as error:
+        _abort(producer, error, fenced)
+        raise
+
+
+def _abort(producer: Any, cause: BaseException, fenced: str) -> None:
+    from kafka.errors import KafkaError
+
+    if is_fencing(cause):
+        raise FencedError(fenced) from cause
+    try:
+        producer.abort_transaction()
+    except KafkaError as error:
+        if is_fencing(error):
+            raise FencedError(fenced) from error
+        raise BrokerError(f"a transaction failed ({cause!r}) and cannot be aborted ({error!r})") from error
 
 
 def is_fencing(error: BaseException) -> bool:

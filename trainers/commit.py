@@ -15,9 +15,9 @@ from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
 from schemas.crash_points import crash_point
 from schemas.dead_letters import DeadLetter
-from schemas.errors import BrokerError, FencedError
+from schemas.errors import BrokerError
 from schemas.ledger import CheckpointEntry, StartEntry, StepEntry
-from schemas.transactions import is_fencing, open_producer
+from schemas.transactions import open_producer, transaction
 from schemas.weights import WeightVersion
 from trainers.log import CONNECT_TIMEOUT_MS
 
@@ -34,48 +34,35 @@ class Committer:
         self._run, self._topics = config.name, config.topics
         timeout = {"bootstrap_timeout_ms": CONNECT_TIMEOUT_MS}
         self._producer = open_producer(config.kafka, config.topics.learner_id, **timeout)
+        self._fenced = (
+            f"a newer learner writes to run {self._run!r}, or this one was away for longer than "
+            "kafka.transaction_timeout_s: it ends"
+        )
 
     def commit(self, records: Sequence[Announcement]) -> None:
         """Writes all records in one transaction; returns when it is committed.
 
         Raises:
             FencedError: a newer learner has taken over.
-            BrokerError: the transaction failed again and again, or its outcome is unknown.
+            BrokerError: the transaction failed again and again, or cannot be aborted.
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 self._try(records)
             except KafkaError as error:
-                self._raise_if_fenced(error)
                 _log.error("transaction failed", attempt=attempt, error=str(error))
-                self._abort(error)
             else:
                 return
         raise BrokerError(f"Kafka refused a transaction of run {self._run!r} {_ATTEMPTS} times; see its log")
 
     def _try(self, records: Sequence[Announcement]) -> None:
-        self._producer.begin_transaction()
-        futures = [self._producer.send(*self._place(record)) for record in records]
-        self._producer.flush()
-        crash_point("in_transaction")
-        self._producer.commit_transaction()
+        with transaction(self._producer, self._fenced):
+            futures = [self._producer.send(*self._place(record)) for record in records]
+            self._producer.flush()
+            crash_point("in_transaction")
         for future in futures:
             future.get(timeout=0)  # committed means delivered; this raises what went wrong otherwise
         crash_point("after_transaction")
-
-    def _abort(self, cause: KafkaError) -> None:
-        try:
-            self._producer.abort_transaction()
-        except KafkaError as error:
-            self._raise_if_fenced(error)
-            raise BrokerError(f"a transaction of run {self._run!r} failed ({cause}) and cannot be aborted") from error
-
-    def _raise_if_fenced(self, error: KafkaError) -> None:
-        if is_fencing(error):
-            raise FencedError(
-                f"a newer learner writes to run {self._run!r}, or this one was away for longer than "
-                "kafka.transaction_timeout_s: it ends"
-            ) from error
 
     def _place(self, record: Announcement) -> tuple[str, bytes, bytes]:
         key = record.key() if isinstance(record, DeadLetter) else self._run.encode()

@@ -3,11 +3,13 @@
 import threading
 
 import pytest
-from kafka.errors import KafkaConnectionError, KafkaError
+from kafka import KafkaConsumer
+from kafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 from kafka.net.compat import KafkaNetClient
 
 from pipelines.local.topics import create_topics
-from schemas.transactions import is_fencing, open_producer
+from schemas.errors import FencedError
+from schemas.transactions import open_producer, transaction
 
 
 @pytest.fixture
@@ -16,10 +18,10 @@ def config(run_config):
     return run_config
 
 
-def transact(producer, config):
-    producer.begin_transaction()
-    producer.send(config.topics.ledger, b"{}")
-    producer.commit_transaction()
+def transact(producer, config, *values):
+    with transaction(producer, "it has another owner"):
+        for value in values or (b"{}",):
+            producer.send(config.topics.ledger, value)
 
 
 def test_a_transaction_ends_although_its_coordinator_could_not_be_reached_at_first(config, monkeypatch):
@@ -46,9 +48,20 @@ def test_a_transaction_ends_although_its_coordinator_could_not_be_reached_at_fir
 def test_the_newer_of_two_producers_fences_the_older(config):
     older = open_producer(config.kafka, config.topics.learner_id)
     newer = open_producer(config.kafka, config.topics.learner_id)
-    with pytest.raises(KafkaError) as raised:
+    with pytest.raises(FencedError, match="it has another owner"):
         transact(older, config)
-    assert is_fencing(raised.value)
     transact(newer, config)
     older.close(timeout=1)
     newer.close()
+
+
+def test_what_failed_is_taken_back_whole_and_can_be_tried_again(config):
+    producer = open_producer(config.kafka, config.topics.learner_id)
+    with pytest.raises(MessageSizeTooLargeError):
+        transact(producer, config, b"small", b"x" * (40 << 20))
+    transact(producer, config, b"again")
+    producer.close()
+    options = {"auto_offset_reset": "earliest", "consumer_timeout_ms": 2000}
+    consumer = KafkaConsumer(config.topics.ledger, **config.kafka.consumer_options() | options)
+    assert [record.value for record in consumer] == [b"again"]
+    consumer.close()

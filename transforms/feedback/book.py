@@ -11,7 +11,6 @@ are committed up to the first that is not. There is one book in a process, howev
 This module must be imported, never run as ``__main__``: Beam pickles ``__main__`` by value.
 """
 
-import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,18 +19,17 @@ from typing import Any, Final
 
 import structlog
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from schemas import trajectories
 from schemas.config import RunConfig
 from schemas.crash_points import crash_point
 from schemas.dead_letters import DeadLetter
-from schemas.errors import BrokerError, FencedError, RecordError, StateError
+from schemas.errors import BrokerError, RecordError, StateError
 from schemas.identity import GroupId
 from schemas.offsets import OffsetSet
 from schemas.outcomes import Outcome
-from schemas.transactions import is_fencing, open_producer
+from schemas.transactions import open_producer, transaction
 from transforms.feedback import metrics
 from transforms.feedback.items import Closed, Contribution, Place, Settled, Source
 
@@ -123,7 +121,7 @@ class Book:
 
         Raises:
             FencedError: a newer pipeline has taken over.
-            KafkaError: the outcome is unknown; the process has to end, the next one finds out.
+            KafkaError, BrokerError: it failed; the process has to end, the next one finds out what is committed.
             StateError: see :meth:`_is_known`.
         """
         with self._lock:
@@ -132,10 +130,7 @@ class Book:
             moved = self._offsets_after(fresh)
             if not moved and not any(each.outcome for each in fresh):
                 return
-            try:
-                self._transact(fresh, moved)
-            except KafkaError as error:
-                self._give_up(error)
+            self._transact(fresh, moved)
             self._keep(fresh)
             metrics.COMMIT_SECONDS.observe(time.monotonic() - started)
 
@@ -169,19 +164,18 @@ class Book:
         return TopicPartition(topic, partition)
 
     def _transact(self, settled: Sequence[Settled], moved: Iterable[TopicPartition]) -> None:
-        self._producer.begin_transaction()
-        for each in settled:
-            for topic, key, value, headers in self._records(each):
-                self._producer.send(topic, value, key, headers=headers)
-        crash_point("outcomes_sent")
-        positions = {}
-        for partition in moved:
-            done = self._done[partition.topic][partition.partition]
-            positions[partition] = OffsetAndMetadata(done.low, done.encode(), -1)
-        if positions:
-            self._producer.send_offsets_to_transaction(positions, self._topics.join_group)
-        self._producer.commit_transaction()
+        with transaction(self._producer, f"a newer feedback pipeline holds {self._topics.join_id}; this one ends"):
+            for each in settled:
+                for topic, key, value, headers in self._records(each):
+                    self._producer.send(topic, value, key, headers=headers)
+            crash_point("outcomes_sent")
+            if positions := {place: self._position(place) for place in moved}:
+                self._producer.send_offsets_to_transaction(positions, self._topics.join_group)
         crash_point("outcomes_committed")
+
+    def _position(self, place: TopicPartition) -> OffsetAndMetadata:
+        done = self._done[place.topic][place.partition]
+        return OffsetAndMetadata(done.low, done.encode(), -1)
 
     def _records(self, settled: Settled) -> Iterator[tuple[str, bytes, bytes, list[tuple[str, bytes]]]]:
         for contribution in settled.contributions:
@@ -192,13 +186,6 @@ class Book:
         if settled.outcome is not None:
             group = settled.outcome.group
             yield self._topics.outcomes, group.key() if group else b"", settled.outcome.encode(), []
-
-    def _give_up(self, error: KafkaError) -> None:
-        if is_fencing(error):
-            raise FencedError(f"a newer feedback pipeline holds {self._topics.join_id}; this one ends") from error
-        with contextlib.suppress(KafkaError):
-            self._producer.abort_transaction()
-        raise error
 
     def _keep(self, settled: Iterable[Settled]) -> None:
         for each in settled:

@@ -18,16 +18,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kafka import KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from schemas.config import RunConfig
 from schemas.crash_points import crash_point
 from schemas.dead_letters import DeadLetter
-from schemas.errors import FencedError, StateError
+from schemas.errors import StateError
 from schemas.identity import GroupId
 from schemas.offsets import OffsetSet
-from schemas.transactions import is_fencing
+from schemas.transactions import transaction
 from transforms import metrics
 from transforms.generation.outcome import OutputRecord
 
@@ -106,8 +105,7 @@ class Commits:
                     waiting += self._outbox.get_nowait()
             try:
                 self.commit(waiting)
-            except Exception as error:  # noqa: BLE001 - handed to the pipeline, which ends with it
-                self._on_error(error)
+            except Exception:  # noqa: BLE001 - the pipeline was told, and ends with it
                 return
 
     def commit(self, records: Sequence[OutputRecord]) -> None:
@@ -117,47 +115,40 @@ class Commits:
 
         Raises:
             FencedError: a newer pipeline holds this share.
-            KafkaError: the outcome is unknown; the process has to end, the next one finds out.
+            KafkaError, BrokerError: it failed; the process has to end, the next one finds out what is committed.
         """
         with self._lock:
-            fresh = [record for record in records if not self._progress.is_committed(record)]
-            if not fresh:
-                return
-            started = time.monotonic()
-            offsets = self._progress.after(group for record in fresh for group in record.groups)
-            self._transact(fresh, offsets)
-            self._progress.committed.update(offsets)
-            self._on_committed(fresh)
-            _count(fresh, time.monotonic() - started)
+            try:
+                self._commit(records)
+            except Exception as error:
+                self._on_error(error)
+                raise
+
+    def _commit(self, records: Sequence[OutputRecord]) -> None:
+        fresh = [record for record in records if not self._progress.is_committed(record)]
+        if not fresh:
+            return
+        started = time.monotonic()
+        offsets = self._progress.after(group for record in fresh for group in record.groups)
+        self._transact(fresh, offsets)
+        self._progress.committed.update(offsets)
+        self._on_committed(fresh)
+        _count(fresh, time.monotonic() - started)
 
     def _transact(self, records: Sequence[OutputRecord], offsets: Mapping[int, OffsetSet]) -> None:
-        topic = self._config.topics.prompts
+        topics = self._config.topics
         positions = {
-            TopicPartition(topic, partition): OffsetAndMetadata(finished.low, finished.encode(), -1)
+            TopicPartition(topics.prompts, partition): OffsetAndMetadata(finished.low, finished.encode(), -1)
             for partition, finished in offsets.items()
         }
-        try:
-            self._producer.begin_transaction()
+        fenced = f"a newer rollout pipeline holds {topics.rollout_id(self._share)}; this one ends"
+        with transaction(self._producer, fenced):
             for record in records:
                 self._producer.send(record.topic, record.value, record.key, headers=list(record.headers))
             crash_point("record_sent")
-            self._producer.send_offsets_to_transaction(positions, self._config.topics.rollout_group)
+            self._producer.send_offsets_to_transaction(positions, topics.rollout_group)
             crash_point("before_finalize")
-            self._producer.commit_transaction()
-            crash_point("after_finalize")
-        except KafkaError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: KafkaError) -> None:
-        if not is_fencing(error):
-            with contextlib.suppress(KafkaError):
-                self._producer.abort_transaction()
-            self._on_error(error)
-            raise error
-        transactional_id = self._config.topics.rollout_id(self._share)
-        fenced = FencedError(f"a newer rollout pipeline holds {transactional_id}; this one ends")
-        self._on_error(fenced)
-        raise fenced from error
+        crash_point("after_finalize")
 
 
 def _count(records: Sequence[OutputRecord], commit_s: float) -> None:
