@@ -9,9 +9,10 @@ The way is the pipeline's own, so an answer here is what a rollout would have be
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
+from pipelines.evaluation.choices import choices_of
 from schemas.config import RunConfig
 from schemas.errors import EngineError
 from schemas.identity import GroupId
@@ -58,7 +59,18 @@ class Asker:
 
     def greedy(self, version: int) -> list[Answers]:
         """One answer to each prompt, of the most likely tokens; see :meth:`drawn`."""
-        return self._ask(version, 1, _GREEDY)
+        return self._ask(self._records(1), version, _GREEDY)
+
+    def constrained(self, version: int) -> list[Answers]:
+        """As :meth:`greedy`, but where only some texts can be right the engine answers one of them.
+
+        See :func:`pipelines.evaluation.choices.choices_of`; answers to other prompts stay free.
+        """
+        held = [
+            replace(record, choices=choices_of(prompt))
+            for record, prompt in zip(self._records(1), self._prompts, strict=True)
+        ]
+        return self._ask(held, version, _GREEDY)
 
     def drawn(self, version: int) -> list[Answers]:
         """``evaluation.samples`` answers to each prompt.
@@ -69,17 +81,19 @@ class Asker:
         Raises:
             EngineError: the workers did not come to an end in ``evaluation.patience_s``.
         """
-        return self._ask(version, self._limits.samples, self._limits.temperature)
+        return self._ask(self._records(self._limits.samples), version, self._limits.temperature)
 
-    def _ask(self, version: int, samples: int, temperature: float) -> list[Answers]:
-        config = asking_config(self._config, temperature)
-        records = [
+    def _records(self, samples: int) -> list[PromptRecord]:
+        return [
             PromptRecord(GroupId(0, index), _as_asked(prompt, samples, self._limits.max_tokens).encode(), now())
             for index, prompt in enumerate(self._prompts)
         ]
+
+    def _ask(self, records: Sequence[PromptRecord], version: int, temperature: float) -> list[Answers]:
+        config = asking_config(self._config, temperature)
         outcomes = asyncio.run(self._within_patience(config, records, version))
         pairs = zip(self._prompts, outcomes, strict=True)
-        return [_to_answers(config, prompt, _checked(outcome, version), samples) for prompt, outcome in pairs]
+        return [_to_answers(config, prompt, _checked(outcome, version)) for prompt, outcome in pairs]
 
     async def _within_patience(self, config: RunConfig, records: Sequence[PromptRecord], version: int) -> list[Outcome]:
         try:
@@ -157,7 +171,7 @@ def _checked(outcome: Outcome, version: int) -> Outcome:
     return outcome
 
 
-def _to_answers(config: RunConfig, prompt: Prompt, outcome: Outcome, samples: int) -> Answers:
+def _to_answers(config: RunConfig, prompt: Prompt, outcome: Outcome) -> Answers:
     """Waits for the rewards of a group."""
     if not isinstance(outcome, Group):
         return Answers(prompt, (), frozenset())
@@ -165,5 +179,5 @@ def _to_answers(config: RunConfig, prompt: Prompt, outcome: Outcome, samples: in
     texts = tuple(sample.response_text for sample in outcome.samples)
     scored = scorer_of(config.rewards).finish(config, outcome)
     if not isinstance(scored, Group):
-        return Answers(prompt, (None,) * samples, versions, texts)
+        return Answers(prompt, (None,) * len(texts), versions, texts)
     return Answers(prompt, tuple(sample.reward for sample in scored.samples), versions, texts)

@@ -12,6 +12,8 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from pipelines.evaluation.ask import Asker
+from pipelines.evaluation.prompts import load_registries
 from pipelines.local.ports import free_ports
 from pipelines.local.tiny_model import build_tiny_model
 from pipelines.local.topics import create_topics
@@ -27,7 +29,7 @@ from schemas.config import (
 from schemas.errors import BrokerError, ModelError, PortError
 from schemas.gateway import GatewayConfig
 from schemas.identity import GroupId
-from schemas.prompts import Prompt, RewardSpec
+from schemas.prompts import Message, Prompt, RewardSpec, Sampling
 from schemas.weights import WeightVersion, version_path
 from schemas.workers import WorkerEntry
 from tests.support.gateway import Gateway, events_of, rows_of, text_of
@@ -37,6 +39,7 @@ from tests.support.worker import WorkerProcess
 from transforms.generation.engine import open_session
 from transforms.generation.request import PromptRecord, Request
 from transforms.generation.streaming import generate_streamed
+from transforms.generation.tokenizer import Tokenizer
 from transforms.generation.worker.announcements import Announcements
 from transforms.generation.worker.server import run
 
@@ -198,6 +201,33 @@ def test_a_version_answers_with_the_logprobs_of_its_weights(stage):
         assert choice["weight_versions"] == [{"version": f"{version}", "start": 0, "end": 20}]
         right = logprobs_of(stage.models[version], choice["token_ids"])
         assert largest_difference(served_logprobs(choice), right) < 1e-4
+
+
+def test_an_evaluation_holds_answers_to_the_labels_of_their_prompts_and_others_stay_free(stage):
+    version = stage.publish()
+    words = ("yes", "no", "not at all", "n", "Yes, 2.5 or 3")
+    label = RewardSpec(name="label", args={"answer": "yes", "labels": ["yes", "no", "not at all"]})
+    near = RewardSpec(name="closeness", args={"answer": 2.6, "lowest": 0, "highest": 5})
+    free = RewardSpec(name="last_number", args={"answer": "5"})
+    sampling = Sampling(max_tokens=12, stop=("o",), min_tokens=6)
+    prompts = [
+        Prompt(messages=(Message(role="user", content=word),), reward=reward, sampling=sampling)
+        for reward in (label, near, free)
+        for word in words
+    ]
+    rollout = RolloutConfig(workers=(stage.worker.url,), discover=False)
+    config = stage.config.model_copy(update={"rollout": rollout})
+    load_registries(config)
+    asker = Asker(config, prompts, Tokenizer.load(config.model.path))
+    held, greedy = asker.constrained(version), asker.greedy(version)
+    texts, before = [[text for each in answers for text in each.texts] for answers in (held, greedy)]
+    assert len(texts) == len(before) == len(prompts)
+    assert set(texts[:5]) <= {"yes", "no", "not at all"}
+    assert set(texts[5:10]) <= {f"{step / 5:g}" for step in range(26)}
+    assert texts[10:] == before[10:]
+    assert not set(before[:10]) & {*texts[:10]}, "untrained it says no label by itself"
+    assert [each.rewards for each in held[:5]] == [(float(text == "yes"),) for text in texts[:5]]
+    assert {version} == {each for answers in held for each in answers.versions}
 
 
 def test_a_seed_with_a_prompt_longer_than_a_step_ends_no_engine_on_a_cpu(stage):

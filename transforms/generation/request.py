@@ -30,6 +30,8 @@ class PromptRecord:
     value: bytes | None
     written_at: datetime
     """By Kafka's clock, in UTC."""
+    choices: tuple[str, ...] = ()
+    """Texts of which each answer is one; none where it is free, as in every rollout: evaluations alone set it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ def prepare(record: PromptRecord, config: RolloutConfig, tokenizer: Encoder, min
     if prompt.environment:
         environments.check(prompt.environment)
     group_size = prompt.group_size or config.group_size
-    sampling = sampling_params(prompt.sampling, config)
+    sampling = _held(sampling_params(prompt.sampling, config), record.choices)
     # Answers are decoded here, whole; token by token that is over half of the work of vLLM's server process.
     needs_text = bool(sampling.get("stop"))
     return Request(
@@ -100,3 +102,15 @@ def sampling_params(given: Sampling | None, config: RolloutConfig) -> dict[str, 
     """The prompt's sampling, completed by the configuration's."""
     wanted = given.model_dump(exclude_none=True, mode="json") if given else {}
     return {**config.sampling.model_dump(), **wanted}
+
+
+def _held(sampling: dict[str, Any], choices: Sequence[str]) -> dict[str, Any]:
+    """The sampling with which an engine answers one of the choices, whole, and ends.
+
+    A token stands for one byte at least, so the longest choice and the end of the turn always fit.
+    """
+    if not choices:
+        return sampling
+    kept = {name: value for name, value in sampling.items() if name not in ("min_tokens", "stop")}
+    longest = max(len(choice.encode()) for choice in choices)
+    return {**kept, "max_tokens": longest + 1, "structured_outputs": {"choice": list(choices)}}

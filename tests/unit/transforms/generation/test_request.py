@@ -1,6 +1,7 @@
 """What can be wrong with a prompt is found before an engine is asked."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -45,6 +46,17 @@ def test_the_engine_makes_text_only_to_find_stop_strings(tokenizer):
     assert prepare(asked, RolloutConfig(), tokenizer).body()["sampling_params"]["detokenize"] is True
     without = record({"text": "1", "reward": REWARD, "sampling": {"stop": []}})
     assert prepare(without, RolloutConfig(), tokenizer).body()["sampling_params"]["detokenize"] is False
+
+
+def test_an_answer_held_to_choices_has_room_for_the_longest_and_nothing_that_could_cut_it(tokenizer):
+    sampling = {"stop": ["e"], "min_tokens": 4, "max_tokens": 5}
+    asked = record({"text": "1", "reward": REWARD, "sampling": sampling})
+    held = prepare(replace(asked, choices=("no", "später")), RolloutConfig(), tokenizer)
+    assert held.body()["sampling_params"] == {
+        "n": 8, "logprobs": 0, "detokenize": False, "temperature": 1.0, "top_p": 1.0, "top_k": -1,
+        "max_tokens": 8, "structured_outputs": {"choice": ["no", "später"]},
+    }  # fmt: skip
+    assert prepare(asked, RolloutConfig(), tokenizer).body()["sampling_params"].keys() >= sampling.keys()
 
 
 def test_token_ids_are_sent_as_they_are(tokenizer):
