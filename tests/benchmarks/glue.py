@@ -30,6 +30,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -43,7 +44,7 @@ from pipelines.evaluation.ask import Asker
 from pipelines.evaluation.benchmarks import mean_score, measure
 from pipelines.evaluation.prompts import HeldOut, check_usable, load_registries
 from pipelines.local.demo_model import demo_model
-from pipelines.local.stack import LEARNER, Stack, environment_of
+from pipelines.local.stack import LEARNER, ROLLOUT, Stack, environment_of
 from pipelines.log import RunReader
 from pipelines.submit import submit
 from pipelines.tasks.registry import find
@@ -55,6 +56,7 @@ from tests.benchmarks.applications import evaluating
 from tests.benchmarks.gpu import gpu_name, keep
 from tests.benchmarks.stack import ROOT, begin
 from tests.benchmarks.turns import add_option, wait_for_turn
+from tests.pipeline.rollout_process import wait_for
 from transforms.generation.tokenizer import Tokenizer
 
 CONFIG = ROOT / "docs" / "benchmarks" / "gpu" / "glue.toml"
@@ -64,6 +66,7 @@ EVENLY = ("cola", "stsb", "multirc")
 GAIN = 0.15
 """Of the mean accuracy, at least."""
 Z95 = 1.96
+OPENED_S = 300
 LOOK_S = 0.25
 QUIET_S = 20.0
 """After the last prompt: this long without a step, and what is left does not fill one."""
@@ -110,7 +113,7 @@ def parse():
     parser.add_argument("--ahead", type=int, default=512, help="prompts written and not yet trained or dropped")
     parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-5, 3e-5], help="of supervised training")
     parser.add_argument("--examples", type=int,
-                        help="of supervised training; by default as many labels as the reinforced run used")  # fmt: skip
+                        help="of supervised training; by default as many as labels were used before")  # fmt: skip
     add_option(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/glue"), help="where figures, logs and answers go")
     return parser.parse_args()
@@ -319,10 +322,18 @@ def serving(options, config, *, rollout=True):
                 shutil.rmtree(config.weights.root, ignore_errors=True)
 
 
+def opened(stack):
+    """Whether the pipeline reads prompts; raises if a process has died too often."""
+    stack.supervisor.tick()
+    log = stack.supervisor.log(ROLLOUT)
+    return log.exists() and "share_opened" in log.read_text()
+
+
 class Questions:
     """The held-out prompts, and who asks them."""
 
-    def __init__(self, options, config, tasks):
+    def __init__(self, options, stack, tasks):
+        self._tick, config = stack.supervisor.tick, stack.config
         load_registries(config)
         self.prompts = [prompt for task in tasks for prompt in hold_out(task, options.data, options.limit_held_out)]
         tokenizer = Tokenizer.load(config.model.path)
@@ -336,7 +347,13 @@ class Questions:
             EngineError: the worker did not answer in time.
         """
         started = time.monotonic()
-        answers = {"free": self._asker.greedy, "constrained": self._asker.constrained}[how](version)
+        ask = {"free": self._asker.greedy, "constrained": self._asker.constrained}[how]
+        with ThreadPoolExecutor(1) as threads:
+            answering = threads.submit(ask, version)
+            while not answering.done():
+                self._tick()  # a worker that dies is started again
+                time.sleep(0.1)
+        answers = answering.result()
         seconds = time.monotonic() - started
         self._kept.mkdir(parents=True, exist_ok=True)
         with (self._kept / f"answers-{when}-{how}.jsonl").open("w") as file:
@@ -369,14 +386,15 @@ def reinforced(options, seed):
     sheet = Sheet(options.out / f"reinforced-{seed}.json")
     sheet.put(seed=seed, gpu=gpu_name(), tasks=list(options.tasks), balanced=list(options.balance), passed=False)
     with serving(options, config) as stack:
-        questions = Questions(options, stack.config, tasks)
+        questions = Questions(options, stack, tasks)
         before = questions.ask_both("before", 1, sheet)
+        wait_for(lambda: opened(stack), OPENED_S, poll_s=0.5)
         if options.after:
             wait_for_turn(options.after)
         with closing(Training(options, stack, stream(tasks, options.data, seed, options.balance))) as training:
             curve = [prompt for task in tasks for prompt in hold_out(task, options.data, options.curve_prompts)]
             with evaluating(stack.config, HeldOut(tuple(curve)), options.every):
-                sheet.put(training=training.run(sheet))
+                training.run(sheet)
             after = questions.ask_both("after", training.version, sheet)
             sheet.put(training=training.told(), audit=training.audit())
         if "free" in after:
@@ -395,31 +413,36 @@ class Training:
         self._reader = RunReader(stack.config.kafka, stack.config.name, self._on_group)
         self._kept = options.out / stack.config.name
         self._kept.mkdir(parents=True, exist_ok=True)
-        self._rewards, self._written, self._told = {}, 0, 0
+        self._rewards, self._written, self._told, self._shown = {}, 0, 0, 0
         self.submitted = self.samples = self.prompt_tokens = self.response_tokens = 0
         self.rows, self.seconds, self.ended, self.began = [], 0.0, "a signal or an error", time.time()
 
     def run(self, sheet):
-        """Returns when all steps are done, or what was written by the end of the time is trained."""
-        began, self.began = time.monotonic(), time.time()
-        shown = 0
-        while not (over := self._over(time.monotonic() - began)):
-            self.look(feed=True)
-            self.seconds = time.monotonic() - began
-            if len(self.rows) >= shown + BLOCK:
-                shown = len(self.rows)
-                sheet.put(training=self.told())
-                say("training", steps=shown, **self.rows[-1]["reward"])
-            time.sleep(LOOK_S)
-        self.ended = over
-        self._drain()
-        self.seconds = time.monotonic() - began
-        return self.told()
+        """Returns when all steps are done, or what was written by the end of the time is trained.
 
-    def _over(self, seconds):
+        What is known by then is in the sheet, however it ends.
+        """
+        self._began_s, self.began = time.monotonic(), time.time()
+        try:
+            while not (over := self._over()):
+                self.look(feed=True)
+                if len(self.rows) >= self._shown + BLOCK:
+                    self._show(sheet)
+                time.sleep(LOOK_S)
+            self._drain()
+            self.ended = over
+        finally:  # also after SIGTERM and Ctrl-C
+            self._show(sheet)
+
+    def _show(self, sheet):
+        self.seconds, self._shown = time.monotonic() - self._began_s, len(self.rows)
+        sheet.put(training=self.told())
+        say("training", steps=self._shown, **(self.rows[-1]["reward"] if self.rows else {}))
+
+    def _over(self):
         if self._stack.supervisor.is_done(LEARNER):
             return "all steps are done"
-        return "the time is over" if seconds > self._options.seconds else None
+        return "the time is over" if time.monotonic() - self._began_s > self._options.seconds else None
 
     def look(self, *, feed):
         """Reads on, notes new steps and held-out figures, and writes prompts that there is room for."""
@@ -559,8 +582,9 @@ def one_rate(options, seed, rate, number, sheet):
         write_examples(Path(made) / "examples.jsonl", stream(tasks, options.data, seed, options.balance), number)
         config = configure(options, name, seed)
         (kept / "supervised.toml").write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
-        command = ["--config", kept / "supervised.toml", "--examples", Path(made) / "examples.jsonl", "--to", model,
-                   "--learning-rate", rate, "--seconds", options.seconds, "--steps-file", kept / "steps.jsonl"]  # fmt: skip
+        command = ["--config", kept / "supervised.toml", "--examples", Path(made) / "examples.jsonl",
+                   "--learning-rate", rate, "--seconds", options.seconds, "--steps-file", kept / "steps.jsonl",
+                   "--to", model]  # fmt: skip
         with (kept / "supervised.log").open("w") as log:
             done = subprocess.run(
                 [sys.executable, "-m", "tests.benchmarks.supervised", *map(str, command)], cwd=ROOT, check=True,
@@ -570,7 +594,7 @@ def one_rate(options, seed, rate, number, sheet):
         sheet.put(running=run)
         with serving(options, configure(options, name, seed, model), rollout=False) as stack:
             of_run = Sheet(kept / "figures.json")
-            after = Questions(options, stack.config, tasks).ask_both("after", 1, of_run)
+            after = Questions(options, stack, tasks).ask_both("after", 1, of_run)
         below = {how: below_majority(found) for how, found in after.items()}
         return {**run, "after": after, "below_majority": below}
 

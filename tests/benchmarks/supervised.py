@@ -4,8 +4,9 @@
 
     python -m tests.benchmarks.supervised --config run.toml --examples examples.jsonl --learning-rate 1e-5 --to DIR
 
-A batch has as many examples as a step of the run has groups. They are trained as demonstrations, whose gradient is that
-of the cross entropy (docs/objectives.md); with the objective ``rloo`` the loss is its value too. Prints one line of JSON.
+A batch has as many examples as a step of the run has groups. They are trained as demonstrations, whose gradient is
+that of the cross entropy (docs/objectives.md); with the objective ``rloo`` the loss is its value too. Prints one line
+of JSON.
 """
 
 import argparse
@@ -67,8 +68,8 @@ def to_example(row, tokenizer):
 
     prompt = tokenizer.encode(Prompt.decode(json.dumps(row["prompt"]).encode()))
     answer = tokenizer.encode_answer(row["answer"])
-    nobody = (0.0,) * len(answer)
-    return Example((*prompt, *answer), len(prompt), nobody, (True,) * len(answer), 1.0, as_given=True, demonstrated=True)
+    undrawn, trained = (0.0,) * len(answer), (True,) * len(answer)
+    return Example((*prompt, *answer), len(prompt), undrawn, trained, 1.0, as_given=True, demonstrated=True)
 
 
 def train(config, engine, examples, options):
