@@ -459,11 +459,12 @@ class Training:
     def _drain(self):
         """What was written goes on to be trained until it fills no step any more."""
         heard = begun = time.monotonic()
+        longest_s = max((row["metrics"]["seconds_step"] for row in self.rows[-3:]), default=0.0)
         while not self._stack.supervisor.is_done(LEARNER) and time.monotonic() - begun < DRAIN_S:
             known = len(self.rows)
             self.look(feed=False)
             heard = time.monotonic() if len(self.rows) > known else heard
-            if time.monotonic() - heard > QUIET_S:
+            if time.monotonic() - heard > max(QUIET_S, 2 * longest_s):
                 return
             time.sleep(LOOK_S)
         self.look(feed=False)
