@@ -21,6 +21,7 @@ there the reward is the metric, and how frequent a class is belongs to what is l
 
 import argparse
 import json
+import os
 import random
 import shutil
 import statistics
@@ -79,9 +80,11 @@ def main():
     options = parse()
     configure_logging()  # what the stack tells goes to standard error
     begin(options.out)
-    sheet = Sheet(options.out / "glue.json")
+    sheet, gpu = Sheet(options.out / "glue.json"), gpu_name()
+    # Else DeepSpeed, which transformers looks for, warns on the standard output.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if gpu == "none" else "cuda")
     try:
-        sheet.put(gpu=gpu_name(), arguments=" ".join(sys.argv[1:]), complete=False, passed=False)
+        sheet.put(gpu=gpu, arguments=" ".join(sys.argv[1:]), complete=False, passed=False)
         for seed in options.seeds:
             for part in options.part:
                 sheet.put(**{f"{part}-{seed}": PARTS[part](options, seed)})
