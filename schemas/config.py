@@ -156,6 +156,9 @@ class WorkerConfig(Section):
     this machine's name if ``host`` is every address."""
     max_wait_for_version_s: Seconds = 120.0
     """How long a request waits for the weight version that it asks for before it is answered 503."""
+    alone: bool = False
+    """Serve the weights of ``model.path`` as version 1 and follow nobody: no broker is asked or told. So an evaluation
+    serves a model that no run trains."""
     engine_args: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Further arguments of ``vllm serve``, such as ``tensor_parallel_size``."""
 

@@ -27,6 +27,7 @@ VERBS: Final = {
     "learn": "run the learner",
     "learn-scorer": "train a reward model or a critic from the log of a run",
     "evaluate": "ask held-out prompts of a run's weights while it trains",
+    "eval": "ask the held-out prompts of tasks of a model or a run, in each benchmark's metrics",
     "gateway": "let people and programs ask the newest weights and judge the answers",
     "feedback": "send one judgement of an answer",
     "export": "write the weights of a run as a Hugging Face directory",

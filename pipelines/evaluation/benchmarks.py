@@ -1,6 +1,6 @@
 """GLUE and SuperGLUE in their own metrics, each beside what the most frequent class of the right answers gets.
 
-prompts and answers ──the reward's arguments──► (given, right) ──accuracy, f1, ...──► figures of a task ──► mean
+prompts and answers ──the reward's arguments──► rows (given, right) ──accuracy, f1, ...──► figures of a task ──► mean
 
 Pure functions. An answer that cannot be read, because it names no label or several, is null: it is wrong, in every
 metric. Labels are compared in lower case.
@@ -64,6 +64,8 @@ def matthews(given: Sequence[str | None], right: Sequence[str]) -> float:
 
 def pearson(given: Sequence[float], right: Sequence[float]) -> float:
     """The linear correlation; 0 if either side is the same number everywhere."""
+    if len(set(given)) == 1 or len(set(right)) == 1:  # a mean of equal numbers may be another one, by rounding
+        return 0.0
     means = fmean(given), fmean(right)
     apart = [(one - means[0], other - means[1]) for one, other in zip(given, right, strict=True)]
     spread = sum(one * one for one, _ in apart) * sum(other * other for _, other in apart)
@@ -94,7 +96,8 @@ def measure(task: str, prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[
     Raises:
         KeyError: the task is no benchmark.
     """
-    return BENCHMARKS[task](prompts, texts)
+    card = BENCHMARKS[task]
+    return card.figures(card.read(prompts, texts))
 
 
 def mean_score(figures: Mapping[str, Mapping[str, Figure]]) -> Figure:
@@ -109,75 +112,111 @@ def mean_score(figures: Mapping[str, Mapping[str, Figure]]) -> Figure:
     return Figure(values, fmean(map(fmean, filter(None, known))) if any(known) else None)
 
 
-Measure = Callable[[Sequence[Prompt], Sequence[str]], dict[str, Figure]]
-_LabelMetric = Callable[[Sequence[str | None], Sequence[str]], float]
+Row = tuple[Any, Any, Hashable]
+"""One answer as metrics take it: what it says, what is right, and the unit that it belongs to. Units are what is drawn
+anew when the uncertainty of a metric is estimated: a prompt each, but in MultiRC a question with all its answers."""
 
 
-def _of_labels(**metrics: _LabelMetric) -> Measure:
-    def figures(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Figure]:
-        given, right = _labels(prompts, texts)
-        most = _most_frequent(right)
-        return {name: Figure(metric(given, right), metric(most, right)) for name, metric in metrics.items()}
+@dataclass(frozen=True, slots=True)
+class Scorecard:
+    """How a task is measured."""
 
-    return figures
+    read: Callable[[Sequence[Prompt], Sequence[str]], list[Row]]
+    """From its prompts and the texts of the answers, of one length; empty texts were not answered."""
+    metrics: Mapping[str, Callable[[Sequence[Row]], float]]
+    """Of one row or more, by name."""
+    has_classes: bool = True
+    """Whether there is a most frequent right answer that one could always give."""
+
+    def figures(self, rows: Sequence[Row]) -> dict[str, Figure]:
+        """Every metric of at least one row."""
+        most = self._constant(rows) if self.has_classes else None
+        return {name: Figure(metric(rows), metric(most) if most else None) for name, metric in self.metrics.items()}
+
+    @staticmethod
+    def _constant(rows: Sequence[Row]) -> list[Row]:
+        """The rows as one answers who always says the most frequent class."""
+        ((most, _),) = Counter(right for _, right, _ in rows).most_common(1)
+        return [(most, right, unit) for _, right, unit in rows]
+
+
+def _labels(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Row]:
+    """The label that was answered, null if that is none or several, and the right one, in lower case."""
+    asked = [RightLabel.model_validate(_arguments(prompt)) for prompt in prompts]
+    named = [named_in(text, each.labels) for each, text in zip(asked, texts, strict=True)]
+    return [
+        (found.pop() if len(found) == 1 else None, each.answer.casefold(), number)
+        for number, (found, each) in enumerate(zip(named, asked, strict=True))
+    ]
+
+
+def _labels_of_questions(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Row]:
+    """As of labels; the unit is the question, whose number stands before the answer's in the id of the prompt."""
+    questions = [str(prompt.prompt_id).rpartition("/")[0] for prompt in prompts]
+    rows = zip(_labels(prompts, texts), questions, strict=True)
+    return [(given, right, question) for (given, right, _), question in rows]
+
+
+def _numbers(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Row]:
+    """The similarity that was answered, ``UNREAD_SIMILARITY`` if that is none, and the right one."""
+    asked = [NearNumber.model_validate(_arguments(prompt)) for prompt in prompts]
+    read = [number_in(text, each.lowest, each.highest) for each, text in zip(asked, texts, strict=True)]
+    return [
+        (UNREAD_SIMILARITY if given is None else given, each.answer, number)
+        for number, (given, each) in enumerate(zip(read, asked, strict=True))
+    ]
+
+
+def _spans(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Row]:
+    """How much of the best right text was answered, and whether it was one: ``(F1, exact)``."""
+    asked = [RightSpans.model_validate(_arguments(prompt)).references for prompt in prompts]
+    return [
+        ((token_f1(text, right), is_exact(text, right)), None, number)
+        for number, (text, right) in enumerate(zip(texts, asked, strict=True))
+    ]
+
+
+def _of_both(metric: Callable[[Sequence[Any], Sequence[Any]], float]) -> Callable[[Sequence[Row]], float]:
+    """A metric of what was answered and what is right, on rows."""
+    return lambda rows: metric([row[0] for row in rows], [row[1] for row in rows])
 
 
 def _f1_of_yes(given: Sequence[str | None], right: Sequence[str]) -> float:
     return f1(given, right, "yes")
 
 
-def _similarity(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Figure]:
-    asked = [NearNumber.model_validate(_arguments(prompt)) for prompt in prompts]
-    read = [number_in(text, each.lowest, each.highest) for each, text in zip(asked, texts, strict=True)]
-    given = [UNREAD_SIMILARITY if number is None else number for number in read]
-    right = [each.answer for each in asked]
-    return {name: Figure(metric(given, right), 0.0) for name, metric in (("pearson", pearson), ("spearman", spearman))}
+def _questions_right(rows: Sequence[Row]) -> float:
+    return all_right(*zip(*rows, strict=True))
 
 
-def _multirc(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Figure]:
-    given, right = _labels(prompts, texts)
-    most = _most_frequent(right)
-    questions = [str(prompt.prompt_id).rpartition("/")[0] for prompt in prompts]
-    return {
-        "f1a": Figure(_f1_of_yes(given, right), _f1_of_yes(most, right)),
-        "em": Figure(all_right(given, right, questions), all_right(most, right, questions)),
-    }
+def _mean_of(place: int) -> Callable[[Sequence[Row]], float]:
+    return lambda rows: fmean(row[0][place] for row in rows)
 
 
-def _record(prompts: Sequence[Prompt], texts: Sequence[str]) -> dict[str, Figure]:
-    right = [RightSpans.model_validate(_arguments(prompt)).references for prompt in prompts]
-    pairs = list(zip(texts, right, strict=True))
-    return {
-        "f1": Figure(fmean(token_f1(*pair) for pair in pairs), None),
-        "em": Figure(fmean(is_exact(*pair) for pair in pairs), None),
-    }
+def _of_labels(**metrics: Callable[[Sequence[str | None], Sequence[str]], float]) -> Scorecard:
+    return Scorecard(_labels, {name: _of_both(metric) for name, metric in metrics.items()})
 
 
-BENCHMARKS: Final[Mapping[str, Measure]] = {
+LABELS: Final = _of_labels(accuracy=accuracy)
+"""Of any task whose reward is ``label``."""
+BENCHMARKS: Final[Mapping[str, Scorecard]] = {
     "cola": _of_labels(matthews=matthews),
-    "sst2": _of_labels(accuracy=accuracy),
+    "sst2": LABELS,
     "mrpc": _of_labels(accuracy=accuracy, f1=_f1_of_yes),
-    "stsb": _similarity,
-    "qnli": _of_labels(accuracy=accuracy),
-    "mnli": _of_labels(accuracy=accuracy),
-    "rte": _of_labels(accuracy=accuracy),
-    "wnli": _of_labels(accuracy=accuracy),
-    "boolq": _of_labels(accuracy=accuracy),
+    "stsb": Scorecard(_numbers, {"pearson": _of_both(pearson), "spearman": _of_both(spearman)}),
+    "qnli": LABELS,
+    "mnli": LABELS,
+    "rte": LABELS,
+    "wnli": LABELS,
+    "boolq": LABELS,
     "cb": _of_labels(accuracy=accuracy, macro_f1=macro_f1),
-    "copa": _of_labels(accuracy=accuracy),
-    "multirc": _multirc,
-    "record": _record,
-    "wic": _of_labels(accuracy=accuracy),
-    "wsc": _of_labels(accuracy=accuracy),
+    "copa": LABELS,
+    "multirc": Scorecard(_labels_of_questions, {"f1a": _of_both(_f1_of_yes), "em": _questions_right}),
+    "record": Scorecard(_spans, {"f1": _mean_of(0), "em": _mean_of(1)}, has_classes=False),
+    "wic": LABELS,
+    "wsc": LABELS,
 }
 """What a benchmark measures of each of its tasks, which ``pipelines/tasks`` draws."""
-
-
-def _labels(prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[list[str | None], list[str]]:
-    """The labels that were answered, null if that is none or several, and the right ones, in lower case."""
-    asked = [RightLabel.model_validate(_arguments(prompt)) for prompt in prompts]
-    named = [named_in(text, each.labels) for each, text in zip(asked, texts, strict=True)]
-    return [each.pop() if len(each) == 1 else None for each in named], [each.answer.casefold() for each in asked]
 
 
 def _arguments(prompt: Prompt) -> dict[str, Any]:
@@ -189,10 +228,6 @@ def _arguments(prompt: Prompt) -> dict[str, Any]:
     if prompt.function is None:
         raise ValueError(f"prompt {prompt.prompt_id}: no function scores its answers, expected that of its task")
     return prompt.function.args
-
-
-def _most_frequent(right: Sequence[str]) -> list[str]:
-    return [Counter(right).most_common(1)[0][0]] * len(right)
 
 
 def _ranks(numbers: Sequence[float]) -> list[float]:

@@ -1,6 +1,7 @@
 """The real server, a real broker and a tiny model: versions change while answers are being generated."""
 
 import asyncio
+import json
 import signal
 import socket
 import threading
@@ -11,7 +12,9 @@ from uuid import uuid4
 
 import psutil
 import pytest
+import tomli_w
 
+from pipelines.cli.main import main
 from pipelines.evaluation.ask import Asker
 from pipelines.evaluation.prompts import load_registries
 from pipelines.local.ports import free_ports
@@ -33,6 +36,7 @@ from schemas.prompts import Message, Prompt, RewardSpec, Sampling
 from schemas.weights import WeightVersion, version_path
 from schemas.workers import WorkerEntry
 from tests.support.gateway import Gateway, events_of, rows_of, text_of
+from tests.support.tasks import write_data
 from tests.support.trajectories import read_all, wait_until
 from tests.support.weights import announce, probe_of, publish_version, state_of, write_version
 from tests.support.worker import WorkerProcess
@@ -230,6 +234,19 @@ def test_an_evaluation_holds_answers_to_the_labels_of_their_prompts_and_others_s
     assert {version} == {each for answers in held for each in answers.versions}
 
 
+def test_a_run_is_asked_with_the_version_that_its_worker_serves(stage, tmp_path):
+    version = stage.publish()
+    tree = stage.config.model_dump(mode="json", exclude_none=True)
+    tree["rollout"] |= {"workers": [stage.worker.url], "discover": False, "sampling": {"max_tokens": 4}}
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(tree))
+    data, out = write_data(tmp_path), tmp_path / "report.json"
+    asked = ("--tasks", "rte", "--data", data, "--config", tmp_path / "config.toml", "--out", out)
+    assert main(["eval", *map(str, asked)]) == 0
+    report = json.loads(out.read_text())
+    assert (report["run"], report["version"], report["version_max"]) == (stage.config.name, version, version)
+    assert [(task["task"], task["rows"], task["unanswered"]) for task in report["tasks"]] == [("rte", 1, 0)]
+
+
 def test_a_seed_with_a_prompt_longer_than_a_step_ends_no_engine_on_a_cpu(stage):
     status, answer = stage.worker.generate(PROMPT * 300, seed=7, max_tokens=2, ignore_eos=True)
     assert (status, len(answer["choices"][0]["token_ids"])) == (200, 2)
@@ -370,7 +387,6 @@ def test_a_request_for_a_newer_version_waits_for_it_and_is_answered_by_it(stage)
 
 
 def test_no_route_that_changes_weights_is_exposed(stage):
-    import json
     import urllib.request
 
     with urllib.request.urlopen(f"{stage.worker.url}/openapi.json", timeout=10) as answer:

@@ -74,8 +74,16 @@ class Tokenizer:
             RecordError: ``bad_text`` or ``bad_token``.
         """
         end = self._tokenizer.eos_token_id
-        ids = self._encode(lambda: self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        ids = self._encode(lambda: self._encode_literally(text))
         return self._checked((*ids, end) if end is not None else ids)
+
+    def _encode_literally(self, text: str) -> Sequence[int]:
+        plain = {"add_special_tokens": False}
+        try:
+            ids: Sequence[int] = self._tokenizer.encode(text, split_special_tokens=True, **plain)
+            return ids
+        finally:  # the tokenizer's Rust part keeps the setting, and would split the marks of the next prompt's turns
+            self._tokenizer.encode("", split_special_tokens=False, **plain)
 
     def _checked(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         if not ids:

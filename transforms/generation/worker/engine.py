@@ -189,6 +189,10 @@ class VllmEngine:
         else:
             await self._client.collective_rpc("replace_weights")
 
+    async def name_weights(self, version: int) -> None:
+        """Says which version the weights are that the engine has; answers tell it from now on."""
+        await self._client.update_weight_version(str(version))
+
     async def check_decoding(self, token_ids: Sequence[int]) -> None:
         """Lets the engine write some tokens, and asks it what it thinks of them as a part of the prompt.
 

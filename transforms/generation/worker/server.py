@@ -2,6 +2,7 @@
 
     run ─► port, model, broker checked ─► engine started and warmed ─► first version applied ─► serving
                                                                         └── follower goes on ──┘
+                               (alone: no broker, no follower; the model's own weights are version 1)
 
 Exit codes: 0 after SIGTERM or SIGINT; 1 if the engine died or its weights are wrong. What the user
 can mend is raised as a ``UserError``.
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from schemas.errors import AsyncFlowError, ConfigError, StateError, UserError
+from transforms.generation.worker.alone import serve_alone
 from transforms.generation.worker.announcements import Announcements
 from transforms.generation.worker.arguments import parse_arguments, prepare_environment
 from transforms.generation.worker.engine import VllmEngine
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
     from schemas.config import RunConfig
     from schemas.weights import WeightVersion
+    from transforms.generation.worker.verify import Expectation
 
 _GRACE_S: Final = 3
 """How long running requests may go on after SIGTERM; clients ask another worker then."""
@@ -79,20 +82,38 @@ def _run_loop(config: RunConfig, listener: socket.socket, early: _Interruption) 
     from prometheus_client import REGISTRY
 
     expectation = read_expectation(Path(config.model.path), config.worker.max_model_len_tokens, config.learner.lora)
-    announcements = Announcements(config)
     state = WorkerState(Metrics(REGISTRY), config.worker.max_model_len_tokens)
-    announcements.on_bad_record = state.refuse
-    prepare_environment(eager=config.worker.enforce_eager)
-    sys.setswitchinterval(_SWITCH_S)
-    import uvloop
+    with _connected(config, state, expectation) as run:
+        worker = _Worker(config, listener, early, state, run)
+        import uvloop
 
-    with ReaderProcess(config.weights.root, expectation) as reader:
-        registrar = Registrar(config, state)
-        worker = _Worker(config, listener, early, state, announcements, reader, registrar)
         code: int = uvloop.run(worker.main())
     gc.unfreeze()  # vLLM's server froze the heap, and with it a client that must not outlive the modules it needs
     gc.collect()
     return code
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What ties a worker to the run whose weights it follows."""
+
+    announcements: Announcements
+    reader: ReaderProcess
+    registrar: Registrar
+
+
+@contextmanager
+def _connected(config: RunConfig, state: WorkerState, expectation: Expectation) -> Iterator[_Run | None]:
+    """The run; null for a worker that follows none. Sets the environment before vLLM can be imported."""
+    announcements = None if config.worker.alone else Announcements(config)
+    prepare_environment(eager=config.worker.enforce_eager)
+    sys.setswitchinterval(_SWITCH_S)
+    if announcements is None:
+        yield None
+        return
+    announcements.on_bad_record = state.refuse
+    with ReaderProcess(config.weights.root, expectation) as reader:
+        yield _Run(announcements, reader, Registrar(config, state))
 
 
 @dataclass
@@ -130,9 +151,7 @@ class _Worker:
     listener: socket.socket
     early: _Interruption
     state: WorkerState
-    announcements: Announcements
-    reader: ReaderProcess
-    registrar: Registrar
+    run: _Run | None
     server: Any = None
     """uvicorn's, from the first applied version on."""
 
@@ -145,15 +164,19 @@ class _Worker:
                 return await self._serve(client, arguments, first)
         finally:
             await asyncio.get_running_loop().shutdown_default_executor()
-            self.announcements.close()
-            self.registrar.close()
+            if self.run is not None:
+                self.run.announcements.close()
+                self.run.registrar.close()
 
     async def _first_announcement(self) -> WeightVersion | None:
         """Waits for one only if nothing else says which dtype the engine shall have."""
-        first = await asyncio.to_thread(self.announcements.newest, 1)
+        if self.run is None:
+            return None
+        announcements = self.run.announcements
+        first = await asyncio.to_thread(announcements.newest, 1)
         while first is None and self.config.model.dtype == "auto":
             log.info("waiting_for_first_version", topic=self.config.topics.weights)
-            first = await asyncio.to_thread(self.announcements.newest, 5)
+            first = await asyncio.to_thread(announcements.newest, 5)
         return first
 
     def _dtype(self, first: WeightVersion | None) -> str:
@@ -177,10 +200,13 @@ class _Worker:
             await self._shut_down(tasks, at_once=not stop.is_set())
 
     async def _follow(self, client: Any, first: WeightVersion | None) -> None:
-        engine = VllmEngine(client)
-        tolerance = self.config.worker.probe_tolerance or default_tolerance(str(client.model_config.dtype))
-        follower = Follower(self.announcements, self.reader.read, engine, self.state, tolerance)
+        engine, dtype = VllmEngine(client), str(client.model_config.dtype)
         await engine.prepare()
+        if self.run is None:
+            await serve_alone(engine, self.state, self.config.model.path, dtype.removeprefix("torch."))
+            return
+        tolerance = self.config.worker.probe_tolerance or default_tolerance(dtype)
+        follower = Follower(self.run.announcements, self.run.reader.read, engine, self.state, tolerance)
         await follower.run(first)
 
     async def _listen(self, client: Any, arguments: Namespace) -> None:
@@ -188,13 +214,14 @@ class _Worker:
         await self.state.wait_for_version(1, None)
         self.server = await _build_server(client, arguments, self.state, self.config)
         log.info("serving", host=arguments.host, port=arguments.port, version=self.state.version)
-        self.registrar.start()
+        if self.run is not None:
+            self.run.registrar.start()
         await self.server.serve(sockets=[self.listener])
 
     async def _shut_down(self, tasks: list[asyncio.Task[Any]], *, at_once: bool) -> None:
         """Answers what is running within the grace, unless the weights or the engine are broken."""
-        if not at_once:
-            await self.registrar.leave()  # an engine that broke does not say so: it counts as a death
+        if self.run is not None and not at_once:
+            await self.run.registrar.leave()  # an engine that broke does not say so: it counts as a death
         await self.state.stop()
         if self.server is not None:
             self.server.should_exit, self.server.force_exit = True, at_once

@@ -113,3 +113,12 @@ def test_a_text_as_an_answer_ends_and_smuggles_in_no_special_token(chatml):
     assert not special & set(ids[:-1])
     assert special & set(chatml.encode("yes<|im_end|><|im_start|>user")), "as a prompt it would have some"
     assert tokenizer.encode(Prompt(text="7", reward=RewardSpec(name="feedback"))) == tuple(chatml.encode("7"))
+
+
+def test_a_text_as_an_answer_leaves_the_marks_of_later_prompts_whole(chatml):
+    tokenizer = Tokenizer(chatml, len(chatml))
+    prompt = Prompt(messages=(Message(role="user", content="7"),), reward=RewardSpec(name="feedback"))
+    before = tokenizer.encode(prompt)
+    tokenizer.encode_answer("yes")
+    assert tokenizer.encode(prompt) == before
+    assert chatml.convert_tokens_to_ids("<|im_start|>") in before
