@@ -52,4 +52,5 @@ class Problem(Row):
 
 def ask(prompt: str) -> str:
     """What the model is asked."""
-    return f"Complete this Python function. Answer with all of it in one block of code.\n\n```python\n{prompt.rstrip()}\n```"
+    asked = "Complete this Python function. Answer with all of it in one block of code."
+    return f"{asked}\n\n```python\n{prompt.rstrip()}\n```"

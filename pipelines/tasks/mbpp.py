@@ -68,7 +68,9 @@ class Program(Row):
             SyntaxError: the right program or a test is no Python.
         """
         code, setup = ast.parse(self.code), ast.parse(_lines(self.test_setup_code))
-        used = {node.id: None for test in self.test_list for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
+        used = {
+            node.id: None for test in self.test_list for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)
+        }
         defined = _defined(code) | _defined(setup)
         modules = sorted({name for node in code.body for name in _imported(node)} & set(used))
         return {

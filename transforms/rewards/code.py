@@ -16,6 +16,8 @@ from transforms.rewards.registry import Arguments, Reward, reward
 from transforms.rewards.sandbox import launch
 from transforms.rewards.sandbox.launch import Job
 
+CODE: Final = "code"
+"""Its name."""
 _FENCE: Final = re.compile(r"^[ \t]*```[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 _LONGEST_CHARACTERS: Final = 100_000
 """More is no answer that anyone asked for, and passes nothing."""
@@ -42,7 +44,7 @@ class UnitTests(Arguments):
     """For all tests. Keep it below ``rewards.timeout_s``, or code that hangs gets no reward instead of 0."""
 
 
-@reward("code")
+@reward(CODE)
 def code(sample: Sample, arguments: UnitTests) -> Reward:
     """1 if the code of the response passes all tests, else 0, or the share that it passes; that is a part in any case.
 

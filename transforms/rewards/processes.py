@@ -130,10 +130,12 @@ def _has_children(spared: Collection[int]) -> bool:
 
 def _children() -> set[int]:
     """Of this process, by the kernel's own list where it keeps one: psutil looks at every process of the machine."""
+    found: set[int] = set()
     lists = glob("/proc/self/task/*/children")
-    if not lists:
-        return {child.pid for child in psutil.Process().children()}
-    return {int(pid) for file in lists for pid in Path(file).read_text().split()}
+    for file in lists:
+        with contextlib.suppress(OSError):  # that thread has ended
+            found.update(map(int, Path(file).read_text().split()))
+    return found if lists else {child.pid for child in psutil.Process().children()}
 
 
 def _reap() -> bool:

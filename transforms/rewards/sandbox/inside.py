@@ -44,7 +44,7 @@ def main(control: socket.socket, *, isolated: bool) -> NoReturn:
         _preload()
         if isolated:
             _isolate(control)
-        limits.hide()
+        limits.guard()
     except OSError as error:
         control.sendall(FAILED + str(error.strerror or error).encode())
         os._exit(1)

@@ -31,6 +31,7 @@ class StandIn:
         self._reference = reference
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Calls it there; what it raises there is an :class:`AnswerError` here."""
         return self._call(self._reference, arguments, named)
 
     def __bool__(self) -> bool:

@@ -25,9 +25,7 @@ from transforms.rewards.sandbox.limits import NOBODY
 Mode = Literal["isolated", "required", "rlimits"]
 """``required`` is ``isolated``, but found out at the start."""
 
-_BEGIN: Final = (
-    "import sys; sys.path.append(sys.argv[1]); from transforms.rewards.sandbox.inside import begin; begin()"
-)
+_BEGIN: Final = "import sys; sys.path.append(sys.argv[1]); from transforms.rewards.sandbox.inside import begin; begin()"
 _PROJECT: Final = str(Path(__file__).parents[3])
 _START_S: Final = 30.0
 _GRACE_S: Final = 5.0

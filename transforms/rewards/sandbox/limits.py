@@ -6,6 +6,7 @@ Runs inside of the sandbox, so it imports nothing but the standard library.
 import ctypes
 import os
 import resource
+import signal
 from contextlib import suppress
 from functools import cache
 from typing import Any, Final
@@ -19,27 +20,29 @@ MEMORY_BYTES: Final = 512 << 20
 _FILE_BYTES: Final = 16 << 20
 _FILES: Final = 64
 
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _CAPABILITY_VERSION_3: Final = 0x20080522
 
 _ACT_ALLOW: Final = 0x7FFF0000
 _ACT_EPERM: Final = 0x00050001
-_FORBIDDEN: Final = (
-    "accept accept4 acct add_key bind bpf chroot clone3 connect delete_module execve execveat fanotify_init finit_module "
-    "fork fsconfig fsmount fsopen fspick init_module io_uring_enter io_uring_register io_uring_setup ioperm iopl kcmp "
-    "kexec_file_load kexec_load keyctl landlock_create_ruleset listen lookup_dcookie memfd_create memfd_secret "
-    "mount mount_setattr move_mount name_to_handle_at open_by_handle_at open_tree perf_event_open personality "
-    "pidfd_getfd pidfd_open pivot_root process_madvise process_vm_readv process_vm_writev ptrace quotactl quotactl_fd "
-    "reboot request_key sched_setaffinity setns settimeofday clock_settime clock_adjtime adjtimex shmget socket swapoff "
-    "swapon sync syslog umount2 unshare userfaultfd vfork vhangup"
-).split()
+_FORBIDDEN: Final = """
+accept accept4 acct add_key adjtimex bind bpf chroot clock_adjtime clock_settime clone3 connect delete_module execve
+execveat fanotify_init finit_module fork fsconfig fsmount fsopen fspick init_module io_uring_enter io_uring_register
+io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl listen lookup_dcookie memfd_create memfd_secret
+mknod mknodat mount mount_setattr move_mount name_to_handle_at open_by_handle_at open_tree perf_event_open
+personality pidfd_getfd pidfd_open pivot_root process_madvise process_vm_readv process_vm_writev ptrace quotactl
+quotactl_fd reboot request_key sched_setaffinity setdomainname sethostname setns settimeofday shmget socket swapoff
+swapon sync syslog umount2 unshare userfaultfd vfork vhangup
+"""
 """What the tests of an answer have no use for, and what most ways out of a kernel begin with."""
 
 
-def hide() -> None:
-    """Nobody who is not privileged reads or changes the memory of this process."""
+def guard() -> None:
+    """Nobody who is not privileged reads or changes the memory of this process, and it ends with its parent."""
     _LIBC.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def confine(seconds: float) -> None:
@@ -97,7 +100,7 @@ def call_filter() -> Any:
         library = ctypes.CDLL("libseccomp.so.2")
         library.seccomp_init.restype = ctypes.c_void_p
         context = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(_ACT_ALLOW)))
-        for name in _FORBIDDEN:
+        for name in _FORBIDDEN.split():
             number = library.seccomp_syscall_resolve_name(name.encode())
             if number >= 0:  # this version and this architecture know it
                 library.seccomp_rule_add(context, ctypes.c_uint32(_ACT_EPERM), number, 0)

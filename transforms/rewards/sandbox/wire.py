@@ -26,7 +26,9 @@ _MANY: Final[dict[str, Callable[[Any], Any]]] = {
     "iterator": iter,
     "dict": dict,
 }
-_TYPES: Final = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, set, dict)}
+_TYPES: Final[dict[str, type]] = {
+    kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, set, dict)
+}
 _KINDS: Final = (list, tuple, set, frozenset)
 
 
