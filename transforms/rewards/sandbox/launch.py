@@ -28,6 +28,8 @@ Mode = Literal["isolated", "required", "rlimits"]
 _BEGIN: Final = "import sys; sys.path.append(sys.argv[1]); from transforms.rewards.sandbox.inside import begin; begin()"
 _PROJECT: Final = str(Path(__file__).parents[3])
 _START_S: Final = 30.0
+_END_S: Final = 1.0
+"""How long it may take to end by itself."""
 _GRACE_S: Final = 5.0
 """How long the keeper may take to kill what ran out of its time."""
 
@@ -135,6 +137,8 @@ class Sandbox:
     def close(self) -> None:
         """Ends it and all in it."""
         self._control.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
         self._process.kill()
         self._process.wait()
         atexit.unregister(self.close)
