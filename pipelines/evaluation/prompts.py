@@ -15,7 +15,7 @@ from schemas.prompts import FEEDBACK_REWARD, Prompt
 from transforms.environments import registry as environments
 from transforms.generation.request import Encoder
 from transforms.rewards import registry
-from transforms.rewards.code import CODE
+from transforms.rewards.code import runs_code
 from transforms.rewards.sandbox import launch
 
 
@@ -81,7 +81,7 @@ def check_sandbox(config: RunConfig, prompts: Sequence[Prompt]) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    if any(prompt.function and prompt.function.name == CODE for prompt in prompts):
+    if any(prompt.function and runs_code(prompt.function) for prompt in prompts):
         launch.check(config.rewards.sandbox)
 
 

@@ -6,8 +6,8 @@
     make -s bench BENCH=rewards BENCH_ARGS="--data DIR"
 
 A right answer is what the data set says; of a program it is the data set's own, and a wrong one the same program with
-what it returns wrapped in a list. Elsewhere the wrong answer is the right one of another row, if it is another. A second
-is one of processor time, of this process and of all that it started. A reward whose data is missing is left out.
+what it returns wrapped in a list. Elsewhere the wrong answer is the right one of another row, if it is another. A
+second is one of processor time, of this process and of all that it started. A reward whose data is missing is left out.
 """
 
 import argparse
@@ -52,8 +52,7 @@ def main():
     registry.load()
     figures = {}
     for name, rows in cases(options):
-        rows = rows[: options.limit] if options.limit else rows
-        figures[name] = measure(rows)
+        figures[name] = measure(rows[: options.limit])
         sys.stderr.write(f"{name}: {figures[name]}\n")
     passed = bool(figures) and all(map(holds, figures.values()))
     sys.stdout.write(json.dumps({"rewards": figures, "bars": BARS, "passed": passed}, indent=1) + "\n")
@@ -87,14 +86,18 @@ def programs_of_humaneval(data):
     for_row = lambda row: RewardSpec(name="code", args=row.tests(SECONDS))  # noqa: E731
     rows = [row for _, row in read_lines(data / "humaneval/HumanEval.jsonl.gz", humaneval.Problem)]
     right = [row.prompt + row.canonical_solution for row in rows]
-    return [(for_row(row), fenced(text), fenced(spoil(text, row.entry_point))) for row, text in zip(rows, right, strict=True)]
+    return [
+        (for_row(row), fenced(text), fenced(spoil(text, row.entry_point)))
+        for row, text in zip(rows, right, strict=True)
+    ]
 
 
 def continued(data):
     """The bodies alone, as a model that was not taught to answer gives them; of two rows in turn one is wrong."""
     rows = [row for _, row in read_lines(data / "humaneval/HumanEval.jsonl.gz", humaneval.Problem)]
     return [
-        (RewardSpec(name="code", args=row.tests(SECONDS)), row.canonical_solution, "    return [None]\n") for row in rows
+        (RewardSpec(name="code", args=row.tests(SECONDS)), row.canonical_solution, "    return [None]\n")
+        for row in rows
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 
 from pydantic import Field
 
+from schemas.prompts import RewardSpec
 from schemas.trajectories import Sample
 from transforms.rewards.registry import Arguments, Reward, reward
 from transforms.rewards.sandbox import launch
@@ -57,6 +58,12 @@ def code(sample: Sample, arguments: UnitTests) -> Reward:
     passed = launch.run(_job(found, arguments))
     share = sum(passed) / len(passed)
     return Reward(share if arguments.partial else float(all(passed)), {"passed": share})
+
+
+def runs_code(spec: RewardSpec) -> bool:
+    """Whether a reward, or a part of it, is this one."""
+    parts = spec.args.get("of", ()) if spec.name == "weighted" else ()
+    return spec.name == CODE or any(part["name"] == CODE for part in parts)
 
 
 def find_code(text: str) -> str:

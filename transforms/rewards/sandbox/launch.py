@@ -103,7 +103,7 @@ class Sandbox:
             except (OSError, EOFError) as error:
                 self.close()
                 raise unavailable(f"it broke off: {error}") from error
-            said = mine.recv(len(job.tests) + 300)
+            said = mine.recv(len(job.tests) + 300, socket.MSG_WAITALL)
         if said.startswith(FAILED):
             raise unavailable(said[1:].decode(errors="replace"))
         if said.startswith(BROKEN):

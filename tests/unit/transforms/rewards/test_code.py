@@ -6,9 +6,11 @@ from dataclasses import replace
 import psutil
 import pytest
 
+from pipelines.evaluation.prompts import check_sandbox
+from pipelines.rollout import check as check_pipeline
 from schemas.config import RewardsConfig, RunConfig
 from schemas.errors import ConfigError, RecordError, RewardFault
-from schemas.prompts import RewardSpec
+from schemas.prompts import Prompt, RewardSpec
 from tests.support.samples import SAMPLE
 from transforms.rewards import registry
 from transforms.rewards.code import UnitTests, code, find_code
@@ -348,6 +350,19 @@ def test_without_isolation_there_is_no_reward_and_no_start(unpermitted):
     assert scored[0].error.startswith("sandbox_unavailable: code cannot be tested in isolation here: unshare")
     with pytest.raises(ConfigError, match=r"rewards\.sandbox 'required': .*unshare: Operation not permitted"):
         check("required")
+    with pytest.raises(ConfigError, match=r"rewards\.sandbox 'required'"):
+        check_pipeline(RunConfig(rewards=RewardsConfig(sandbox="required")))
+
+
+def test_an_evaluation_of_code_does_not_start_without_isolation(unpermitted):
+    spec = {"name": "code", "args": SQUARES}
+    prompts = [Prompt(text="1", reward=RewardSpec(name="last_number", args={"answer": "1"}))]
+    check_sandbox(RunConfig(), prompts)
+    for reward in (spec, {"name": "weighted", "args": {"of": [{"name": "length"}, spec]}}):
+        wanting = [*prompts, Prompt(text="1", reward=reward)]
+        with pytest.raises(ConfigError, match=r"rewards\.sandbox 'isolated'"):
+            check_sandbox(RunConfig(), wanting)
+        check_sandbox(RunConfig(rewards=RewardsConfig(sandbox="rlimits")), wanting)
 
 
 def test_limits_alone_are_a_choice(unpermitted):
