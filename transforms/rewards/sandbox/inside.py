@@ -71,6 +71,7 @@ def keep_open(*files: int) -> None:
 def _isolate(control: socket.socket) -> None:
     """Goes on as process 1 of new namespaces with a new root; the one that was here waits for it to end."""
     paths = root.shown()
+    root.forget_keys()
     root.unshare(root.NEWUSER | root.NEWNS | root.NEWPID | root.NEWNET | root.NEWIPC | root.NEWUTS)
     control.sendall(MAPPED)
     if control.recv(1) != MAPPED:
@@ -123,6 +124,7 @@ def _work(job: socket.socket, seconds: float, isolated: bool) -> NoReturn:
     """The process of the judge, and, forked from it before it knows the job, that of the answer."""
     try:
         if isolated:
+            os.setsid()  # a signal to one's process group does not stop at a namespace
             root.unshare(root.NEWPID | root.NEWNS | root.NEWIPC)
             root.give_scratch()
         else:
@@ -148,6 +150,7 @@ def _answer(channel: socket.socket, seconds: float, isolated: bool) -> NoReturn:
         keep_open(channel.fileno())
         _confine(seconds, isolated)
         if isolated:
+            os.setsid()
             os.chdir("/tmp")  # noqa: S108 - its own
         answer.serve(channel)
     finally:

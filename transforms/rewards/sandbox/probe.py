@@ -43,8 +43,9 @@ def network() -> bool:
 
 
 def neighbours() -> bool:
-    """No other process is to be seen."""
-    return os.getpid() == 1 and os.getppid() == 0 and _refused(lambda: os.kill(2, 0))
+    """No other process is to be seen, nor signalled with its own group."""
+    alone = os.getpid() == os.getpgrp() == os.getsid(0) == 1
+    return alone and os.getppid() == 0 and _refused(lambda: os.kill(2, 0))
 
 
 def environment() -> bool:

@@ -30,6 +30,8 @@ _AT_RECURSIVE: Final = 0x8000
 _SYS_MOUNT_SETATTR: Final = 442
 """On every architecture; since Linux 5.12."""
 _SYS_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}
+_SYS_KEYCTL: Final = {"x86_64": 250, "aarch64": 219}
+_JOIN_SESSION_KEYRING: Final = 1
 _OVER: Final = "/proc"
 """The new root is put together here: a directory that is always there and holds no interpreter."""
 _SIZE: Final = "16m"
@@ -47,6 +49,12 @@ def unshare(flags: int) -> None:
         OSError: the system does not let this user.
     """
     _call("unshare", _LIBC.unshare(flags))
+
+
+def forget_keys() -> None:
+    """Leaves the keyring of the session that it was started in, such as one with tickets, for an empty one."""
+    if number := _SYS_KEYCTL.get(os.uname().machine):
+        _LIBC.syscall(number, _JOIN_SESSION_KEYRING, None, 0, 0, 0)
 
 
 def shown() -> list[str]:
