@@ -1,5 +1,7 @@
 """The reward of code: right and wrong programs, and hostile ones, of which nothing scores, hangs or gets out."""
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -264,6 +266,15 @@ def test_nothing_of_an_answer_is_left_for_the_next():
     keep = "import os\ndef f():\n before = os.listdir('/tmp')\n open('/tmp/x', 'w').write('x')\n return before == []"
     assert holds(keep)
     assert holds(keep)
+
+
+def test_sets_of_strings_iterate_alike_each_time():
+    words = "list({'ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu', 'hen'})"
+    known = [sys.executable, "-c", f"print({words})"]
+    order = subprocess.run(
+        known, env={"PYTHONHASHSEED": "0"}, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert score(f"def f(): return {words}", tests=[f"assert f() == {order}"]).value == 1.0
 
 
 def test_a_prompt_whose_tests_are_no_python_is_at_fault_itself():
