@@ -30,6 +30,7 @@ from transforms.generation.pool import all_pools, drain_all, first_error, stop_a
 from transforms.generation.tokenizer import Tokenizer
 from transforms.kafka import Write
 from transforms.rewards import registry
+from transforms.rewards.sandbox import launch
 from transforms.score import Score
 
 _LOG = structlog.get_logger(__name__)
@@ -85,6 +86,8 @@ def check(config: RunConfig) -> None:
         UserError: in words.
     """
     registry.load(config.rewards.modules)
+    if config.rewards.sandbox == "required":
+        launch.check("required")
     environments.load(config.rollout.environments.modules)
     Tokenizer.load(config.model.path)
     create_topics(config)

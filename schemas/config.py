@@ -241,6 +241,11 @@ class RewardsConfig(Section):
     """Address space of one process."""
     modules: tuple[str, ...] = ()
     """Importable modules that register further rewards."""
+    sandbox: Literal["isolated", "required", "rlimits"] = "isolated"
+    """Where the reward ``code`` runs what models write: isolated by namespaces, or, where those cannot be had, not at
+    all (the reward is null, ``sandbox_unavailable``). ``required``: the same, and the pipeline does not start where
+    they cannot be had. ``rlimits``: with limits on time and memory alone, so that it can read, write and send what you
+    can; for models that you trust."""
 
 
 class LearnerConfig(Section):

@@ -10,7 +10,8 @@
     │   └── RunError           a run that exists already, does not exist, or is in use
     ├── ReasonedError          has a reason to count by
     │   ├── RecordError        bytes from outside that are not a valid record: a dead letter
-    │   └── EnvironmentFault   an environment raised, hung or said rubbish: its sample gets no reward
+    │   ├── EnvironmentFault   an environment raised, hung or said rubbish: its sample gets no reward
+    │   └── RewardFault        a reward that cannot be computed here: its sample gets none
     ├── EngineError            an engine did not answer; another attempt may succeed
     │   ├── EngineUnavailable  there was no engine to ask: the request was not begun
     │   └── EngineLost         the engine broke off, or says that it is broken; it may have died of the request
@@ -97,6 +98,10 @@ class EngineRefusal(AsyncFlowError):
 
 class EnvironmentFault(ReasonedError):
     """What an environment did wrong: ``environment_error`` or ``environment_timeout``."""
+
+
+class RewardFault(ReasonedError):
+    """A reward that cannot be computed, for a reason that has nothing to do with the answer."""
 
 
 class StateError(AsyncFlowError):

@@ -15,6 +15,8 @@ from schemas.prompts import FEEDBACK_REWARD, Prompt
 from transforms.environments import registry as environments
 from transforms.generation.request import Encoder
 from transforms.rewards import registry
+from transforms.rewards.code import runs_code
+from transforms.rewards.sandbox import launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,16 @@ def check_usable(prompts: Sequence[Prompt], tokenizer: Encoder) -> None:
         except RecordError as error:
             name = f" ({prompt.prompt_id})" if prompt.prompt_id else ""
             raise ConfigError(f"held-out prompt {number}{name}: {error}; correct it or leave it out") from error
+
+
+def check_sandbox(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Whether code can be run where a prompt wants it to.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if any(prompt.function and runs_code(prompt.function) for prompt in prompts):
+        launch.check(config.rewards.sandbox)
 
 
 def _check(prompt: Prompt, tokenizer: Encoder) -> None:

@@ -1,9 +1,11 @@
-"""Files of JSON, row by row: what data sets of problems are published as.
+"""Files of JSON, row by row, compressed by gzip if they are named so: what data sets of problems are published as.
 
 A row is a pydantic model of the columns that a task reads; columns that it does not name are not looked at. What does
 not fit is said once, with the file and the line.
 """
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -52,6 +54,6 @@ def read_list(file: Path, row: type[RowT]) -> Iterator[tuple[int, RowT]]:
 
 def _content(file: Path) -> bytes:
     try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}; expected JSON") from error
+        return gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"{file}: {getattr(error, 'strerror', None) or error}; expected JSON") from error

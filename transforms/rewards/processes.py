@@ -28,9 +28,11 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
+from glob import glob
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 import psutil
@@ -39,6 +41,7 @@ import structlog
 from schemas.config import RewardsConfig
 from schemas.errors import ProcessDied
 from transforms.rewards import registry
+from transforms.rewards.sandbox import launch
 
 _LOG = structlog.get_logger(__name__)
 _BATCH_CALLS: Final = 64
@@ -77,16 +80,27 @@ def kill_tree(pid: int) -> None:
     kill_session(pid)
 
 
-def _kill_below(root: psutil.Process) -> None:
+def _kill_below(root: psutil.Process, spared: Collection[int] = ()) -> None:
     """Stops descendants until no new one is found, for what is stopped does not fork; then kills them."""
     stopped: set[psutil.Process] = set()
     deadline = time.monotonic() + _SEARCH_S
-    while (found := set(root.children(recursive=True)) - stopped) and time.monotonic() < deadline:
+    while (found := _below(root, spared) - stopped) and time.monotonic() < deadline:
         for process in found:
             _signal(process, signal.SIGSTOP)
         stopped |= found
     for process in stopped:
         _signal(process, signal.SIGKILL)
+
+
+def _below(root: psutil.Process, spared: Collection[int]) -> set[psutil.Process]:
+    """All descendants of a process but those of its spared children, and these."""
+    if not spared:
+        return set(root.children(recursive=True))
+    found = {child for child in root.children() if child.pid not in spared}
+    for child in tuple(found):
+        with contextlib.suppress(psutil.NoSuchProcess):  # its children are ours now, and are found next time
+            found.update(child.children(recursive=True))
+    return found
 
 
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
@@ -95,20 +109,33 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
 
 
 def end_children() -> None:
-    """Kills and reaps all that this process started and that it adopted."""
-    while _has_children():
-        _kill_below(psutil.Process())
+    """Kills and reaps all that this process started and that it adopted, but for its sandbox, which waits for code."""
+    spared = launch.kept()
+    while _has_children(spared):
+        _kill_below(psutil.Process(), spared)
         while _reap():
             pass
         time.sleep(_WAIT_S)
 
 
-def _has_children() -> bool:
+def _has_children(spared: Collection[int]) -> bool:
+    if spared:
+        return bool(_children() - set(spared))
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
         return False
     return True
+
+
+def _children() -> set[int]:
+    """Of this process, by the kernel's own list where it keeps one: psutil looks at every process of the machine."""
+    found: set[int] = set()
+    lists = glob("/proc/self/task/*/children")
+    for file in lists:
+        with contextlib.suppress(OSError):  # that thread has ended
+            found.update(map(int, Path(file).read_text().split()))
+    return found if lists else {child.pid for child in psutil.Process().children()}
 
 
 def _reap() -> bool:
@@ -149,9 +176,10 @@ def _silence() -> None:
     os.close(nowhere)
 
 
-def _serve(pipe: Connection, running: "_Running", memory_bytes: int, modules: tuple[str, ...]) -> None:
+def _serve(pipe: Connection, running: "_Running", config: RewardsConfig) -> None:
     """The life of a reward process: ready, then calls after calls until the pipeline closes the pipe."""
-    prepare_process(memory_bytes, modules)
+    prepare_process(config.memory_bytes, config.modules)
+    launch.choose(config.sandbox)
     pipe.send([])
     with contextlib.suppress(EOFError):
         while True:
@@ -222,8 +250,7 @@ class _RewardProcess:
         self._timeout_s = config.timeout_s
         self._pipe, theirs = context.Pipe()
         self._running = _Running(context)
-        arguments = (theirs, self._running, config.memory_bytes, config.modules)
-        self._process = context.Process(target=_serve, args=arguments, name="rewards")
+        self._process = context.Process(target=_serve, args=(theirs, self._running, config), name="rewards")
         self._process.start()
         atexit.register(self.kill)  # before multiprocessing waits for its children
         theirs.close()

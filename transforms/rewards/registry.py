@@ -44,6 +44,7 @@ _REWARDS: Final[Registry[RewardFunction]] = Registry(
         for name in (
             "chrf",
             "closeness",
+            "code",
             "countdown",
             "exact_match",
             "format",

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from schemas.errors import RewardFault
 from schemas.prompts import RewardSpec
 from schemas.trajectories import Sample
 from transforms.rewards import registry
@@ -21,7 +22,8 @@ class SampleScore(NamedTuple):
     value: float | None
     parts: dict[str, float]
     error: str | None
-    """``{reason}: {detail}`` with reason ``reward_error`` or ``reward_timeout``; null if there is a value."""
+    """``{reason}: {detail}`` with reason ``reward_error``, ``reward_timeout`` or that of a fault; null if there is a
+    value."""
 
 
 def failed(reason: str, detail: str) -> SampleScore:
@@ -39,6 +41,8 @@ def score_samples(spec: RewardSpec, samples: Sequence[Sample]) -> list[SampleSco
 def _score_one(function: registry.RewardFunction, sample: Sample, arguments: Any) -> SampleScore:
     try:
         return to_score(function(sample, arguments))
+    except RewardFault as fault:
+        return failed(fault.reason, fault.detail)
     except BaseException as error:  # noqa: BLE001 - the reward call is a seam: SystemExit too may come out of it
         return failed("reward_error", describe(error))
 

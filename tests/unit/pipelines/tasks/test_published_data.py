@@ -41,6 +41,7 @@ def read(file):
         ("countdown", (2996, 500)),
         ("ifeval", (394, 116)),
         ("arith", (3095, 1777)),
+        ("mbpp", (374, 500)),
     ],
 )
 def test_every_row_is_a_prompt_and_none_is_on_both_sides(data, name, counts):
