@@ -60,6 +60,12 @@ class Pipeline:
         frontier = AdmissionFrontier(version=1, generation=1, frontier=dict(enumerate(offsets)))
         self.send(self.config.topics.admission, frontier.encode(), None, 0)
 
+    def admit_all(self):
+        """That are there."""
+        offsets = dict.fromkeys(range(self.config.kafka.partitions), 0)
+        offsets.update((place.partition, place.offset + 1) for place, _ in self.prompts())
+        self.admit(*offsets.values())
+
     def send(self, topic, value, headers=None, partition=None):
         self._producer.send(topic, value, headers=headers, partition=partition).get(timeout=10)
 
