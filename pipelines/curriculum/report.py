@@ -36,10 +36,6 @@ class Window:
             self.too_easy += passed == len(result.rewards)
             self.too_hard += passed == 0
 
-    def clear(self) -> None:
-        """Begins anew."""
-        self.__init__()  # type: ignore[misc]
-
     def show(self) -> dict[str, Any]:
         """As the fields of a line of the log; shares are of groups, what nothing is known of is null."""
         total = self.drawn.total()

@@ -71,7 +71,7 @@ class Source:
     """
 
     def __init__(self, config: RunConfig, order: Order, window: Window) -> None:
-        self._order, self._window = order, window
+        self._order, self.window = order, window
         self.pools = [replace(pool) for pool in order.pools]
         self._history = History(self.pools, order.selection)
         with ExitStack() as opened:
@@ -98,13 +98,13 @@ class Source:
             BrokerError: Kafka failed, and whether the prompts are in the log has to be read there.
             RunError: no prompt can be drawn, now or ever.
         """
-        self._window.add(self._reader.read_on(), self._order.selection)
+        self.window.add(self._reader.read_on(), self._order.selection)
         batch = self._draw(self._room())
         if batch:
             places = self._writer.write(batch, self._reader.partitions)
             for place, prompt in zip(places, batch, strict=True):
                 self._history.note_prompt(place, prompt.prompt_id, prompt.number)
-            self._window.drawn.update(prompt.pool for prompt in batch)
+            self.window.drawn.update(prompt.pool for prompt in batch)
         return len(batch)
 
     def _room(self) -> int:
@@ -191,4 +191,4 @@ class Curriculum:
         if self._window.drawn and time.monotonic() >= self._reported_s + every_s:
             _log.info("curriculum", prompts=self._source.written, **self._window.show())
             self._reported_s = time.monotonic()
-            self._window.clear()
+            self._window = self._source.window = Window()
