@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -15,6 +16,9 @@ from pipelines.cli.main import main
 from pipelines.curriculum.report import Window
 from pipelines.curriculum.settings import Selection
 from pipelines.curriculum.source import Curriculum, Order, Source
+from pipelines.local.broker import Broker
+from pipelines.local.topics import create_topics
+from schemas.config import KafkaConfig, RunConfig
 from schemas.crash_points import CURRICULUM_POINTS, VARIABLE, arm, hits
 from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, FencedError, RunError
@@ -183,6 +187,29 @@ def test_it_goes_on_when_kafka_did_not_take_a_batch(run_config, pipeline, monkey
     assert curriculum.close()["prompts"] == 6
     assert failed
     assert numbers(pipeline) == list(range(1, 7))
+
+
+def test_it_goes_on_when_the_broker_comes_back(tmp_path):
+    """Away for longer than a request may take, and started again on the same log."""
+    with Broker(tmp_path / "kafka") as broker:
+        port = int(broker.bootstrap.rpartition(":")[2])
+        config = RunConfig(name="away", kafka=KafkaConfig(bootstrap=broker.bootstrap, request_timeout_s=3.0))
+        create_topics(config)
+        curriculum = Curriculum(config, order(make_pool("sums", 40), ahead=4, prompts=20))
+        thread = threading.Thread(target=curriculum.run, daemon=True)
+        thread.start()
+        with Pipeline(config) as pipeline:
+            wait_until(lambda: numbers(pipeline) == [1, 2, 3, 4])
+    time.sleep(5)
+    assert thread.is_alive()
+    with Broker(tmp_path / "kafka", port), Pipeline(config) as pipeline:
+        pipeline.admit_all()
+        wait_until(lambda: numbers(pipeline) == list(range(1, 9)))
+        pipeline.admit(1000, 1000)
+        thread.join(60)
+        assert not thread.is_alive()
+        assert numbers(pipeline) == list(range(1, 21))
+        assert curriculum.close()["prompts"] == 20
 
 
 class Verb:
