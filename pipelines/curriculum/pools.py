@@ -84,14 +84,14 @@ def _pools_of_task(named: Named, data: Path | None) -> list[Pool]:
     task = find(named.name, named.told, "--tasks")
     if data is None:
         raise ConfigError(f"{named.name} is a task: give the directory of its data with --data DIR ({task.title})")
-    members = list(task.having("train")) if isinstance(task, Family) else [task]
-    return [_pool(each.label, named.weight / len(members), _prompts_of(each, data)) for each in members]
-
-
-def _prompts_of(task: Task, data: Path) -> Iterable[Prompt]:
-    if not task.files("train"):
+    members = [each for each in _members(task) if each.files("train")]
+    if not members:
         raise ConfigError(f"task {task.name} has no rows to train on, all of it is held out; leave it out of --tasks")
-    return task.prompts(data, "train")
+    return [_pool(each.label, named.weight / len(members), each.prompts(data, "train")) for each in members]
+
+
+def _members(task: Task) -> tuple[Task, ...]:
+    return task.chosen if isinstance(task, Family) else (task,)
 
 
 def _pool_of_file(named: Named) -> Pool:

@@ -112,6 +112,8 @@ class Source:
         return max(0, min(left, self._order.ahead - self._history.waiting, _MOST))
 
     def _draw(self, room: int) -> list[Numbered]:
+        if not room:
+            return []
         deck, batch = Deck(self.pools, self._order.selection, self._history.era), list[Numbered]()
         while len(batch) < room:
             number = self.written + len(batch) + 1

@@ -6,13 +6,13 @@ A newer curriculum of the run fences the older one for ever, so no number is wri
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from schemas.config import RunConfig
 from schemas.crash_points import crash_point
-from schemas.errors import BrokerError, FencedError
+from schemas.errors import BrokerError
 from schemas.identity import GroupId
-from schemas.transactions import is_fencing, open_producer
+from schemas.transactions import open_producer, transaction
 
 
 class Numbered(NamedTuple):
@@ -34,12 +34,16 @@ class Writer:
     def __init__(self, config: RunConfig) -> None:
         from kafka.errors import KafkaError
 
-        self._config = config
+        self._kafka, self._topic = config.kafka.bootstrap, config.topics.prompts
+        self._fenced = (
+            f"a newer curriculum draws for run {config.name!r}, or this one was away for longer than "
+            "kafka.transaction_timeout_s: it ends"
+        )
         try:
             self._producer = open_producer(config.kafka, config.topics.curriculum_id)
         except (KafkaError, OSError) as error:
             raise BrokerError(
-                f"Kafka at {config.kafka.bootstrap} cannot be reached ({error!r}); start it, or give its address"
+                f"Kafka at {self._kafka} cannot be reached ({error!r}); start it, or give its address"
             ) from error
 
     def write(self, prompts: Sequence[Numbered], partitions: int) -> list[GroupId]:
@@ -54,29 +58,19 @@ class Writer:
         """
         from kafka.errors import KafkaError
 
-        topic = self._config.topics.prompts
         try:
-            self._producer.begin_transaction()
-            sent = [
-                self._producer.send(topic, each.value, key=each.prompt_id.encode(), partition=each.number % partitions)
-                for each in prompts
-            ]
-            self._producer.flush()
-            crash_point("prompts_sent")
-            self._producer.commit_transaction()
+            with transaction(self._producer, self._fenced):
+                sent = [self._send(each, each.number % partitions) for each in prompts]
+                self._producer.flush()
+                crash_point("prompts_sent")
             crash_point("prompts_committed")
-            found = [future.get(timeout=0) for future in sent]
+            found = [future.get(timeout=0) for future in sent]  # committed means delivered
         except KafkaError as error:
-            raise self._in_words(error) from error
+            raise BrokerError(f"Kafka at {self._kafka} did not take the prompts: {error!r}") from error
         return [GroupId(record.partition, record.offset) for record in found]
 
-    def _in_words(self, error: Exception) -> FencedError | BrokerError:
-        if is_fencing(error):
-            return FencedError(
-                f"a newer curriculum draws for run {self._config.name!r}, or this one was away for longer than "
-                "kafka.transaction_timeout_s: it ends"
-            )
-        return BrokerError(f"Kafka at {self._config.kafka.bootstrap} did not take the prompts: {error!r}")
+    def _send(self, prompt: Numbered, partition: int) -> Any:
+        return self._producer.send(self._topic, prompt.value, key=prompt.prompt_id.encode(), partition=partition)
 
     def close(self) -> None:
         """Closes the connection."""

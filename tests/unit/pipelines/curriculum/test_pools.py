@@ -55,6 +55,7 @@ def test_a_file_is_a_pool(write):
         (["translation:from=fr"], "--tasks of task translation: from"),
         (["translation:french"], "--tasks 'french': expected KEY=VALUE"),
         (["svamp"], "svamp has no rows to train on"),
+        (["arith=1:tasks=svamp"], "arith has no rows to train on"),
         (["gsm8k", "gsm8k=2"], "gsm8k is named twice"),
         (["arith", "asdiv=2"], "asdiv is named twice"),
     ],
