@@ -114,7 +114,8 @@ class Prompt(Record):
     """Null for the pipeline's configured sampling."""
     purpose: Literal["train"] = "train"
     metadata: dict[str, Any] = Field(default_factory=dict)
-    """Anything; not read by this project."""
+    """Anything. Of all this only ``asyncflow curriculum`` reads something, the mark of its own prompts:
+    ``{"curriculum": {"number": 17, "pass_rate": 0.25}}``."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Self:

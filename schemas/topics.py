@@ -99,6 +99,11 @@ class Topics:
         """The learner's transactional id: a second learner fences the first."""
         return f"{self.run}.learner"
 
+    @property
+    def curriculum_id(self) -> str:
+        """The transactional id of the curriculum: a second one fences the first."""
+        return f"{self.run}.curriculum"
+
     def rollout_id(self, share: int) -> str:
         """The transactional id of one share of the rollout pipeline."""
         return f"{self.run}.rollout.{share}"

@@ -1,4 +1,4 @@
-"""Kafka producers with a transactional id, for all who write in transactions: learner and pipelines.
+"""Kafka producers with a transactional id, for all who write in transactions: learner, pipelines and curriculum.
 
     open_producer ──► fences whoever had the id before, and aborts what they left open ──► ready
     transaction   ──► what is sent within is committed whole, or nothing of it

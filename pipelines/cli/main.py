@@ -32,6 +32,7 @@ VERBS: Final = {
     "feedback": "send one judgement of an answer",
     "export": "write the weights of a run as a Hugging Face directory",
     "submit": "write the prompts of a JSON-lines file or of a task to a run",
+    "curriculum": "write prompts of several tasks by weight, and of each those that teach most now",
     "topics": "create the topics of a run, or check those that exist",
     "kafka": "serve the log of a finished run again",
     "audit": "check every promise of a run from its topics alone",

@@ -26,23 +26,24 @@ _MEMBERS: Final[tuple[type[Task], ...]] = tuple(member for family in _FAMILIES f
 TASKS: Final[dict[str, type[Task]]] = {task.name: task for task in (*_ALONE, *_FAMILIES, *_MEMBERS)}
 
 
-def find(name: str, arguments: Iterable[str] = ()) -> Task:
+def find(name: str, arguments: Iterable[str] = (), flag: str = "--args") -> Task:
     """A task that knows what it was told.
 
     Args:
         name: of the task.
         arguments: ``KEY=VALUE``, such as ``to=fr``.
+        flag: by which they were given, for messages.
 
     Raises:
         ConfigError: there is no such task, or it cannot be told that.
     """
     if name not in TASKS:
         raise ConfigError(f"no task {name[:80]!r}; {hint(name)}")
-    told = dict(map(_split, arguments))
+    told = dict(_split(argument, flag) for argument in arguments)
     try:
         return TASKS[name].model_validate(told)
     except ValidationError as error:
-        raise ConfigError(f"--args of task {name}: {first_fault(error)}") from error
+        raise ConfigError(f"{flag} of task {name}: {first_fault(error)}") from error
 
 
 def hint(name: str) -> str:
@@ -51,8 +52,8 @@ def hint(name: str) -> str:
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}"
 
 
-def _split(argument: str) -> tuple[str, str]:
+def _split(argument: str, flag: str) -> tuple[str, str]:
     key, equals, value = argument.partition("=")
     if not equals:
-        raise ConfigError(f"--args {argument[:80]!r}: expected KEY=VALUE, such as to=fr")
+        raise ConfigError(f"{flag} {argument[:80]!r}: expected KEY=VALUE, such as to=fr")
     return key, value

@@ -4,8 +4,11 @@ A case returns ``decoded`` or the reason of its refusal. A :class:`Finding` or a
 defect of the project.
 """
 
+import math
 from functools import partial
+from types import SimpleNamespace
 
+from pipelines.curriculum.history import results_in
 from schemas.dead_letters import DeadLetter
 from schemas.errors import RecordError, StateError
 from schemas.identity import GroupId, RolloutId
@@ -37,12 +40,19 @@ def run_record(damage, draw):
     value, headers = damage(draw)
     named = groups_named_in(headers)
     owe(all(type(name) is GroupId for name in named), f"groups_named_in gives {named}")
+    _read_results(value, headers)
     try:
         groups = decode(value, headers)
     except RecordError as error:
         return refusal(error, TRAJECTORY_REASONS)
     _check_groups(groups)
     return "decoded"
+
+
+def _read_results(value, headers):
+    """What reads some columns passes over what it cannot read, and gives finite rewards."""
+    for result in results_in(SimpleNamespace(value=value, headers=list(headers.items()))):
+        owe(all(map(math.isfinite, result.rewards)), f"a reward that is not finite: {result}")
 
 
 def _check_groups(groups):

@@ -13,7 +13,17 @@ from schemas.arrow_messages import decoded_size_bytes, read_messages
 from schemas.errors import RecordError
 from schemas.identity import GroupId
 from schemas.limits import MAX_DECODED_BYTES
-from schemas.trajectories import FINGERPRINT, SCHEMA, Span, decode, encode, find_fault, fingerprint, groups_named_in
+from schemas.trajectories import (
+    FINGERPRINT,
+    SCHEMA,
+    Span,
+    decode,
+    decode_columns,
+    encode,
+    find_fault,
+    fingerprint,
+    groups_named_in,
+)
 from tests.support.samples import group
 
 
@@ -33,6 +43,15 @@ def test_groups_come_back_as_they_were_written():
     assert read[0][0].weight_version_spans == (Span(11, 0), Span(12, 2))
     assert read[0][0].prompt_at == first[0].prompt_at
     assert groups_named_in(headers) == [GroupId(0, 38), GroupId(1, 7)]
+
+
+def test_some_columns_are_read_under_the_same_distrust():
+    value, headers = encode([*group(offset=38), *group(partition=1, offset=7, reward=None)])
+    read = decode_columns(value, headers, ("reward", "prompt_offset"))
+    assert read.to_pydict() == {"reward": [1.0, 1.0, None, None], "prompt_offset": [38, 38, 7, 7]}
+    for damaged, told in ((value[:-9], headers), (value, {**headers, "rows": b"3"}), (None, headers)):
+        with pytest.raises(RecordError):
+            decode_columns(damaged, told, ("reward",))
 
 
 def test_the_schema_is_version_1_as_published():
