@@ -192,6 +192,8 @@ class EnvironmentsConfig(Section):
     """Address space of one of these processes."""
     modules: tuple[str, ...] = ()
     """Importable modules that register further environments."""
+    data: dict[str, Path] = Field(default_factory=dict)
+    """The directory that an environment reads, by its name; ``tau_retail`` needs one."""
 
 
 class RolloutConfig(Section):

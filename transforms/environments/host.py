@@ -9,9 +9,10 @@ blocks the loop is noticed from outside (:mod:`transforms.environments.processes
 import asyncio
 import os
 import sys
+from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from schemas.limits import MAX_PROMPT_BYTES
 from schemas.prompts import EnvironmentSpec
@@ -24,6 +25,7 @@ from transforms.rewards.scoring import describe
 LONGEST_REPLY_BYTES: Final = MAX_PROMPT_BYTES
 """What an environment may say in one step: as much as a prompt."""
 LONGEST_ORDER_BYTES: Final = 64 << 20
+_DATA: Final = TypeAdapter(dict[str, Path])
 
 
 class Order(BaseModel):
@@ -130,9 +132,9 @@ async def _serve(timeout_s: float, given: BinaryIO, output: BinaryIO) -> None:
     await Host(timeout_s, output).serve(orders)
 
 
-def main(timeout_s: str, memory_bytes: str, *modules: str) -> None:
-    """The life of the process; what environments print goes nowhere."""
-    registry.load(modules)
+def main(timeout_s: str, memory_bytes: str, data: str, *modules: str) -> None:
+    """The life of the process; what environments print goes nowhere. ``data`` is a JSON object of directories."""
+    registry.load(modules, _DATA.validate_json(data))
     given, output = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     prepare_process(int(memory_bytes), ())
     asyncio.run(_serve(float(timeout_s), given, output))
