@@ -1,8 +1,8 @@
 """``tau_retail``: customers of a shop, whom an agent helps with tools; scored by what the shop's database is left as.
 
-Yao et al. 2024, arXiv:2406.12045. Train is ``tasks_train.json``, held out is ``tasks_test.json``, as published. A prompt
-is the shop's policy (``wiki.md``) with the tools, and the user's first words; its environment knows the right actions.
-The database is not in it: the environment reads it from the directory that the configuration names.
+Yao et al. 2024, arXiv:2406.12045. Train is ``tasks_train.json``, held out is ``tasks_test.json``, as published. A
+prompt is the shop's policy (``wiki.md``) with the tools, and the user's first words; its environment knows the right
+actions. The database is not in it: the environment reads it from the directory that the configuration names.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ class TauRetail(Task):
     role: str = "user"
     """Of what tools say: ``tool`` where the model's chat template knows it."""
     most_characters: int = Field(default=16_000, ge=1)
-    """Of a prompt; a longer one is refused, because it would leave too little of a model's context to the conversation."""
+    """Of a prompt; a longer one is refused, for it would leave too little of a model's context to the conversation."""
 
     def files(self, split: Split) -> tuple[str, ...]:
         """The policy and a list of tasks."""

@@ -4,6 +4,7 @@ import gzip
 
 from tests.support.benchmarks import write_benchmarks
 from tests.support.problems import write_problems
+from tests.support.shop import write_shop
 
 SENTENCES = (
     ("A dog runs.", "Ein Hund rennt.", "Un chien court."),
@@ -27,6 +28,7 @@ def write_data(directory):
     for split, rows in (("train", MESSAGES), ("test", MESSAGES[::-1])):
         write_messages(directory, split, rows)
     write_benchmarks(directory)
+    write_shop(directory / "tau-bench" / "retail")
     return write_problems(directory)
 
 

@@ -77,12 +77,13 @@ class Environment(ABC):
     """Whether it needs a directory of data."""
 
     @classmethod
-    def read_data(cls, directory: Path) -> None:  # noqa: B027 - most read none
+    def read_data(cls, directory: Path) -> None:  # noqa: ARG003 - most read none
         """Reads what all instances share; called once in each process, before the first of them.
 
         Raises:
             ConfigError: it does not hold what it should.
         """
+        return
 
     @abstractmethod
     async def reset(self, arguments: Any) -> None:

@@ -182,19 +182,22 @@ def _read(file: Path, form: type[FileT]) -> FileT:
         records = json.loads(file.read_bytes())
         TypeAdapter(form).validate_python(records)
     except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}; expected {', '.join(FILES)} of tau-bench's retail shop") from error
+        raise ConfigError(f"{file}: {error.strerror}; expected tau-bench's {', '.join(FILES)}") from error
     except ValidationError as error:
         raise ConfigError(f"{file}: {first_fault(error)}; expected tau-bench's {file.name}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not JSON ({error}); expected tau-bench's {file.name}") from error
-    return cast(FileT, records)
+    return cast("FileT", records)
 
 
 RecordT = TypeVar("RecordT", User, Order)
 
 
 class View:
-    """The shop as one conversation has left it. What is read must not be changed; what is to be changed is asked for."""
+    """The shop as one conversation has left it.
+
+    What is read must not be changed: what is to be changed is asked for.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database

@@ -1,15 +1,15 @@
-"""``tau_retail``, turn by turn.
+"""The environment ``tau_retail``, turn by turn; what a conversation changes is its own.
 
-    answer ──find_call──► tool ──► what it says
-                 │          └── transfer_to_human_agents ──► over: 0 or 1
-                 └─ none ──► the user ──► what they say
-                               └── nothing left ──► over: 0 or 1
+answer ──find_call──► tool ──► what it says
+             │          └── transfer_to_human_agents ──► over: 0 or 1
+             └─ none ──► the user ──► what they say
+                           └── nothing left to say ──► over: 0 or 1
 """
 
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from pydantic import model_validator
+from pydantic import field_validator
 
 from schemas.prompts import Message
 from transforms.environments.registry import Answer, Arguments, Environment, Step, environment
@@ -34,11 +34,12 @@ class Case(Arguments):
     """Of what tools say: ``tool`` where the model's chat template knows it; in the user's role it stands in
     ``<tool_response>`` tags."""
 
-    @model_validator(mode="after")
-    def _can_be_done(self) -> Self:
-        for action in self.actions:
+    @field_validator("actions")
+    @classmethod
+    def _can_be_done(cls, actions: tuple[ToolCall, ...]) -> tuple[ToolCall, ...]:
+        for action in actions:
             tools.parse(action)
-        return self
+        return actions
 
 
 @environment("tau_retail")

@@ -167,7 +167,10 @@ class Place(Given):
 
     def address(self) -> Address:
         """As the database has it."""
-        return Address(**{name: getattr(self, name) for name in Place.model_fields})  # type: ignore[typeddict-item]
+        return {
+            "address1": self.address1, "address2": self.address2, "city": self.city,
+            "state": self.state, "country": self.country, "zip": self.zip,
+        }  # fmt: skip
 
 
 class OrderAddress(Place, OrderId):
