@@ -85,7 +85,7 @@ def check(config: RunConfig) -> None:
         UserError: in words.
     """
     registry.load(config.rewards.modules)
-    environments.load(config.rollout.environments.modules, config.rollout.environments.data)
+    environments.load(config.rollout.environments)
     Tokenizer.load(config.model.path)
     create_topics(config)
 

@@ -7,7 +7,7 @@ actions. The database is not in it: the environment reads it from the directory 
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import Field, ValidationError
 
@@ -18,7 +18,7 @@ from schemas.prompts import ENVIRONMENT_REWARD, EnvironmentSpec, Message, Prompt
 from schemas.records import first_fault
 from transforms.environments.tau_retail import tools
 from transforms.environments.tau_retail.environment import Case
-from transforms.environments.tau_retail.user import told
+from transforms.environments.tau_retail.user import GREETING, told
 
 _FILES: Final = {"train": "train", "held_out": "test"}
 _DIRECTORY: Final = "tau-bench/retail"
@@ -32,6 +32,8 @@ class TauRetail(Task):
 
     role: str = "user"
     """Of what tools say: ``tool`` where the model's chat template knows it."""
+    user: Literal["told", "model"] = "told"
+    """Who the customer is: one who says all at once and then agrees, or the model of ``rollout.environments.user``."""
     most_characters: int = Field(default=16_000, ge=1)
     """Of a prompt; a longer one is refused, for it would leave too little of a model's context to the conversation."""
 
@@ -42,7 +44,7 @@ class TauRetail(Task):
     def rows(self, data: Path, split: Split) -> Iterator[tuple[str, RewardSpec]]:
         """One row a customer: their first words."""
         for row in _read(data / self.files(split)[1]):
-            yield told(row.instruction), RewardSpec(name=ENVIRONMENT_REWARD)
+            yield self._first_words(row), RewardSpec(name=ENVIRONMENT_REWARD)
 
     def prompts(self, data: Path, split: Split) -> Iterator[Prompt]:
         """All prompts of a split, in the order of the file.
@@ -54,8 +56,23 @@ class TauRetail(Task):
         policy, tasks = (data / name for name in self.files(split))
         system = Message(role="system", content=instruct(_text(policy)))
         for number, row in enumerate(_read(tasks)):
-            messages = (system, Message(role="user", content=told(row.instruction)))
-            yield self._conversation(f"{self.label}/{split}/{number}", messages, row.case(self.role))
+            messages = (system, Message(role="user", content=self._first_words(row)))
+            yield self._conversation(f"{self.label}/{split}/{number}", messages, self._case(row))
+
+    @property
+    def label(self) -> str:
+        """Another one where a model plays the user, for that is another task."""
+        return self.name if self.user == "told" else f"{self.name}-{self.user}"
+
+    def _first_words(self, row: "_Customer") -> str:
+        return told(row.instruction) if self.user == "told" else GREETING
+
+    def _case(self, row: "_Customer") -> Case:
+        """What the environment is told."""
+        given = row.case()
+        if self.user == "model":
+            given |= {"user": "model", "instruction": row.instruction}
+        return Case.model_validate({**given, "role": self.role})
 
     def _conversation(self, prompt_id: str, messages: tuple[Message, ...], case: Case) -> Prompt:
         characters = sum(len(message.content) for message in messages)
@@ -80,10 +97,10 @@ class _Customer(Row):
     actions: tuple[_Action, ...]
     outputs: tuple[str, ...]
 
-    def case(self, role: str) -> Case:
-        """What the environment is told."""
+    def case(self) -> dict[str, Any]:
+        """What every environment of it is told."""
         actions = [{"name": action.name, "arguments": action.kwargs} for action in self.actions]
-        return Case.model_validate({"actions": actions, "outputs": self.outputs, "role": role})
+        return {"actions": actions, "outputs": self.outputs}
 
 
 def instruct(policy: str) -> str:
@@ -109,7 +126,7 @@ def _read(file: Path) -> Iterator[_Customer]:
     """The tasks of a file, which the environment can play."""
     for number, row in read_list(file, _Customer):
         try:
-            row.case("user")
+            Case.model_validate(row.case())
         except ValidationError as error:
             raise ConfigError(f"{file}, task {number}: {first_fault(error)}") from error
         yield row

@@ -15,7 +15,6 @@ import atexit
 import contextlib
 import functools
 import itertools
-import json
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -63,7 +62,7 @@ class _Process:
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", host.__name__),
-                *(str(config.step_timeout_s), str(config.memory_bytes), _data_of(config), *config.modules),
+                config.model_dump_json(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=2 * host.LONGEST_REPLY_BYTES,
@@ -130,10 +129,6 @@ class _Process:
         await asyncio.to_thread(self._kill)
         await self._reading
         await self._process.wait()
-
-
-def _data_of(config: EnvironmentsConfig) -> str:
-    return json.dumps({name: str(directory) for name, directory in config.data.items()})
 
 
 async def _wait_until_ready(process: asyncio.subprocess.Process) -> None:

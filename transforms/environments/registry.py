@@ -15,13 +15,13 @@ that ``rollout.environments.data`` names for it: never in one that a prompt name
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from schemas.config import EnvironmentsConfig
 from schemas.errors import ConfigError, RecordError
 from schemas.prompts import EnvironmentSpec, Message
 from transforms.registry import Arguments, Registry
@@ -73,6 +73,8 @@ class Step(BaseModel):
 class Environment(ABC):
     """Base of all environments. Its methods may await, and must not block: see docs/environments.md."""
 
+    config: EnvironmentsConfig = EnvironmentsConfig()
+    """``rollout.environments`` of the run; there before :meth:`reset`."""
     reads_data: ClassVar[bool] = False
     """Whether it needs a directory of data."""
 
@@ -112,17 +114,13 @@ _ENVIRONMENTS: Final[Registry[type[Environment]]] = Registry(
 )
 _READ: Final[dict[str, Path]] = {}
 """The directory that each environment has read in this process."""
-_NONE: Final[Mapping[str, Path]] = MappingProxyType({})
+_NOTHING_ELSE: Final = EnvironmentsConfig()
 find = _ENVIRONMENTS.find
 parse_arguments = _ENVIRONMENTS.parse_arguments
 
 
-def load(modules: Iterable[str] = (), data: Mapping[str, Path] = _NONE) -> list[str]:
-    """Imports what comes with the project and ``modules``, and lets environments read their data, once.
-
-    Args:
-        modules: that register further environments.
-        data: the directory of each environment that reads one.
+def load(config: EnvironmentsConfig = _NOTHING_ELSE) -> list[str]:
+    """Imports what comes with the project and the configured modules, and lets environments read their data, once.
 
     Returns:
         All registered names.
@@ -130,8 +128,8 @@ def load(modules: Iterable[str] = (), data: Mapping[str, Path] = _NONE) -> list[
     Raises:
         ConfigError: a module cannot be imported, or a directory is for no environment or not what it needs.
     """
-    names = _ENVIRONMENTS.load(modules)
-    for name, directory in data.items():
+    names = _ENVIRONMENTS.load(config.modules)
+    for name, directory in config.data.items():
         if _READ.get(name) != directory:
             _read(name, directory)
             _READ[name] = directory

@@ -7,9 +7,9 @@ answer ──find_call──► tool ──► what it says
 """
 
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from schemas.prompts import Message
 from transforms.environments.registry import Answer, Arguments, Environment, Step, environment
@@ -17,7 +17,7 @@ from transforms.environments.tau_retail import tools
 from transforms.environments.tau_retail.calls import BadCall, ToolCall, find_call
 from transforms.environments.tau_retail.database import Database, View
 from transforms.environments.tau_retail.reward import judge
-from transforms.environments.tau_retail.user import Told
+from transforms.environments.tau_retail.user import Played, Told, User
 
 
 class Case(Arguments):
@@ -33,6 +33,10 @@ class Case(Arguments):
     role: str = "user"
     """Of what tools say: ``tool`` where the model's chat template knows it; in the user's role it stands in
     ``<tool_response>`` tags."""
+    user: Literal["told", "model"] = "told"
+    """Who the user is: one who says all at once and then agrees, or a model, that of ``rollout.environments.user``."""
+    instruction: str = ""
+    """What a model is told that it wants; a told user says it in the prompt."""
 
     @field_validator("actions")
     @classmethod
@@ -40,6 +44,12 @@ class Case(Arguments):
         for action in actions:
             tools.parse(action)
         return actions
+
+    @model_validator(mode="after")
+    def _knows_what_it_wants(self) -> Self:
+        if (self.user == "model") != bool(self.instruction):
+            raise ValueError("an instruction is for user = 'model', which needs one")
+        return self
 
 
 @environment("tau_retail")
@@ -58,10 +68,20 @@ class TauRetail(Environment):
         """
         cls._database = Database.read(directory)
 
-    async def reset(self, arguments: Case) -> None:
-        """Opens the shop."""
-        self._case, self._view, self._user = arguments, View(self._database), Told()
+    def __init__(self) -> None:
+        self._user: User = Told()
         self._said: list[str] = []
+        self._has_acted = False
+
+    async def reset(self, arguments: Case) -> None:
+        """Opens the shop, and finds the model that plays the user if one does."""
+        self._case, self._view = arguments, View(self._database)
+        if arguments.user == "model":
+            self._user = Played(arguments.instruction, self.config.user)
+
+    async def close(self) -> None:
+        """Lets go of the user."""
+        await self._user.close()
 
     async def step(self, answer: Answer) -> Step:
         """What a tool or the user says."""
@@ -69,10 +89,10 @@ class TauRetail(Environment):
             call = find_call(answer.text)
         except BadCall as error:
             return self._tool_says(tools.Outcome(f"Error: {error}", is_error=True))
-        return self._hear(answer.text) if call is None else self._do(call)
+        return await self._hear(answer.text) if call is None else self._do(call)
 
     def _do(self, call: ToolCall) -> Step:
-        self._user.sees_tool()
+        self._has_acted = True
         outcome = tools.use(self._view, call)
         if call.name == tools.ENDING and not outcome.is_error:
             return self._end(calls=1.0)
@@ -87,9 +107,10 @@ class TauRetail(Environment):
             parts=_parts(calls=1.0, errors=float(outcome.is_error)),
         )
 
-    def _hear(self, text: str) -> Step:
+    async def _hear(self, text: str) -> Step:
         self._said.append(text)
-        reply = self._user.answer()
+        reply = await self._user.answer(text, has_acted=self._has_acted)
+        self._has_acted = False
         if reply is None:
             return self._end()
         return Step(messages=(Message(role="user", content=reply),), reward=0.0, parts=_parts())

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines.tasks.division import plain
 from pipelines.tasks.registry import find
+from schemas.config import EnvironmentsConfig
 from tests.support.samples import SAMPLE
 from transforms.environments import registry as environments
 from transforms.environments.registry import Answer
@@ -83,10 +84,10 @@ def test_countdown_knows_every_published_solution_and_takes_none_for_the_next(da
         assert countdown(answering(other["solution"]), arguments).value == 0.0
 
 
-async def test_the_right_actions_of_every_customer_of_the_shop_get_the_reward_and_doing_nothing_gets_it_where_right(
+async def test_the_right_actions_get_the_reward_for_every_customer_and_doing_nothing_where_it_is_right(
     data,
 ):
-    environments.load((), {"tau_retail": data / "tau-bench" / "retail"})
+    environments.load(EnvironmentsConfig(data={"tau_retail": data / "tau-bench" / "retail"}))
     for split, customers, idle in (("train", 500, 5), ("held_out", 115, 7)):
         cases = [Case.model_validate(prompt.environment.args) for prompt in find("tau_retail").prompts(data, split)]
         acting = [[*map(calling, case.actions), f"Done: {', '.join(case.outputs)}", "Bye."] for case in cases]

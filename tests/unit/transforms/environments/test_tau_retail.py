@@ -292,7 +292,7 @@ def test_a_call_in_another_form_is_said_to_be_one(text):
 @pytest.fixture
 def shop(tmp_path):
     write_shop(tmp_path)
-    registry.load((), {"tau_retail": tmp_path})
+    registry.load(EnvironmentsConfig(data={"tau_retail": tmp_path}))
     return tmp_path
 
 
@@ -442,7 +442,7 @@ def test_data_that_is_missing_or_something_else_is_named_with_its_key(tmp_path, 
     file = write_shop(tmp_path) / name
     file.unlink() if content is None else file.write_text(content)
     with pytest.raises(ConfigError, match=complaint):
-        registry.load((), {"tau_retail": tmp_path})
+        registry.load(EnvironmentsConfig(data={"tau_retail": tmp_path}))
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ def test_data_that_is_missing_or_something_else_is_named_with_its_key(tmp_path, 
 )
 def test_data_for_an_environment_that_reads_none_is_refused(tmp_path, name, complaint):
     with pytest.raises(ConfigError, match=complaint):
-        registry.load((), {name: tmp_path})
+        registry.load(EnvironmentsConfig(data={name: tmp_path}))
 
 
 async def test_it_runs_in_processes_that_have_read_the_configured_directory(tmp_path):
