@@ -9,6 +9,7 @@ from pipelines.tasks.registry import find
 from schemas.errors import ConfigError
 from tests.support.shop import CANCEL, POLICY, TASKS, write_shop
 from transforms.environments.tau_retail.environment import Case
+from transforms.environments.tau_retail.user import GREETING
 
 
 @pytest.fixture
@@ -36,6 +37,15 @@ def test_the_held_out_split_is_the_test_set_and_tools_speak_in_the_role_that_is_
     assert [prompt.prompt_id for prompt in prompts] == ["tau_retail/held_out/0", "tau_retail/held_out/1"]
     cases = [Case.model_validate(prompt.environment.args) for prompt in prompts]
     assert [(case.role, case.outputs) for case in cases] == [("tool", ("2.2",)), ("tool", ())]
+
+
+def test_a_customer_whom_a_model_plays_says_hello_and_only_the_environment_knows_what_they_want(data):
+    prompt = next(find("tau_retail", ["user=model"]).prompts(data, "train"))
+    assert (prompt.prompt_id, prompt.task) == ("tau_retail-model/train/0", "tau_retail-model")
+    assert prompt.messages[1].content == GREETING
+    case = Case.model_validate(prompt.environment.args)
+    assert (case.user, case.instruction) == ("model", TASKS[0]["instruction"])
+    assert TASKS[0]["instruction"] not in prompt.messages[0].content
 
 
 def test_a_prompt_that_is_too_long_is_refused(data):

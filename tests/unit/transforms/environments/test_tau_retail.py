@@ -409,6 +409,9 @@ async def test_hostile_answers_are_answered_and_can_be_carried(shop, text):
         {"actions": [{"name": "sell", "arguments": {}}]},
         {"actions": [{"name": "think", "arguments": {"thought": 5}}]},
         {"actions": [], "data": "/etc"},
+        {"actions": [], "user": "model"},
+        {"actions": [], "instruction": "Cancel #W1."},
+        {"actions": [], "user": "http://127.0.0.1:8000"},
     ],
 )
 def test_a_case_that_cannot_be_played_is_found_when_the_prompt_arrives(shop, arguments):
