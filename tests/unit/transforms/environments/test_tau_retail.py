@@ -109,6 +109,8 @@ def test_another_payment_method_pays_and_the_old_one_is_refunded(view):
     assert (order["status"], balance(view)) == ("pending", 39.9)
     record(view, "modify_pending_order_payment", order_id="#W1", payment_method_id=CARD)
     assert balance(view) == 80.2
+    again = use(view, "modify_pending_order_payment", order_id="#W6", payment_method_id=CARD)
+    assert again.text == "Error: there should be exactly one payment for a pending order"
 
 
 def test_addresses_of_orders_and_users_are_changed(view):
