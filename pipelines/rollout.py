@@ -88,7 +88,7 @@ def check(config: RunConfig) -> None:
     registry.load(config.rewards.modules)
     if config.rewards.sandbox == "required":
         launch.check("required")
-    environments.load(config.rollout.environments.modules)
+    environments.load(config.rollout.environments)
     Tokenizer.load(config.model.path)
     create_topics(config)
 

@@ -176,6 +176,25 @@ class SamplingConfig(Section):
     """Longest answer."""
 
 
+class UserModelConfig(Section):
+    """A language model that plays the users of environments which have them, behind OpenAI's route for chats."""
+
+    url: Annotated[str, Field(pattern=r"^(https?://[^\s@?#]+)?$", max_length=300)] = ""
+    """Its base URL, without ``/v1``; empty for none. Redirects are not followed."""
+    model: str = ""
+    """Its name there."""
+    key_env: str | None = None
+    """Environment variable that holds the key, which is sent as ``Authorization: Bearer``; null for none."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Of the softmax."""
+    max_tokens: Positive = 256
+    """Longest reply."""
+    timeout_s: Seconds = 30.0
+    """How long one request may take. ``step_timeout_s`` bounds all attempts together."""
+    attempts: Positive = 3
+    """Requests for one reply before the sample goes without a reward."""
+
+
 class EnvironmentsConfig(Section):
     """What conversations of prompts with an environment may take, and where environments run."""
 
@@ -195,6 +214,10 @@ class EnvironmentsConfig(Section):
     """Address space of one of these processes."""
     modules: tuple[str, ...] = ()
     """Importable modules that register further environments."""
+    data: dict[str, Path] = Field(default_factory=dict)
+    """The directory that an environment reads, by its name; ``tau_retail`` needs one."""
+    user: UserModelConfig = UserModelConfig()
+    """Who plays the users of prompts that ask for a model."""
 
 
 class RolloutConfig(Section):

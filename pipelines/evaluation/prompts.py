@@ -58,7 +58,7 @@ def load_registries(config: RunConfig) -> None:
         ConfigError: a module cannot be imported.
     """
     registry.load(config.rewards.modules)
-    environments.load(config.rollout.environments.modules)
+    environments.load(config.rollout.environments)
 
 
 def check_usable(prompts: Sequence[Prompt], tokenizer: Encoder) -> None:

@@ -275,7 +275,10 @@ def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
     learner_metrics = _asked_port(config.learner.metrics_port, 0, "learner.metrics_port")
     tree["kafka"]["bootstrap"] = f"{LOOPBACK}:{kafka_port or ports[0]}"
     tree["worker"] |= {"host": LOOPBACK, "port": worker_port or ports[1]}
+    environments = config.rollout.environments
+    data = {name: str(directory.absolute()) for name, directory in environments.data.items()}
     tree["rollout"] |= {
+        "environments": {**tree["rollout"]["environments"], "data": data},
         "workers": [f"http://{LOOPBACK}:{worker_port or ports[1]}", *_other_workers(config)],
         "metrics_port": rollout_metrics or ports[2],
     }

@@ -10,6 +10,7 @@ mathematics    MATH, AIME 2024 and AMC 2023: problems of competitions, by math-v
 arith          ASDiv, MAWPS and SVAMP: short word problems, by the last number
 countdown      numbers that make a target, by the expression
 ifeval         IFEval: texts that follow instructions, by the share that is followed
+tau_retail     tau-bench: customers of a shop, whom an agent helps with tools, by what the database is left as
 support        Bitext: messages of customers and what they are about, by label
 glue           the tasks of GLUE: classes as words, by label; how alike two sentences are, by closeness
 superglue      the tasks of SuperGLUE, by label and span

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.tasks.task import Split, Task
 from schemas.errors import ConfigError
-from schemas.prompts import FEEDBACK_REWARD, FeedbackArguments, Prompt, RewardSpec
+from schemas.prompts import ENVIRONMENT_REWARD, FEEDBACK_REWARD, FeedbackArguments, Prompt, RewardSpec
 
 
 def draw(task: Task, data: Path, split: Split, *, limit: int | None = None, seed: int = 0) -> list[Prompt]:
@@ -31,10 +31,15 @@ def judged_by_people(prompts: Sequence[Prompt], share: float) -> list[Prompt]:
             function is not called.
 
     Raises:
-        ConfigError: the share is something else.
+        ConfigError: the share is something else, or is above 0 where an environment gives the reward.
     """
     if not 0 <= share <= 1:
         raise ConfigError(f"--feedback-share {share}: expected 0 (people alone) to 1 (the function alone)")
+    if share and any(prompt.reward.name == ENVIRONMENT_REWARD for prompt in prompts):
+        raise ConfigError(
+            f"--feedback-share {share}: an environment rewards these conversations, and only a function's reward can "
+            "be blended; expected 0 (people alone)"
+        )
     return [prompt.model_copy(update={"reward": _blend(prompt.reward, share)}) for prompt in prompts]
 
 

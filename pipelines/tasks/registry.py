@@ -16,11 +16,14 @@ from pipelines.tasks.mathematics import Mathematics
 from pipelines.tasks.mbpp import Mbpp
 from pipelines.tasks.support import Support
 from pipelines.tasks.task import Task
+from pipelines.tasks.tau_retail import TauRetail
 from pipelines.tasks.translation import Translation
 from schemas.errors import ConfigError
 from schemas.records import first_fault
 
-_ALONE: Final[tuple[type[Task], ...]] = (Support, Translation, Gsm8k, Countdown, Ifeval, Humaneval, Mbpp)
+_ALONE: Final[tuple[type[Task], ...]] = (
+    Support, Translation, Gsm8k, Countdown, Ifeval, Humaneval, Mbpp, TauRetail,
+)  # fmt: skip
 _FAMILIES: Final[tuple[type[Family], ...]] = (Glue, Superglue, Mathematics, Arith)
 _MEMBERS: Final[tuple[type[Task], ...]] = tuple(member for family in _FAMILIES for member in family.members)
 TASKS: Final[dict[str, type[Task]]] = {task.name: task for task in (*_ALONE, *_FAMILIES, *_MEMBERS)}

@@ -11,7 +11,16 @@ import pytest
 from pipelines.local import stack as stack_module
 from pipelines.local.ports import accepts
 from pipelines.local.stack import BROKER, EVALUATOR, LEARNER, PRISM, ROLLOUT, WORKER, Stack, saved_config
-from schemas.config import LearnerConfig, ModelConfig, RunConfig, WeightsConfig, WorkerConfig, load
+from schemas.config import (
+    EnvironmentsConfig,
+    LearnerConfig,
+    ModelConfig,
+    RolloutConfig,
+    RunConfig,
+    WeightsConfig,
+    WorkerConfig,
+    load,
+)
 from schemas.errors import ConfigError, ModelError, PortError, ProcessDied, RunError
 
 STAND_IN = """
@@ -83,7 +92,10 @@ def _port(stack, key):
 
 
 def test_the_resolved_configuration_is_whole_and_every_process_reads_it(tmp_path, model):
-    given = RunConfig(name="run", model=model, weights=WeightsConfig(root="mem://store"))
+    data = EnvironmentsConfig(data={"tau_retail": Path("data/retail")})
+    given = RunConfig(
+        name="run", model=model, weights=WeightsConfig(root="mem://store"), rollout=RolloutConfig(environments=data)
+    )
     with Stack(given, runs=tmp_path) as stack:
         stack.start_serving()
         stack.start_rollout()
@@ -91,6 +103,7 @@ def test_the_resolved_configuration_is_whole_and_every_process_reads_it(tmp_path
         written = load(stack.directory / "config.toml")
         assert written == stack.config
         assert written.weights.root == "mem://store"
+        assert written.rollout.environments.data == {"tau_retail": Path.cwd() / "data" / "retail"}
         assert written.learner.checkpoint_root == str(tmp_path / "run" / "checkpoints")
         assert written.rollout.workers == (f"http://127.0.0.1:{written.worker.port}",)
         assert 0 not in (written.rollout.metrics_port, written.learner.metrics_port)

@@ -5,6 +5,7 @@ import gzip
 from tests.support.benchmarks import write_benchmarks
 from tests.support.problems import write_problems
 from tests.support.programs import write_programs
+from tests.support.shop import write_shop
 
 SENTENCES = (
     ("A dog runs.", "Ein Hund rennt.", "Un chien court."),
@@ -29,6 +30,7 @@ def write_data(directory):
         write_messages(directory, split, rows)
     write_benchmarks(directory)
     write_programs(directory)
+    write_shop(directory / "tau-bench" / "retail")
     return write_problems(directory)
 
 

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from schemas.config import EnvironmentsConfig
 from schemas.limits import MAX_PROMPT_BYTES
 from schemas.prompts import EnvironmentSpec
 from schemas.records import first_fault
@@ -52,8 +53,8 @@ class Reply(BaseModel):
 class Host:
     """The instances of this process."""
 
-    def __init__(self, timeout_s: float, output: BinaryIO) -> None:
-        self._timeout_s, self._output = timeout_s, output
+    def __init__(self, config: EnvironmentsConfig, output: BinaryIO) -> None:
+        self._config, self._timeout_s, self._output = config, config.step_timeout_s, output
         self._instances: dict[int, Environment] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -97,6 +98,7 @@ class Host:
     async def _open(self, instance: int, spec: EnvironmentSpec) -> None:
         entry = registry.find(spec.name)
         self._instances[instance] = entry.thing()
+        self._instances[instance].config = self._config
         await self._instances[instance].reset(registry.parse_arguments(entry, spec))
 
 
@@ -123,19 +125,20 @@ def _checked(step: Any) -> Step:
     return Step.model_validate(step.model_dump())  # it may have been made unchecked
 
 
-async def _serve(timeout_s: float, given: BinaryIO, output: BinaryIO) -> None:
+async def _serve(config: EnvironmentsConfig, given: BinaryIO, output: BinaryIO) -> None:
     orders = asyncio.StreamReader(limit=LONGEST_ORDER_BYTES)
     protocol = asyncio.StreamReaderProtocol(orders)
     await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, given)
-    await Host(timeout_s, output).serve(orders)
+    await Host(config, output).serve(orders)
 
 
-def main(timeout_s: str, memory_bytes: str, *modules: str) -> None:
-    """The life of the process; what environments print goes nowhere."""
-    registry.load(modules)
+def main(given_config: str) -> None:
+    """The life of the process; what environments print goes nowhere. Its argument is the configuration as JSON."""
+    config = EnvironmentsConfig.model_validate_json(given_config)
+    registry.load(config)
     given, output = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    prepare_process(int(memory_bytes), ())
-    asyncio.run(_serve(float(timeout_s), given, output))
+    prepare_process(config.memory_bytes, ())
+    asyncio.run(_serve(config, given, output))
     os._exit(0)  # whatever threads its environments have left
 
 

@@ -62,7 +62,7 @@ class _Process:
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", host.__name__),
-                *(str(config.step_timeout_s), str(config.memory_bytes), *config.modules),
+                config.model_dump_json(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 limit=2 * host.LONGEST_REPLY_BYTES,

@@ -10,16 +10,20 @@
 
 The class of ``arguments`` is taken from the annotation of ``reset``. A prompt's arguments are checked
 against it when the prompt arrives. A program's own environments are registered by importing the
-modules named in ``rollout.environments.modules``.
+modules named in ``rollout.environments.modules``. What all instances of one read lies in the directory
+that ``rollout.environments.data`` names for it: never in one that a prompt names.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any, Final, Self, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.prompts import Message
+from schemas.config import EnvironmentsConfig
+from schemas.errors import ConfigError, RecordError
+from schemas.prompts import EnvironmentSpec, Message
 from transforms.registry import Arguments, Registry
 
 __all__ = ["Answer", "Arguments", "Environment", "Step", "environment"]
@@ -69,6 +73,20 @@ class Step(BaseModel):
 class Environment(ABC):
     """Base of all environments. Its methods may await, and must not block: see docs/environments.md."""
 
+    config: EnvironmentsConfig = EnvironmentsConfig()
+    """``rollout.environments`` of the run; there before :meth:`reset`."""
+    reads_data: ClassVar[bool] = False
+    """Whether it needs a directory of data."""
+
+    @classmethod
+    def read_data(cls, directory: Path) -> None:  # noqa: ARG003 - most read none
+        """Reads what all instances share; called once in each process, before the first of them.
+
+        Raises:
+            ConfigError: it does not hold what it should.
+        """
+        return
+
     @abstractmethod
     async def reset(self, arguments: Any) -> None:
         """Begins; called once, before the first step."""
@@ -84,16 +102,64 @@ class Environment(ABC):
 
 EnvironmentT = TypeVar("EnvironmentT", bound=Environment)
 
-_ENVIRONMENTS: Final[Registry[Callable[[], Environment]]] = Registry(
+_ENVIRONMENTS: Final[Registry[type[Environment]]] = Registry(
     "environment",
     form="a class with async reset(self, arguments: M)",
     setting="rollout.environments.modules",
-    built_in=("transforms.environments.calculator", "transforms.environments.guess_number"),
+    built_in=(
+        "transforms.environments.calculator",
+        "transforms.environments.guess_number",
+        "transforms.environments.tau_retail.environment",
+    ),
 )
-load = _ENVIRONMENTS.load
+_READ: Final[dict[str, Path]] = {}
+"""The directory that each environment has read in this process."""
+_NOTHING_ELSE: Final = EnvironmentsConfig()
 find = _ENVIRONMENTS.find
-check = _ENVIRONMENTS.check
 parse_arguments = _ENVIRONMENTS.parse_arguments
+
+
+def load(config: EnvironmentsConfig = _NOTHING_ELSE) -> list[str]:
+    """Imports what comes with the project and the configured modules, and lets environments read their data, once.
+
+    Returns:
+        All registered names.
+
+    Raises:
+        ConfigError: a module cannot be imported, or a directory is for no environment or not what it needs.
+    """
+    names = _ENVIRONMENTS.load(config.modules)
+    for name, directory in config.data.items():
+        if _READ.get(name) != directory:
+            _read(name, directory)
+            _READ[name] = directory
+    return names
+
+
+def _read(name: str, directory: Path) -> None:
+    key = f"rollout.environments.data.{name}"
+    try:
+        entry = find(name)
+    except RecordError as error:
+        raise ConfigError(f"{key}: {error.detail}") from error
+    if not entry.thing.reads_data:
+        raise ConfigError(f"{key} = {str(directory)!r}: this environment reads no data; leave it out")
+    try:
+        entry.thing.read_data(directory)
+    except ConfigError as error:
+        raise ConfigError(f"{key} = {str(directory)!r}: {error}") from error
+
+
+def check(spec: EnvironmentSpec) -> None:
+    """Whether the environment exists, has its data and understands its arguments.
+
+    Raises:
+        RecordError: ``unknown_environment``, ``environment_without_data`` or ``bad_environment_arguments``.
+    """
+    _ENVIRONMENTS.check(spec)
+    if find(spec.name).thing.reads_data and spec.name not in _READ:
+        detail = f"environment {spec.name!r} reads a directory; name it as rollout.environments.data.{spec.name}"
+        raise RecordError("environment_without_data", detail)
 
 
 def environment(name: str) -> Callable[[type[EnvironmentT]], type[EnvironmentT]]:

@@ -340,7 +340,7 @@ def pool_of(config: RunConfig, share: int) -> Pool:
     with _LOCK:
         if key not in _POOLS:
             registry.load(config.rewards.modules)
-            environments.load(config.rollout.environments.modules)
+            environments.load(config.rollout.environments)
             _collect_rarely()
             _POOLS[key] = Pool(config, share, Tokenizer.load(config.model.path), scorer_of(config.rewards))
             if _DRAIN.is_set():

@@ -10,7 +10,11 @@ import pytest
 
 from pipelines.tasks.division import plain
 from pipelines.tasks.registry import find
+from schemas.config import EnvironmentsConfig
 from tests.support.samples import SAMPLE
+from transforms.environments import registry as environments
+from transforms.environments.registry import Answer
+from transforms.environments.tau_retail.environment import Case, TauRetail
 from transforms.rewards import registry
 from transforms.rewards.countdown import Numbers, countdown
 from transforms.rewards.last_number import RightNumber, last_number
@@ -79,3 +83,32 @@ def test_countdown_knows_every_published_solution_and_takes_none_for_the_next(da
         arguments = Numbers(numbers=row["numbers"], target=row["target"])
         assert countdown(answering(row["solution"]), arguments).value == 1.0
         assert countdown(answering(other["solution"]), arguments).value == 0.0
+
+
+async def test_the_right_actions_get_the_reward_for_every_customer_and_doing_nothing_where_it_is_right(
+    data,
+):
+    environments.load(EnvironmentsConfig(data={"tau_retail": data / "tau-bench" / "retail"}))
+    for split, customers, idle in (("train", 500, 5), ("held_out", 115, 7)):
+        cases = [Case.model_validate(prompt.environment.args) for prompt in find("tau_retail").prompts(data, split)]
+        acting = [[*map(calling, case.actions), f"Done: {', '.join(case.outputs)}", "Bye."] for case in cases]
+        assert [await reward_of(case, texts) for case, texts in zip(cases, acting, strict=True)] == [1.0] * customers
+        rewards = [await reward_of(case, ["Hello.", "Bye."]) for case in cases]
+        assert sum(rewards) == idle, "customers for whom nothing is to be changed, or only what tools refuse, and said"
+
+
+def calling(action):
+    return f"<tool_call>{action.model_dump_json()}</tool_call>"
+
+
+async def reward_of(case, texts):
+    """Of a conversation that these answers bring to its end."""
+    shop = TauRetail()
+    await shop.reset(case)
+    rewards = []
+    for turn, text in enumerate(texts, 1):
+        step = await shop.step(Answer(turn=turn, text=text, token_ids=()))
+        rewards.append(step.reward)
+        if step.done:
+            return sum(rewards)
+    raise AssertionError("it did not end")

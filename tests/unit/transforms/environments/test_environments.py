@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.config import EnvironmentsConfig
 from schemas.errors import ConfigError, RecordError
 from schemas.prompts import EnvironmentSpec
 from transforms.environments import registry
@@ -99,7 +100,7 @@ def test_a_name_is_given_once_and_arguments_are_typed():
 
 def test_a_module_that_cannot_be_imported_is_named_with_its_key():
     with pytest.raises(ConfigError, match=r"rollout\.environments\.modules names no_such_module"):
-        registry.load(["no_such_module"])
+        registry.load(EnvironmentsConfig(modules=("no_such_module",)))
 
 
 @pytest.mark.parametrize("given", [{}, {"reward": 1.0}, {"done": True, "reward": 1e31}, {"done": True, "more": 1}])

@@ -30,7 +30,7 @@ from transforms.generation.workers import Workers
 from transforms.rewards import registry
 
 registry.load()
-environments.load([bad_environments.MODULE])
+environments.load(EnvironmentsConfig(modules=(bad_environments.MODULE,)))
 ALL_OF_4 = (Span(4, 0),)
 SPEC = EnvironmentSpec(name="scripted", args={"says": ()})
 END, USER, ASSISTANT = 2, 3, 4
