@@ -149,3 +149,20 @@ def slowly(seconds, behaviour):
         behaviour(handler, asked)
 
     return behave
+
+
+def write_classifier(directory, *, seed=1, labels=1):
+    """A directory with a tiny sequence classifier, whose tokenizer is that of the tiny model; returns it."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    from pipelines.local.tiny_model import build_tiny_model
+
+    build_tiny_model(directory)
+    config = LlamaConfig.from_pretrained(directory, num_labels=labels)
+    torch.manual_seed(seed)
+    model = LlamaForSequenceClassification(config).to(torch.float32)
+    with torch.no_grad():
+        model.score.weight.mul_(30)  # numbers that differ from answer to answer
+    model.save_pretrained(directory)
+    return directory
