@@ -53,6 +53,8 @@ class JudgeConfig(ServiceConfig):
     """Longest verdict; one that is cut off gives no reward."""
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """Of its sampling."""
+    structured: bool = False
+    """Has the route hold it to JSON with a number on the scale (OpenAI's structured outputs); small models need it."""
 
 
 class RewardModelConfig(ServiceConfig):

@@ -9,7 +9,7 @@ import pytest
 from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import ModelConfig, RewardsConfig, RolloutConfig, RunConfig
 from schemas.dead_letters import DeadLetter
-from tests.pipeline.rollout_process import Topics, wait_for
+from tests.pipeline.rollout_process import RolloutProcess, Topics, wait_for
 from tests.support.judges import ServiceServer, says, status
 from tests.support.simulated_engine import SimulatedEngine
 from transforms.assemble import assemble
@@ -141,3 +141,22 @@ def test_a_judge_that_stays_away_makes_dead_letters_that_say_so(open_pool, topic
     topics.admit(100, 100)
     letters = take(pool, 2)
     assert [letter.reason for letter in letters] == ["judge_unavailable"] * 2
+
+
+def test_the_pipeline_on_prism_asks_once_a_sample_and_ends_during_an_outage(config, topics, judge, tmp_path):
+    exact = {"name": "exact_match", "args": {"answer": "a"}}
+    others = topics.send_prompts([json.dumps({"messages": MESSAGES, "reward": exact}).encode()] * 20)
+    judged = topics.send_prompts([prompt()] * 20)
+    topics.admit(1000, 1000)
+    with RolloutProcess(config, tmp_path) as process:
+        wait_for(lambda: set(topics.outcomes()) == {*others, *judged}, process=process)
+        assert len(judge.requests) == 40, "two samples a group, each once"
+        judge.behaviour = status(503)
+        waiting = topics.send_prompts([prompt()] * 3)
+        more = topics.send_prompts([json.dumps({"messages": MESSAGES, "reward": exact}).encode()] * 20)
+        wait_for(lambda: {*more} <= set(topics.outcomes()), process=process)
+        assert process.drain(90) == 0, process.log.read_text()[-3000:]
+    assert not {*waiting} & set(topics.outcomes()), "nobody judged them: the next pipeline asks again"
+    assert set(topics.outcomes().values()) == {1}
+    rewards = {tuple(samples[0].group): [sample.reward for sample in samples] for samples in topics.groups()}
+    assert all(rewards[group] == [pytest.approx(0.7)] * 2 for group in judged)

@@ -55,7 +55,7 @@ _LOG = structlog.get_logger(__name__)
 _POLL_MS: Final = 50
 _WAKE_S: Final = 0.05
 _PAUSE_S: Final = 0.5
-_LAST_CALL_S: Final = 30.0
+_LAST_CALL_S: Final = 15.0
 """How long judges and reward models may take once the pool drains."""
 _UNCOMMITTED_FACTOR: Final = 4
 """At most this multiple of ``max_in_flight`` is finished and not yet committed."""

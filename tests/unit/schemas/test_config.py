@@ -31,8 +31,8 @@ def test_the_configurations_of_the_documentation_are_valid(file):
         ({"rollout": {"group_size": 65}}, "rollout.group_size = 65 exceeds worker.max_num_seqs = 64"),
         ({"rollout": {"sampling": {"temprature": 1}}}, "did you mean temperature?"),
         (
-            {"rewards": {"judges": {"a": {**JUDGE, "modle": "m"}}}},
-            "unknown key rewards.judges.a.modle; did you mean model",
+            {"rewards": {"judges": {"a": {**JUDGE, "max_token": 3}}}},
+            "unknown key rewards.judges.a.max_token; did you mean max_tokens",
         ),
         ({"rewards": {"judges": {"a b": JUDGE}}}, "rewards.judges.a b"),
         ({"rewards": {"judges": {"a": {"url": "http://h"}}}}, "rewards.judges.a.model"),

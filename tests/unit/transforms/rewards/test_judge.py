@@ -191,6 +191,16 @@ def test_each_sample_gets_the_verdict_on_itself(server, make_scorer):
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0.0, 512)
 
 
+def test_a_judge_is_held_to_json_where_the_configuration_says_so(server, make_scorer):
+    server.behaviour = says('{"why": "fine", "score": 4}')
+    got = make_scorer(structured=True).finish(RunConfig(), group("a", scale=[1, 5]))
+    assert got.samples[0].reward == 0.75
+    body = server.requests[0].json
+    schema = body["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["score"] == {"type": "number", "minimum": 1, "maximum": 5}
+    assert "Score: NUMBER" not in json.dumps(body["messages"])
+
+
 def test_marks_differ_from_request_to_request(server, make_scorer):
     make_scorer().finish(RunConfig(), group("a", "a", "a"))
     assert len({asked_of.body for asked_of in server.requests}) == 3
