@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import structlog
@@ -32,7 +32,7 @@ from schemas.prompts import ENVIRONMENT_REWARD, FEEDBACK_REWARD, VERIFIABLE, VER
 from schemas.trajectories import Group, Sample
 from transforms import metrics
 from transforms.generation.outcome import Outcome
-from transforms.rewards.asked import is_asked
+from transforms.rewards.asked import add_up, is_asked, pieces_of
 from transforms.rewards.asking import Asking
 from transforms.rewards.processes import RewardProcesses
 from transforms.rewards.scoring import SampleScore, failed, score_samples
@@ -75,6 +75,13 @@ def given_score(sample: Sample) -> SampleScore:
     return SampleScore(sample.reward, sample.reward_parts, sample.reward_error)
 
 
+class _Piece(NamedTuple):
+    """A reward that is being computed for a group: the prompt's, or a part of it."""
+
+    spec: RewardSpec
+    future: Future[list[SampleScore]]
+
+
 class Scorer:
     """Scores groups in the reward processes: begun as soon as a group is finished, collected by its bundle.
 
@@ -86,31 +93,34 @@ class Scorer:
     def __init__(self, processes: RewardProcesses, asking: Asking | None = None) -> None:
         self._processes = processes
         self._asking = asking or Asking(RewardsConfig())
-        self._begun: dict[str, Future[list[SampleScore]]] = {}
+        self._begun: dict[str, list[_Piece]] = {}
         """By attempt."""
 
     def begin(self, outcome: Outcome) -> "Future[list[SampleScore]] | None":
         """Starts to score a group that a function scores, unless it was begun.
 
         Returns:
-            What it waits for, if that is somebody outside: until then no bundle should hold it. Else null.
+            Null, or what is done once nobody outside is waited for: until then no bundle should hold it.
         """
         if not isinstance(outcome, Group) or not (spec := outcome.prompt.function):
             return None
-        future = self._future(outcome, spec)
-        return future if is_asked(spec.name) else None
+        return _all_done([piece.future for piece in self._pieces(outcome, spec) if is_asked(piece.spec.name)])
 
     def forget(self, outcome: Outcome) -> None:
         """Lets go of what was begun and will not be collected."""
-        if isinstance(outcome, Group) and (begun := self._begun.pop(outcome.samples[0].attempt_id, None)):
-            begun.cancel()
+        if isinstance(outcome, Group):
+            for piece in self._begun.pop(outcome.samples[0].attempt_id, ()):
+                piece.future.cancel()
 
-    def _future(self, group: Group, spec: RewardSpec) -> "Future[list[SampleScore]]":
+    def _pieces(self, group: Group, spec: RewardSpec) -> "list[_Piece]":
         attempt = group.samples[0].attempt_id
         if attempt not in self._begun:
-            asks = is_asked(spec.name)
-            self._begun[attempt] = self._ask(spec, group) if asks else self._submit(spec, group.samples)
+            self._begun[attempt] = [self._begin(piece, group) for piece in pieces_of(spec)]
         return self._begun[attempt]
+
+    def _begin(self, spec: RewardSpec, group: Group) -> "_Piece":
+        asks = is_asked(spec.name)
+        return _Piece(spec, _timed(self._asking.submit(spec, group)) if asks else self._submit(spec, group.samples))
 
     def finish(self, run: RunConfig, outcome: Outcome) -> Outcome:
         """The outcome with its rewards; one that needs none passes through."""
@@ -121,24 +131,22 @@ class Scorer:
             return apply_scores(run, outcome, [given_score(sample) for sample in outcome.samples])
         if spec is None:
             return outcome
-        scores = self._collect(self._future(outcome, spec), outcome, spec)
+        pieces = self._pieces(outcome, spec)
+        scores = add_up(spec, [each.spec for each in pieces], [self._collect(each, outcome) for each in pieces])
+        _count(spec.name, scores)
         del self._begun[outcome.samples[0].attempt_id]
         return blend_later(outcome, scores) if name == FEEDBACK_REWARD else apply_scores(run, outcome, scores)
 
     def _submit(self, spec: RewardSpec, samples: Sequence[Sample]) -> "Future[list[SampleScore]]":
         return _timed(self._processes.submit(score_samples, spec, tuple(samples)))
 
-    def _ask(self, spec: RewardSpec, group: Group) -> "Future[list[SampleScore]]":
-        return _timed(self._asking.submit(spec, group))
-
-    def _collect(self, future: "Future[list[SampleScore]]", group: Group, spec: RewardSpec) -> list[SampleScore]:
+    def _collect(self, piece: "_Piece", group: Group) -> list[SampleScore]:
         """Waits for the scores of a group; if they do not come, tries each sample alone."""
-        scores, error = _result(future)
-        if scores is None:
-            _LOG.warning("group_not_scored", group=str(group.id), reward=spec.name, error=error)
-            scores = self._after(error, spec, group.samples)
-        _count(spec.name, scores)
-        return scores
+        scores, error = _result(piece.future)
+        if scores is not None:
+            return scores
+        _LOG.warning("group_not_scored", group=str(group.id), reward=piece.spec.name, error=error)
+        return self._after(error, piece.spec, group.samples)
 
     def _after(self, error: tuple[str, str] | None, spec: RewardSpec, samples: Sequence[Sample]) -> list[SampleScore]:
         """Who asks has tried each sample alone already."""
@@ -171,6 +179,27 @@ def scorer_of(config: RewardsConfig, model: str = "") -> Scorer:
         if key not in _SCORERS:
             _SCORERS[key] = Scorer(RewardProcesses(config), Asking(config, model))
         return _SCORERS[key]
+
+
+def _all_done(futures: "Sequence[Future[list[SampleScore]]]") -> "Future[list[SampleScore]] | None":
+    """The future that is done when all are; null if there is none."""
+    if len(futures) < 2:
+        return futures[0] if futures else None
+    last: Future[list[SampleScore]] = Future()
+    left = set(futures)
+    lock = threading.Lock()
+
+    def count(future: "Future[list[SampleScore]]") -> None:
+        with lock:
+            left.discard(future)
+            if left:
+                return
+        if last.set_running_or_notify_cancel():
+            last.set_result([])
+
+    for future in futures:
+        future.add_done_callback(count)
+    return last
 
 
 def _timed(future: "Future[list[SampleScore]]") -> "Future[list[SampleScore]]":

@@ -37,8 +37,8 @@ def alone(directory, row):
     from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
-    hidden = model.model(torch.tensor([row])).last_hidden_state
-    return float(model.score(hidden)[0, -1, 0])
+    with torch.no_grad():
+        return float(model.score(model.model(torch.tensor([row])).last_hidden_state)[0, -1, 0])
 
 
 def test_rows_beside_each_other_give_what_they_give_alone_also_if_they_end_with_the_padding_token(

@@ -137,6 +137,7 @@ def test_a_prompt_can_only_name_what_is_configured():
     asked.check(config, RewardSpec(name="exact_match", args={"answer": "a"}))
     for name, args, words in (
         ("judge", {**RUBRIC, "judges": ["strict", "kind"]}, "rewards.judges has no 'kind'; there are strict"),
+        ("weighted", {"of": [{"name": "judge", "args": {**RUBRIC, "judges": ["odd"]}}]}, "rewards.judges has no 'odd'"),
         ("reward_model", {"model": "good"}, "rewards.reward_models has no 'good'; there is none"),
     ):
         with pytest.raises(RecordError, match=words) as caught:
@@ -231,3 +232,35 @@ def test_judging_does_not_wait_for_the_reward_processes_nor_they_for_it(server, 
     exact = {"text": "?", "reward": {"name": "exact_match", "args": {"answer": "Paris"}}}
     samples = (replace(SAMPLE, attempt_id="b1", response_text="Paris"),)
     assert scorer.begin(Group(GroupId(0, 39), Prompt.model_validate(exact), samples, b"value")) is None
+
+
+def weigh(*parts, texts):
+    of = [{"name": name, "args": args, "weight": weight} for name, args, weight in parts]
+    prompt = {"text": "Where?", "reward": {"name": "weighted", "args": {"of": of}}}
+    samples = [replace(SAMPLE, sample_index=index, response_text=text) for index, text in enumerate(texts)]
+    return Group(GroupId(0, 38), Prompt.model_validate(prompt), tuple(samples), b"value")
+
+
+def test_a_judge_is_a_part_of_a_sum_and_a_part_without_a_number_leaves_none(server, make_scorer):
+    def judges(handler, asked_of):
+        says("?" if "odd" in asked_of.json["messages"][1]["content"] else "Score: 7")(handler, asked_of)
+
+    server.behaviour = judges
+    exact = ("exact_match", {"answer": "Paris"}, 2.0)
+    scorer = make_scorer()
+    asked_of = weigh(exact, ("judge", RUBRIC, 0.5), ("judge", {**RUBRIC, "scale": [0, 7]}, 1.0), texts=["Paris", "odd"])
+    scorer.begin(asked_of).result(20)
+    got = scorer.finish(RunConfig(), asked_of)
+    assert got.samples[0].reward == pytest.approx(2 + 0.5 * 0.7 + 1)
+    parts = {"exact_match": 1.0, "judge-1": 0.7, "judge-1/strict": 0.7, "judge-2": 1.0, "judge-2/strict": 1.0}
+    assert got.samples[0].reward_parts == pytest.approx(parts)
+    assert (got.samples[1].reward, got.samples[1].reward_error) == (None, "judge_unclear: no score in '?'")
+    assert scorer.begin(replace(weigh(exact, texts=["Paris"]))) is None, "a sum in which nobody is asked"
+
+
+def test_what_is_let_go_of_is_asked_no_more(server, make_scorer):
+    server.behaviour = status(503)
+    scorer = make_scorer(patience_s=60)
+    waits = scorer.begin(group("a"))
+    scorer.forget(group("a"))
+    assert waits.cancelled()
