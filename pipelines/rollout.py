@@ -30,6 +30,7 @@ from transforms.generation.pool import all_pools, drain_all, first_error, stop_a
 from transforms.generation.tokenizer import Tokenizer
 from transforms.kafka import Write
 from transforms.rewards import registry
+from transforms.rewards.asking import Asking
 from transforms.score import Score
 
 _LOG = structlog.get_logger(__name__)
@@ -87,6 +88,7 @@ def check(config: RunConfig) -> None:
     registry.load(config.rewards.modules)
     environments.load(config.rollout.environments.modules)
     Tokenizer.load(config.model.path)
+    Asking(config.rewards)  # whose services find their keys, or say which is missing
     create_topics(config)
 
 

@@ -7,8 +7,10 @@ import time
 import pytest
 
 from pipelines.local.tiny_model import build_tiny_model
+from pipelines.rollout import check
 from schemas.config import ModelConfig, RewardsConfig, RolloutConfig, RunConfig
 from schemas.dead_letters import DeadLetter
+from schemas.errors import ConfigError
 from tests.pipeline.rollout_process import RolloutProcess, Topics, wait_for
 from tests.support.judges import ServiceServer, says, status
 from tests.support.simulated_engine import SimulatedEngine
@@ -141,6 +143,14 @@ def test_a_judge_that_stays_away_makes_dead_letters_that_say_so(open_pool, topic
     topics.admit(100, 100)
     letters = take(pool, 2)
     assert [letter.reason for letter in letters] == ["judge_unavailable"] * 2
+
+
+def test_a_key_that_is_missing_is_told_before_anything_starts(config, monkeypatch):
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    judge = {**config.rewards.judges["strict"].model_dump(), "key_env": "JUDGE_KEY"}
+    rewards = RewardsConfig.model_validate({"judges": {"strict": judge}})
+    with pytest.raises(ConfigError, match="JUDGE_KEY"):
+        check(config.model_copy(update={"rewards": rewards}))
 
 
 def test_the_pipeline_on_prism_asks_once_a_sample_and_ends_during_an_outage(config, topics, judge, tmp_path):
