@@ -30,6 +30,7 @@ from transforms.generation.pool import all_pools, drain_all, first_error, stop_a
 from transforms.generation.tokenizer import Tokenizer
 from transforms.kafka import Write
 from transforms.rewards import registry
+from transforms.rewards.asking import Asking
 from transforms.rewards.sandbox import launch
 from transforms.score import Score
 
@@ -90,6 +91,7 @@ def check(config: RunConfig) -> None:
         launch.check("required")
     environments.load(config.rollout.environments)
     Tokenizer.load(config.model.path)
+    Asking(config.rewards)  # whose services find their keys, or say which is missing
     create_topics(config)
 
 

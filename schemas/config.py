@@ -8,7 +8,7 @@ import re
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -21,6 +21,7 @@ from schemas.lora import LoraConfig
 from schemas.objectives import ObjectiveConfig
 from schemas.scorers import ScorerConfig
 from schemas.sections import Positive, Section
+from schemas.services import JudgeConfig, RewardModelConfig, ServiceName
 from schemas.topics import Topics
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -269,6 +270,10 @@ class RewardsConfig(Section):
     all (the reward is null, ``sandbox_unavailable``). ``required``: the same, and the pipeline does not start where
     they cannot be had. ``rlimits``: with limits on time and memory alone, so that it can read, write and send what you
     can; for models that you trust."""
+    judges: dict[ServiceName, JudgeConfig] = Field(default_factory=dict)
+    """Language models that the reward ``judge`` asks, by the names that prompts give."""
+    reward_models: dict[ServiceName, RewardModelConfig] = Field(default_factory=dict)
+    """Classifiers that the reward ``reward_model`` asks, by the names that prompts give."""
 
 
 class LearnerConfig(Section):
@@ -505,7 +510,8 @@ def _explain_one(where: tuple[int | str, ...], kind: str, message: str, given: o
 def _did_you_mean(where: tuple[int | str, ...]) -> str:
     section: Any = RunConfig
     for part in where[:-1]:
-        section = section.model_fields[str(part)].annotation
+        table = get_args(section)  # of a table of sections the part is a name, of a section a field
+        section = table[1] if table else section.model_fields[str(part)].annotation
     known = list(section.model_fields)
     near = get_close_matches(str(where[-1]), known, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"

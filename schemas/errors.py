@@ -11,7 +11,10 @@
     ├── ReasonedError          has a reason to count by
     │   ├── RecordError        bytes from outside that are not a valid record: a dead letter
     │   ├── EnvironmentFault   an environment raised, hung or said rubbish: its sample gets no reward
-    │   └── RewardFault        a reward that cannot be computed here: its sample gets none
+    │   ├── RewardFault        a reward that cannot be computed here: its sample gets none
+    │   └── VerdictError       a judge or a reward model gave no number: its sample gets no reward
+    ├── ServiceError           a judge or a reward model did not answer; another attempt may succeed
+    │   └── ServiceUnavailable it did not take the request: nothing is said of the answer that it is about
     ├── EngineError            an engine did not answer; another attempt may succeed
     │   ├── EngineUnavailable  there was no engine to ask: the request was not begun
     │   └── EngineLost         the engine broke off, or says that it is broken; it may have died of the request
@@ -102,6 +105,29 @@ class EnvironmentFault(ReasonedError):
 
 class RewardFault(ReasonedError):
     """A reward that cannot be computed, for a reason that has nothing to do with the answer."""
+
+
+class VerdictError(ReasonedError):
+    """No number came of a judge or a reward model; the reason begins with the reward's name."""
+
+
+class ServiceError(AsyncFlowError):
+    """A judge or a reward model broke off, took too long or said rubbish; it may be the answer's fault."""
+
+
+class ServiceUnavailable(ServiceError):
+    """It did not take the request: connection refused, too busy, wrong key, moved. No attempt was used up.
+
+    Attributes:
+        retry_after_s: when it wants to be asked again, 0 if it does not say.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class StateError(AsyncFlowError):

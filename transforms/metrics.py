@@ -52,6 +52,20 @@ REWARD_FAILURES: Final = Counter(
 SCORE_SECONDS: Final = Histogram(
     "asyncflow_score_seconds", "From a group's last token to its rewards.", buckets=_SECONDS
 )
+SERVICE_REQUESTS: Final = Counter(
+    "asyncflow_score_service_requests_total",
+    "Requests to judges and reward models by what came of them: answered, refused, failed or unavailable.",
+    ["service", "outcome"],
+)
+SERVICE_SECONDS: Final = Histogram(
+    "asyncflow_score_service_seconds", "One request to a judge or a reward model.", ["service"], buckets=_SECONDS
+)
+SERVICE_WAITING: Final = Gauge(
+    "asyncflow_score_service_waiting", "Answers that wait for a judge or a reward model.", ["service"]
+)
+SERVICE_LEFT_ALONE: Final = Gauge(
+    "asyncflow_score_service_left_alone", "1 while a judge or a reward model is left alone after failures.", ["service"]
+)
 ASSEMBLE_SECONDS: Final = Histogram("asyncflow_assemble_seconds", "One bundle's groups to records.", buckets=_SECONDS)
 
 DEAD_LETTERS: Final = Counter("asyncflow_dead_letters_total", "Dead letters committed.", ["stage", "reason"])

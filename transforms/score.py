@@ -4,11 +4,12 @@
 
 Rewards are computed in killable processes (:mod:`transforms.rewards.processes`) from the moment that
 a group is finished, and collected when its bundle ends. A group is one task; if that does not come back, each of its
-samples is one, so that only the sample that hangs or kills its process goes without a reward. A
-reward that could not be computed is null with a reason, never a number. A group without any reward
-becomes a dead letter. Groups that wait for feedback pass through, with what a function says of them where the prompt
-wants both. Environments have rewarded their
-samples before, or failed them: what such a sample would get from a function does not count.
+samples is one, so that only the sample that hangs or kills its process goes without a reward. A reward that could not
+be computed is null with a reason, never a number. Rewards that ask somebody else run in an event loop instead
+(:mod:`transforms.rewards.asking`), and a group is not ready to be collected before it is judged. A group without any
+reward becomes a dead letter. Groups that wait for feedback pass through, with what a function says of them where the
+prompt wants both. Environments have rewarded their samples before, or failed them: what such a sample would get from a
+function does not count.
 """
 
 import threading
@@ -16,7 +17,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import structlog
@@ -31,6 +32,8 @@ from schemas.prompts import ENVIRONMENT_REWARD, FEEDBACK_REWARD, VERIFIABLE, VER
 from schemas.trajectories import Group, Sample
 from transforms import metrics
 from transforms.generation.outcome import Outcome
+from transforms.rewards.asked import add_up, is_asked, pieces_of
+from transforms.rewards.asking import Asking
 from transforms.rewards.processes import RewardProcesses
 from transforms.rewards.scoring import SampleScore, failed, score_samples
 
@@ -72,6 +75,13 @@ def given_score(sample: Sample) -> SampleScore:
     return SampleScore(sample.reward, sample.reward_parts, sample.reward_error)
 
 
+class _Piece(NamedTuple):
+    """A reward that is being computed for a group: the prompt's, or a part of it."""
+
+    spec: RewardSpec
+    future: Future[list[SampleScore]]
+
+
 class Scorer:
     """Scores groups in the reward processes: begun as soon as a group is finished, collected by its bundle.
 
@@ -80,21 +90,37 @@ class Scorer:
     that Beam delivers again is scored again.
     """
 
-    def __init__(self, processes: RewardProcesses) -> None:
+    def __init__(self, processes: RewardProcesses, asking: Asking | None = None) -> None:
         self._processes = processes
-        self._begun: dict[str, Future[list[SampleScore]]] = {}
+        self._asking = asking or Asking(RewardsConfig())
+        self._begun: dict[str, list[_Piece]] = {}
         """By attempt."""
 
-    def begin(self, outcome: Outcome) -> None:
-        """Starts to score a group that a function scores, unless it was begun."""
-        if isinstance(outcome, Group) and (spec := outcome.prompt.function):
-            self._future(outcome, spec)
+    def begin(self, outcome: Outcome) -> "Future[list[SampleScore]] | None":
+        """Starts to score a group that a function scores, unless it was begun.
 
-    def _future(self, group: Group, spec: RewardSpec) -> "Future[list[SampleScore]]":
+        Returns:
+            Null, or what is done once nobody outside is waited for: until then no bundle should hold it.
+        """
+        if not isinstance(outcome, Group) or not (spec := outcome.prompt.function):
+            return None
+        return _all_done([piece.future for piece in self._pieces(outcome, spec) if is_asked(piece.spec.name)])
+
+    def forget(self, outcome: Outcome) -> None:
+        """Lets go of what was begun and will not be collected."""
+        if isinstance(outcome, Group):
+            for piece in self._begun.pop(outcome.samples[0].attempt_id, ()):
+                piece.future.cancel()
+
+    def _pieces(self, group: Group, spec: RewardSpec) -> "list[_Piece]":
         attempt = group.samples[0].attempt_id
         if attempt not in self._begun:
-            self._begun[attempt] = self._submit(spec, group.samples)
+            self._begun[attempt] = [self._begin(piece, group) for piece in pieces_of(spec)]
         return self._begun[attempt]
+
+    def _begin(self, spec: RewardSpec, group: Group) -> "_Piece":
+        asks = is_asked(spec.name)
+        return _Piece(spec, _timed(self._asking.submit(spec, group)) if asks else self._submit(spec, group.samples))
 
     def finish(self, run: RunConfig, outcome: Outcome) -> Outcome:
         """The outcome with its rewards; one that needs none passes through."""
@@ -105,24 +131,28 @@ class Scorer:
             return apply_scores(run, outcome, [given_score(sample) for sample in outcome.samples])
         if spec is None:
             return outcome
-        scores = self._collect(self._future(outcome, spec), outcome, spec)
+        pieces = self._pieces(outcome, spec)
+        scores = add_up(spec, [each.spec for each in pieces], [self._collect(each, outcome) for each in pieces])
+        _count(spec.name, scores)
         del self._begun[outcome.samples[0].attempt_id]
         return blend_later(outcome, scores) if name == FEEDBACK_REWARD else apply_scores(run, outcome, scores)
 
     def _submit(self, spec: RewardSpec, samples: Sequence[Sample]) -> "Future[list[SampleScore]]":
-        started = time.monotonic()
-        future = self._processes.submit(score_samples, spec, tuple(samples))
-        future.add_done_callback(lambda _: metrics.SCORE_SECONDS.observe(time.monotonic() - started))
-        return future
+        return _timed(self._processes.submit(score_samples, spec, tuple(samples)))
 
-    def _collect(self, future: "Future[list[SampleScore]]", group: Group, spec: RewardSpec) -> list[SampleScore]:
+    def _collect(self, piece: "_Piece", group: Group) -> list[SampleScore]:
         """Waits for the scores of a group; if they do not come, tries each sample alone."""
-        scores, error = _result(future)
-        if scores is None:
-            _LOG.warning("group_not_scored", group=str(group.id), reward=spec.name, error=error)
-            scores = self.score_alone(spec, group.samples)
-        _count(spec.name, scores)
-        return scores
+        scores, error = _result(piece.future)
+        if scores is not None:
+            return scores
+        _LOG.warning("group_not_scored", group=str(group.id), reward=piece.spec.name, error=error)
+        return self._after(error, piece.spec, group.samples)
+
+    def _after(self, error: tuple[str, str] | None, spec: RewardSpec, samples: Sequence[Sample]) -> list[SampleScore]:
+        """Who asks has tried each sample alone already."""
+        if is_asked(spec.name):
+            return [failed(*(error or ("reward_error", "no score")))] * len(samples)
+        return self.score_alone(spec, samples)
 
     def score_alone(self, spec: RewardSpec, samples: Sequence[Sample]) -> list[SampleScore]:
         """Scores each sample as a task of its own: what happens to one does not touch the others."""
@@ -130,17 +160,52 @@ class Scorer:
         return [_only(future) for future in futures]
 
 
-_SCORERS: dict[str, Scorer] = {}
+_SCORERS: dict[tuple[str, str], Scorer] = {}
 _LOCK = threading.Lock()
 
 
-def scorer_of(config: RewardsConfig) -> Scorer:
-    """The scorer of this process; its processes start at the first call."""
-    key = config.model_dump_json()
+def scorer_of(config: RewardsConfig, model: str = "") -> Scorer:
+    """The scorer of this process; its processes start at the first call.
+
+    Args:
+        config: of rewards.
+        model: directory of the model that answers; reward models with its vocabulary read its token ids.
+
+    Raises:
+        ConfigError: the key of a judge or a reward model is not in the environment.
+    """
+    key = (config.model_dump_json(), model)
     with _LOCK:
         if key not in _SCORERS:
-            _SCORERS[key] = Scorer(RewardProcesses(config))
+            _SCORERS[key] = Scorer(RewardProcesses(config), Asking(config, model))
         return _SCORERS[key]
+
+
+def _all_done(futures: "Sequence[Future[list[SampleScore]]]") -> "Future[list[SampleScore]] | None":
+    """The future that is done when all are; null if there is none."""
+    if len(futures) < 2:
+        return futures[0] if futures else None
+    last: Future[list[SampleScore]] = Future()
+    left = set(futures)
+    lock = threading.Lock()
+
+    def count(future: "Future[list[SampleScore]]") -> None:
+        with lock:
+            left.discard(future)
+            if left:
+                return
+        if last.set_running_or_notify_cancel():
+            last.set_result([])
+
+    for future in futures:
+        future.add_done_callback(count)
+    return last
+
+
+def _timed(future: "Future[list[SampleScore]]") -> "Future[list[SampleScore]]":
+    started = time.monotonic()
+    future.add_done_callback(lambda _: metrics.SCORE_SECONDS.observe(time.monotonic() - started))
+    return future
 
 
 def _only(future: "Future[list[SampleScore]]") -> SampleScore:
@@ -175,7 +240,7 @@ class ScoreFn(beam.DoFn):  # type: ignore[misc]
 
     def setup(self) -> None:
         """Takes the scorer of this pipeline process."""
-        self._scorer = scorer_of(self._config.rewards)
+        self._scorer = scorer_of(self._config.rewards, self._config.model.path)
 
     def start_bundle(self) -> None:
         """Begins with nothing."""

@@ -26,6 +26,7 @@ VERBS: Final = {
     "join-feedback": "run the feedback pipeline on a Beam runner",
     "learn": "run the learner",
     "learn-scorer": "train a reward model or a critic from the log of a run",
+    "serve-scorer": "serve a reward model, so that rewards can ask it",
     "evaluate": "ask held-out prompts of a run's weights while it trains",
     "eval": "ask the held-out prompts of tasks of a model or a run, in each benchmark's metrics",
     "gateway": "let people and programs ask the newest weights and judge the answers",

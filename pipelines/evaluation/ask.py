@@ -106,7 +106,7 @@ class Asker:
             ) from error
 
     async def _answer_all(self, config: RunConfig, records: Sequence[PromptRecord], version: int) -> list[Outcome]:
-        places, scorer = asyncio.Semaphore(self._limits.concurrency), scorer_of(config.rewards)
+        places, scorer = asyncio.Semaphore(self._limits.concurrency), scorer_of(config.rewards, config.model.path)
 
         async def answer(record: PromptRecord) -> Outcome:
             async with places:
@@ -177,7 +177,7 @@ def _to_answers(config: RunConfig, prompt: Prompt, outcome: Outcome) -> Answers:
         return Answers(prompt, (), frozenset())
     versions = frozenset(span.version for sample in outcome.samples for span in sample.weight_version_spans)
     texts = tuple(sample.response_text for sample in outcome.samples)
-    scored = scorer_of(config.rewards).finish(config, outcome)
+    scored = scorer_of(config.rewards, config.model.path).finish(config, outcome)
     if not isinstance(scored, Group):
         return Answers(prompt, (None,) * len(texts), versions, texts)
     return Answers(prompt, tuple(sample.reward for sample in scored.samples), versions, texts)

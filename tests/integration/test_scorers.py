@@ -9,9 +9,11 @@ import pytest
 import torch
 from kafka import KafkaConsumer, TopicPartition
 
+from pipelines.reward_model.classifier import Classifier
 from schemas.errors import ConfigError, RunError, StateError
 from schemas.identity import GroupId
 from schemas.manifests import MANIFEST_NAME
+from schemas.scoring import ScorerServerConfig
 from schemas.topics import Topics
 from schemas.trajectories import encode
 from tests.support.samples import group
@@ -126,6 +128,9 @@ def test_reward_model_learns_goes_on_where_it_was_and_changes_nothing_of_the_run
     padded = torch.tensor([[7, 8, 9, 70], [7, 8, 9, model.config.pad_token_id]])
     with torch.no_grad():
         assert float(model(padded).logits[1, 0]) == pytest.approx(score(model, [7, 8, 9]), abs=1e-5)
+    served = Classifier(ScorerServerConfig(model=str(tmp_path / "scorer" / "model"), device="cpu"))
+    rows = [[7, 8, 9, 70], [7, 8, 9], [30]]
+    assert served.score(rows) == pytest.approx([score(model, row) for row in rows], abs=1e-5)
 
 
 def test_critic_expects_the_reward_and_refuses_what_does_not_fit(make_scorer, capsys, tmp_path):

@@ -21,6 +21,7 @@ from transforms.generation.quarantine import Case
 from transforms.generation.request import PromptRecord, Request, prepare
 from transforms.generation.tokenizer import Tokenizer
 from transforms.generation.workers import Worker, Workers
+from transforms.rewards import asked
 
 _LOG = structlog.get_logger(__name__)
 _FIRST_PAUSE_S: Final = 0.1
@@ -73,8 +74,12 @@ class Answerer:
         """In a thread only if it takes long enough to be noticed by other answers: a thread costs more than that."""
         arguments = (record, self._config.rollout, self._tokenizer, min_version)
         if len(record.value or b"") < _LONG_PROMPT_BYTES:
-            return prepare(*arguments)
-        return await asyncio.to_thread(prepare, *arguments)
+            request = prepare(*arguments)
+        else:
+            request = await asyncio.to_thread(prepare, *arguments)
+        if request.prompt.function:
+            asked.check(self._config.rewards, request.prompt.function)
+        return request
 
     def _dead(self, record: PromptRecord, reason: str, detail: str) -> DeadLetter:
         _LOG.warning("prompt_dead", prompt=str(record.id), reason=reason, detail=detail[:300])

@@ -20,9 +20,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import uvloop
@@ -54,6 +55,8 @@ _LOG = structlog.get_logger(__name__)
 _POLL_MS: Final = 50
 _WAKE_S: Final = 0.05
 _PAUSE_S: Final = 0.5
+_LAST_CALL_S: Final = 15.0
+"""How long judges and reward models may take once the pool drains."""
 _UNCOMMITTED_FACTOR: Final = 4
 """At most this multiple of ``max_in_flight`` is finished and not yet committed."""
 _FETCH_BYTES: Final = 1 << 17
@@ -86,6 +89,8 @@ class Pool:
         self._finished: dict[GroupId, Finished] = {}
         self._ready: deque[GroupId] = deque()
         self._handed_over: set[GroupId] = set()
+        self._unjudged: set[GroupId] = set()
+        """Finished, and waiting for a judge or a reward model."""
         self._taken_s = 0.0
         self.bundle_s = 0.0
         """How long the last bundle took from its first look to its records."""
@@ -112,6 +117,7 @@ class Pool:
         threading.Thread(target=self._take_prompts, name=f"prompts-{share}", daemon=True).start()
 
     async def _open_engines(self, tokenizer: Tokenizer) -> None:
+        self._last_call: asyncio.Future[None] = self._loop.create_future()
         rollout = self._config.rollout
         self._session = engine.open_session(rollout.request_timeout_s)
         self._workers = Workers(rollout.workers, self._session, self._share, rollout.frozen_after_s)
@@ -191,9 +197,10 @@ class Pool:
 
     async def _answer(self, prompt: Admitted) -> None:
         outcome: Outcome | None = None
+        judged: Future[Any] | None = None
         try:
             outcome = await self._answerer.answer(prompt.record, prompt.min_version)
-            self._scorer.begin(outcome)
+            judged = self._scorer.begin(outcome)
             crash_point("group_finished")
         except AbandonedError:
             _LOG.debug("prompt_abandoned", prompt=str(prompt.record.id))
@@ -203,11 +210,31 @@ class Pool:
             written_at = self._running.pop(prompt.record.id)
             if outcome is not None:
                 self._finished[prompt.record.id] = Finished(outcome, written_at, time.monotonic())
-                self._ready.append(prompt.record.id)
-                self._some_ready.notify()
                 self._last_finished_s = time.monotonic()
+                if judged is None:
+                    self._make_ready(prompt.record.id)
+                else:
+                    self._unjudged.add(prompt.record.id)
             self._measure()
         self._wake.set()
+        if outcome is not None and judged is not None:
+            await self._await_judgement(prompt.record.id, outcome, asyncio.wrap_future(judged))
+
+    def _make_ready(self, group: GroupId) -> None:
+        self._ready.append(group)
+        self._some_ready.notify()
+
+    async def _await_judgement(self, group: GroupId, outcome: Outcome, judged: "asyncio.Future[Any]") -> None:
+        """Holds a group back from bundles until it is judged, or lets go of it once the pool has to end."""
+        await asyncio.wait({judged, self._last_call}, return_when=asyncio.FIRST_COMPLETED)
+        with self._lock:
+            self._unjudged.discard(group)
+            if judged.done():
+                self._make_ready(group)
+            else:  # nothing of it is committed: whoever opens the share next asks again
+                del self._finished[group]
+                self._scorer.forget(outcome)
+            self._measure()
 
     def _measure(self) -> None:
         self._occupancy.fill(len(self._running))
@@ -219,7 +246,8 @@ class Pool:
     def offer_again(self) -> None:
         """Makes all that is finished and not handed over ready to be taken: a new reader begins."""
         with self._lock:
-            self._ready = deque(group for group in self._finished if group not in self._handed_over)
+            held = self._handed_over | self._unjudged
+            self._ready = deque(group for group in self._finished if group not in held)
 
     def take(self, most: int, wait_s: float = 0.0) -> list[Finished]:
         """At most so many finished outcomes in order of completion; waits at most the time for the first.
@@ -293,11 +321,19 @@ class Pool:
         _LOG.error("pool_failed", share=self._share, error=repr(error))
 
     def drain(self) -> None:
-        """Takes no more prompts; what engines are answering is finished and committed. Returns at once."""
+        """Takes no more prompts; what engines are answering is finished, judged and committed. Returns at once.
+
+        Judges have ``_LAST_CALL_S``: what they have not judged by then is let go of.
+        """
         self._draining.set()
         self._follower.stop()
         self._discovery.stop()
         self._loop.call_soon_threadsafe(self._workers.drain)
+        self._loop.call_soon_threadsafe(self._loop.call_later, _LAST_CALL_S, self._call_last)
+
+    def _call_last(self) -> None:
+        if not self._last_call.done():
+            self._last_call.set_result(None)
 
     def stop(self) -> None:
         """Takes no more prompts and lets go of what is in flight. The end of the process closes the rest."""
@@ -342,7 +378,8 @@ def pool_of(config: RunConfig, share: int) -> Pool:
             registry.load(config.rewards.modules)
             environments.load(config.rollout.environments)
             _collect_rarely()
-            _POOLS[key] = Pool(config, share, Tokenizer.load(config.model.path), scorer_of(config.rewards))
+            scorer = scorer_of(config.rewards, config.model.path)
+            _POOLS[key] = Pool(config, share, Tokenizer.load(config.model.path), scorer)
             if _DRAIN.is_set():
                 _POOLS[key].drain()
         return _POOLS[key]

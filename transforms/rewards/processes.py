@@ -59,6 +59,8 @@ _PRELOAD: Final = (
     "__main__",
     "transforms.rewards.processes",
     "transforms.rewards.scoring",
+    "transforms.rewards.judge",
+    "transforms.rewards.reward_model",
     "math_verify",
     "sacrebleu.metrics.chrf",
 )

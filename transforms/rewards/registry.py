@@ -49,10 +49,12 @@ _REWARDS: Final[Registry[RewardFunction]] = Registry(
             "exact_match",
             "format",
             "instructions",
+            "judge",
             "label",
             "last_number",
             "length",
             "math",
+            "reward_model",
             "span",
             "weighted",
         )

@@ -18,7 +18,7 @@ from schemas.trajectories import Sample
 from transforms.rewards import registry
 from transforms.rewards.registry import Arguments, Reward, reward
 
-_NAME: Final = "weighted"
+NAME: Final = "weighted"
 _MOST_PARTS: Final = 16
 
 
@@ -43,7 +43,7 @@ class Parts(Arguments):
 
 
 def _check(part: Part) -> None:
-    if part.name == _NAME or part.name in registry.reserved:
+    if part.name == NAME or part.name in registry.reserved:
         raise ValueError(f"{part.name!r} cannot be a part: expected a function that scores by itself")
     try:
         registry.check(part)
@@ -51,13 +51,22 @@ def _check(part: Part) -> None:
         raise ValueError(str(error)) from error
 
 
-@reward(_NAME)
+@reward(NAME)
 def weighted(sample: Sample, arguments: Parts) -> Reward:
-    """The sum of weight times value; ``parts`` has the value of each by its name, and its own parts behind a slash."""
-    scores = [_score(sample, part) for part in arguments.of]
-    value = sum(part.weight * score.value for part, score in zip(arguments.of, scores, strict=True))
+    """The sum of weight times value; see :func:`add_up`."""
+    return add_up(arguments.of, [_score(sample, part) for part in arguments.of])
+
+
+def add_up(of: Sequence[Part], scores: Sequence[Reward]) -> Reward:
+    """The sum of weight times value; ``parts`` has the value of each by its name, and its own parts behind a slash.
+
+    Args:
+        of: one or more parts.
+        scores: what each gave, in their order.
+    """
+    value = sum(part.weight * score.value for part, score in zip(of, scores, strict=True))
     parts: dict[str, float] = {}
-    for name, score in zip(_names(arguments.of), scores, strict=True):
+    for name, score in zip(_names(of), scores, strict=True):
         parts |= {name: score.value, **{f"{name}/{inner}": number for inner, number in score.parts.items()}}
     return Reward(value, parts)
 

@@ -1,6 +1,7 @@
 """Configuration: unknown keys, wrong values and contradictions are named."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -8,6 +9,7 @@ from schemas.config import RunConfig, load, validate
 from schemas.errors import ConfigError
 
 DOCS = Path(__file__).parents[3] / "docs"
+JUDGE = {"url": "http://127.0.0.1:8001", "model": "m"}
 GIVEN = [file for file in sorted(DOCS.rglob("*.toml")) if "results" not in file.parts]
 
 
@@ -28,6 +30,14 @@ def test_the_configurations_of_the_documentation_are_valid(file):
         ({"worker": {"advertise": "gpu-7:8000"}}, "worker.advertise = 'gpu-7:8000'"),
         ({"rollout": {"group_size": 65}}, "rollout.group_size = 65 exceeds worker.max_num_seqs = 64"),
         ({"rollout": {"sampling": {"temprature": 1}}}, "did you mean temperature?"),
+        (
+            {"rewards": {"judges": {"a": {**JUDGE, "max_token": 3}}}},
+            "unknown key rewards.judges.a.max_token; did you mean max_tokens",
+        ),
+        ({"rewards": {"judges": {"a b": JUDGE}}}, "rewards.judges.a b"),
+        ({"rewards": {"judges": {"a": {"url": "http://h"}}}}, "rewards.judges.a.model"),
+        ({"rewards": {"judges": {"a": {**JUDGE, "url": "file:///etc/passwd"}}}}, "rewards.judges.a.url = 'file:"),
+        ({"rewards": {"judges": {"a": {**JUDGE, "patience_s": 9}}}}, "patience_s = 9 is less than timeout_s = 60"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(tree, words):
@@ -49,8 +59,11 @@ def test_every_field_says_what_it_is():
         for name, field in model.model_fields.items():
             if hasattr(field.annotation, "model_fields"):
                 check(field.annotation)
-            else:
-                assert field.description, f"{model.__name__}.{name} has no docstring"
+                continue
+            assert field.description, f"{model.__name__}.{name} has no docstring"
+            for section in get_args(field.annotation):  # of a table of sections
+                if hasattr(section, "model_fields"):
+                    check(section)
 
     check(RunConfig)
 
