@@ -61,7 +61,8 @@ from tests.pipeline.rollout_process import wait_for
 from transforms.generation.tokenizer import Tokenizer
 
 CONFIG = ROOT / "docs" / "benchmarks" / "gpu" / "glue.toml"
-TASKS = ("sst2", "cola", "mrpc", "stsb", "qnli", "mnli", "rte", "wnli", "boolq", "cb", "multirc")
+TASKS = ("sst2", "cola", "mrpc", "stsb", "qnli", "mnli", "rte", "boolq", "cb", "multirc")
+"""Not WNLI: 65 of its 71 held-out texts are in the training files with the other answer (docs/tasks.md)."""
 EVENLY = ("cola", "stsb", "multirc")
 """Matthews' correlation, correlations, and F1 of the rarer answer: the most frequent class alone scores 0."""
 GAIN = 0.15
