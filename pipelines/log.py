@@ -5,7 +5,7 @@ RunLog         all that was read of a run so far; ``advance`` reads on
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
@@ -26,27 +26,39 @@ _T = TypeVar("_T")
 
 
 class TopicReader:
-    """One topic from its beginning; remembers how far it has read."""
+    """One topic from its beginning; remembers how far it has read.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or does not have the topic.
+    """
 
     def __init__(self, kafka: KafkaConfig, topic: str) -> None:
-        from kafka import KafkaConsumer, TopicPartition
+        from kafka import KafkaConsumer
         from kafka.errors import KafkaError
 
-        try:
-            self._consumer = KafkaConsumer(**kafka.consumer_options())
-            partitions = self._consumer.partitions_for_topic(topic)
-        except KafkaError as error:
-            raise BrokerError(
-                f"Kafka at {kafka.bootstrap} cannot be reached ({error}); start it, or give its address"
-            ) from error
-        if not partitions:
-            raise BrokerError(
-                f"topic {topic} does not exist at {kafka.bootstrap}; give the name of a run that was started"
-            )
-        self.partitions = [TopicPartition(topic, partition) for partition in sorted(partitions)]
-        self._consumer.assign(self.partitions)
-        for partition, offset in self._consumer.beginning_offsets(self.partitions).items():
+        with ExitStack() as opened:
+            try:
+                self._consumer = KafkaConsumer(**kafka.consumer_options())
+                opened.callback(self._consumer.close)
+                self.partitions = self._assign(topic, kafka.bootstrap)
+            except KafkaError as error:
+                raise BrokerError(
+                    f"Kafka at {kafka.bootstrap} cannot be reached ({error}); start it, or give its address"
+                ) from error
+            opened.pop_all()
+
+    def _assign(self, topic: str, bootstrap: str) -> list[Any]:
+        """All partitions of the topic, from their first records on."""
+        from kafka import TopicPartition
+
+        numbers = self._consumer.partitions_for_topic(topic)
+        if not numbers:
+            raise BrokerError(f"topic {topic} does not exist at {bootstrap}; give the name of a run that was started")
+        partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
+        self._consumer.assign(partitions)
+        for partition, offset in self._consumer.beginning_offsets(partitions).items():
             self._consumer.seek(partition, offset)
+        return partitions
 
     def read_on(self) -> Iterator[Any]:
         """The records from where it stands to the present end of the topic, as kafka-python's ``ConsumerRecord``."""
