@@ -12,7 +12,8 @@ when it was drawn, and on nothing else.
 """
 
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from pipelines.curriculum.report import Window, summary
 from pipelines.curriculum.selection import Deck, Pool
 from pipelines.curriculum.settings import Selection
 from pipelines.curriculum.writer import Numbered, Writer
+from pipelines.local.supervisor import signals_go_to
 from schemas.config import RunConfig
 from schemas.errors import BrokerError, RunError
 from schemas.prompts import Prompt
@@ -35,7 +37,7 @@ _MOST: Final = 1000
 """Prompts in one transaction."""
 _STEPS_AHEAD: Final = 2
 _PATIENCE_S: Final = 300.0
-"""How long Kafka may be away before a source that has worked gives up."""
+"""How long Kafka may fail, or take nothing, before a source that has worked gives up."""
 _PAUSE_S: Final = 1.0
 _log = structlog.get_logger(__name__)
 
@@ -101,11 +103,15 @@ class Source:
         self.window.add(self._reader.read_on(), self._order.selection)
         batch = self._draw(self._room())
         if batch:
-            places = self._writer.write(batch, self._reader.partitions)
-            for place, prompt in zip(places, batch, strict=True):
-                self._history.note_prompt(place, prompt.prompt_id, prompt.number)
-            self.window.drawn.update(prompt.pool for prompt in batch)
+            with _uninterrupted():
+                self._write(batch)
         return len(batch)
+
+    def _write(self, batch: list[Numbered]) -> None:
+        places = self._writer.write(batch, self._reader.partitions)
+        for place, prompt in zip(places, batch, strict=True):
+            self._history.note_prompt(place, prompt.prompt_id, prompt.number)
+        self.window.drawn.update(prompt.pool for prompt in batch)
 
     def _room(self) -> int:
         left = _MOST if self._order.prompts is None else self._order.prompts - self.written
@@ -128,6 +134,27 @@ class Source:
     def _refuse_to_wait_for_nothing(self, drawn: int) -> None:
         if not drawn and not self._history.flying:
             raise RunError("all prompts became dead letters, and none is left to draw; their topic says why")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM waits until it is left, a second one does not.
+
+    A transaction that is left open holds up whoever reads the topic, until the broker gives it up.
+    """
+    heard = list[int]()
+
+    def hear(number: int) -> None:
+        heard.append(number)
+        if len(heard) > 1:
+            raise KeyboardInterrupt
+
+    try:
+        with signals_go_to(hear):
+            yield
+    finally:
+        if heard:
+            raise KeyboardInterrupt
 
 
 def _numbered(pool: Pool, index: int, number: int) -> Numbered:
@@ -158,12 +185,14 @@ class Curriculum:
             BrokerError: Kafka stayed away.
             RunError: no prompt can be drawn, now or ever.
         """
+        worked_s = time.monotonic()
         while not self._source.is_done:
             try:
                 wrote = self._source.advance()
             except BrokerError as error:
-                self._begin_anew(error)
+                self._begin_anew(error, worked_s + _PATIENCE_S)
                 continue
+            worked_s = time.monotonic()
             self._report(_REPORT_S)
             if not wrote:
                 time.sleep(_LOOK_S)
@@ -174,20 +203,18 @@ class Curriculum:
         self._source.close()
         return {"run": self._config.name, "prompts": self._source.written, "tasks": summary(self._source.pools)}
 
-    def _begin_anew(self, error: BrokerError) -> None:
+    def _begin_anew(self, error: BrokerError, deadline_s: float) -> None:
         """Whatever Kafka took of the last batch: the log says it."""
-        deadline_s = time.monotonic() + _PATIENCE_S
         self._source.close()
-        while True:
+        while time.monotonic() < deadline_s:
             _log.warning("kafka_failed", reason=str(error))
             time.sleep(_PAUSE_S)
             try:
                 self._source = Source(self._config, self._order, self._window)
                 return
             except BrokerError as again:
-                if time.monotonic() > deadline_s:
-                    raise
                 error = again
+        raise error
 
     def _report(self, every_s: float) -> None:
         if self._window.drawn and time.monotonic() >= self._reported_s + every_s:

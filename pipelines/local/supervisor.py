@@ -185,7 +185,7 @@ class Supervisor:
     def stop(self) -> None:
         """Ends everything, the last stage first. A second Ctrl-C meanwhile kills at once."""
         again: list[int] = []
-        with _signals_go_to(again.append):
+        with signals_go_to(again.append):
             for stage in range(self._stages, 0, -1):
                 self._end([each for each in self._children.values() if each.stage == stage], lambda: bool(again))
         self._children.clear()
@@ -298,12 +298,12 @@ def _start_stand_by(pids: Path) -> "subprocess.Popen[bytes]":
 
 
 @contextmanager
-def _signals_go_to(handle: Callable[[int], None]) -> Iterator[None]:
-    """While it is open, Ctrl-C and SIGTERM call ``handle`` instead of raising."""
+def signals_go_to(handle: Callable[[int], None]) -> Iterator[None]:
+    """While it is open, Ctrl-C, SIGTERM and SIGHUP call ``handle`` instead of raising."""
     if current_thread() is not main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, lambda number, _: handle(number)) for number in numbers]
     try:
         yield

@@ -11,11 +11,16 @@ from contextlib import closing
 
 import pytest
 import tomli_w
+from kafka import KafkaConsumer
+from kafka.errors import KafkaTimeoutError
 
+from pipelines.cli.interrupts import sigterm_is_ctrl_c
 from pipelines.cli.main import main
+from pipelines.curriculum import source
 from pipelines.curriculum.report import Window
 from pipelines.curriculum.settings import Selection
 from pipelines.curriculum.source import Curriculum, Order, Source
+from pipelines.curriculum.writer import Writer
 from pipelines.local.broker import Broker
 from pipelines.local.topics import create_topics
 from schemas.config import KafkaConfig, RunConfig
@@ -187,6 +192,63 @@ def test_it_goes_on_when_kafka_did_not_take_a_batch(run_config, pipeline, monkey
     assert curriculum.close()["prompts"] == 6
     assert failed
     assert numbers(pipeline) == list(range(1, 7))
+
+
+def test_a_start_that_fails_half_way_is_tried_again(run_config, pipeline, monkeypatch):
+    """The broker goes away between two questions of a reader that is being opened."""
+    curriculum, faults = Curriculum(run_config, order(ahead=6, prompts=6)), [BrokerError("gone"), KafkaTimeoutError()]
+
+    def failing_once(kind, name):
+        real, fault = getattr(kind, name), faults.pop(0)
+
+        def call(*arguments):
+            monkeypatch.setattr(kind, name, real)
+            raise fault
+
+        monkeypatch.setattr(kind, name, call)
+
+    failing_once(Writer, "write")
+    failing_once(KafkaConsumer, "beginning_offsets")
+    curriculum.run()
+    assert curriculum.close()["prompts"] == 6
+    assert numbers(pipeline) == list(range(1, 7))
+
+
+def test_it_gives_up_where_kafka_answers_and_takes_nothing(run_config, monkeypatch):
+    """Each new start succeeds, and each batch fails."""
+    monkeypatch.setattr(source, "_PATIENCE_S", 2.0)
+    monkeypatch.setattr(source, "_PAUSE_S", 0.1)
+    curriculum, tried = Curriculum(run_config, order()), []
+
+    def refuse(*_):
+        tried.append(time.monotonic())
+        raise BrokerError("not authorized")
+
+    monkeypatch.setattr(Writer, "write", refuse)
+    began = time.monotonic()
+    with pytest.raises(BrokerError, match="not authorized"):
+        curriculum.run()
+    assert len(tried) > 1
+    assert time.monotonic() - began > 2
+    assert curriculum.close()["prompts"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_no_transaction_open(open_source, pipeline, monkeypatch, number):
+    """It comes when the prompts are sent and not committed."""
+    first = open_source()
+    producer = first._writer._producer
+    flush = producer.flush
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), number)
+        return flush(*arguments)
+
+    monkeypatch.setattr(producer, "flush", interrupted)
+    with sigterm_is_ctrl_c(), pytest.raises(KeyboardInterrupt):
+        first.advance()
+    assert numbers(pipeline) == [1, 2, 3, 4]
+    assert first.written == 4
 
 
 def test_it_goes_on_when_the_broker_comes_back(tmp_path):
