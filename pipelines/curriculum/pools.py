@@ -84,14 +84,17 @@ def _pools_of_task(named: Named, data: Path | None) -> list[Pool]:
     task = find(named.name, named.told, "--tasks")
     if data is None:
         raise ConfigError(f"{named.name} is a task: give the directory of its data with --data DIR ({task.title})")
-    members = [each for each in _members(task) if each.files("train")]
+    members = _members(task)
     if not members:
         raise ConfigError(f"task {task.name} has no rows to train on, all of it is held out; leave it out of --tasks")
     return [_pool(each.label, named.weight / len(members), each.prompts(data, "train")) for each in members]
 
 
 def _members(task: Task) -> tuple[Task, ...]:
-    return task.chosen if isinstance(task, Family) else (task,)
+    """Those that have rows to train on."""
+    if isinstance(task, Family):
+        return task.having("train")
+    return (task,) if task.files("train") else ()
 
 
 def _pool_of_file(named: Named) -> Pool:
@@ -128,7 +131,8 @@ def _refuse_twice(pools: Sequence[Pool]) -> None:
     names, owners = set[str](), dict[str, str]()
     for pool in pools:
         if pool.name in names:
-            raise ConfigError(f"{pool.name} is named twice; name it once, with the sum of the weights")
+            raise ConfigError(f"{pool.name} is named twice; name it once, with the sum of the weights, and choose the "
+                              "tasks of a family that has it, too: superglue=1:tasks=boolq,cb")  # fmt: skip
         names.add(pool.name)
         for identity in pool.ids:
             if identity in owners:
