@@ -62,7 +62,8 @@ class EvalOptions(ProcessOptions):
     constrained: bool = False
     """Hold answers to the labels of their prompts, where there are labels; others stay free."""
     samples: Annotated[int | None, tyro.conf.arg(metavar="K")] = None
-    """Also draw so many answers a prompt, for mean reward, pass@1 and pass@K; as --evaluation.samples."""
+    """Also draw so many answers a prompt, for mean reward, pass@1, pass@K, and what --evaluation.pass-at says below
+    it; as --evaluation.samples."""
     json: bool = False
     """Print JSON instead of the table."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(EvalOptions, "eval", arguments, _DESCRIPTION, EvalOptions(run=_base(arguments)))
     config = _with_samples(options)
     _require_one_to_ask(options)
-    questions = _questions(options, config.seed)
+    questions = _questions(options, config)
     with sigterm_is_ctrl_c(), _serving(options, config) as served:
         report = _evaluate(options, served, questions)
     _tell(report, options)
@@ -96,8 +97,9 @@ def _base(arguments: Sequence[str]) -> RunConfig:
 def _with_samples(options: EvalOptions) -> RunConfig:
     if options.samples is None:
         return options.run
-    tree = options.run.model_dump(mode="json")
-    tree["evaluation"] |= {"samples": options.samples, "pass_at": sorted({1, max(1, options.samples)})}
+    tree, most = options.run.model_dump(mode="json"), max(1, options.samples)
+    wanted = {1, most, *(k for k in options.run.evaluation.pass_at if k < most)}
+    tree["evaluation"] |= {"samples": options.samples, "pass_at": sorted(wanted)}
     return validate(tree, "asyncflow eval")
 
 
@@ -110,16 +112,22 @@ def _require_one_to_ask(options: EvalOptions) -> None:
         raise ConfigError("--version is of a run, and --model names a directory; leave one of them out")
     if options.out is not None and not options.out.absolute().parent.is_dir():
         raise ConfigError(f"--out {options.out}: no directory {options.out.parent}; create it, or give another place")
+    if options.out is not None and options.out.is_dir():
+        raise ConfigError(f"--out {options.out}: a directory; give a file, such as {options.out / 'eval.json'}")
 
 
-def _questions(options: EvalOptions, seed: int) -> "Questions":
+def _questions(options: EvalOptions, config: RunConfig) -> "Questions":
+    """All of which can be scored: a worker takes minutes to start."""
+    from pipelines.evaluation.prompts import check_scorable
     from pipelines.evaluation.questions import Draw, ask_tasks, require_choices
 
     if options.data is None:
         raise ConfigError("--data DIR is missing: give the directory that holds the data sets")
-    questions = ask_tasks(options.tasks, options.data, Draw(options.split, options.limit, seed), options.args)
+    draws = Draw(options.split, options.limit, config.seed)
+    questions = ask_tasks(options.tasks, options.data, draws, options.args)
     if options.constrained:
         require_choices(questions)
+    check_scorable(config, questions.prompts)
     return questions
 
 
@@ -146,13 +154,12 @@ def _serving(options: EvalOptions, config: RunConfig) -> "Iterator[Served]":
 
 def _evaluate(options: EvalOptions, served: "Served", questions: "Questions") -> "Report":
     from pipelines.evaluation.ask import Asker
-    from pipelines.evaluation.prompts import check_usable, load_registries
+    from pipelines.evaluation.prompts import check_usable
     from pipelines.evaluation.scores import Found
     from pipelines.evaluation.served import while_served
     from transforms.generation.tokenizer import Tokenizer
 
     config = served.config
-    load_registries(config)
     tokenizer = Tokenizer.load(config.model.path)
     check_usable(questions.prompts, tokenizer)
     asker = Asker(config, questions.prompts, tokenizer)
@@ -196,9 +203,15 @@ def _report(options: EvalOptions, served: "Served", questions: "Questions", foun
 
 def _tell(report: "Report", options: EvalOptions) -> None:
     text = f"{report.model_dump_json(indent=2)}\n"
-    if options.out is not None:
-        options.out.write_text(text)
-    if options.json:
+    try:
+        if options.out is not None:
+            options.out.write_text(text)
+    finally:  # a disk that is full by now costs the file, and not what was found
+        _print(report, text if options.json else None)
+
+
+def _print(report: "Report", text: str | None) -> None:
+    if text is not None:
         sys.stdout.write(text)
         return
     from rich.console import Console

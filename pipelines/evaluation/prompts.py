@@ -4,7 +4,7 @@ A held-out set from which lines dropped out would give figures of something else
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +67,24 @@ def check_usable(prompts: Sequence[Prompt], tokenizer: Encoder) -> None:
     Raises:
         ConfigError: naming the first that cannot.
     """
-    for number, prompt in enumerate(prompts, start=1):
-        try:
-            _check(prompt, tokenizer)
-        except RecordError as error:
-            name = f" ({prompt.prompt_id})" if prompt.prompt_id else ""
-            raise ConfigError(f"held-out prompt {number}{name}: {error}; correct it or leave it out") from error
+
+
+    def check(prompt: Prompt) -> None:
+        _check_reward(prompt)
+        tokenizer.encode(prompt)
+
+    _check_each(prompts, check)
+
+
+def check_scorable(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """As :func:`check_usable` and :func:`check_sandbox`, for as much as can be told without a model.
+
+    Raises:
+        ConfigError: naming the first that cannot be scored, or code cannot be run.
+    """
+    load_registries(config)
+    _check_each(prompts, _check_reward)
+    check_sandbox(config, prompts)
 
 
 def check_sandbox(config: RunConfig, prompts: Sequence[Prompt]) -> None:
@@ -85,10 +97,18 @@ def check_sandbox(config: RunConfig, prompts: Sequence[Prompt]) -> None:
         launch.check(config.rewards.sandbox)
 
 
-def _check(prompt: Prompt, tokenizer: Encoder) -> None:
+def _check_each(prompts: Sequence[Prompt], check: Callable[[Prompt], None]) -> None:
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            check(prompt)
+        except RecordError as error:
+            name = f" ({prompt.prompt_id})" if prompt.prompt_id else ""
+            raise ConfigError(f"held-out prompt {number}{name}: {error}; correct it or leave it out") from error
+
+
+def _check_reward(prompt: Prompt) -> None:
     if prompt.reward.name == FEEDBACK_REWARD:
         raise RecordError("unknown_reward", "people reward its answers, an evaluation cannot; give a registered reward")
     registry.check(prompt.reward)
     if prompt.environment:
         environments.check(prompt.environment)
-    tokenizer.encode(prompt)

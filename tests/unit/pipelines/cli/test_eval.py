@@ -3,12 +3,15 @@
 import pytest
 
 from pipelines.cli import logs
-from pipelines.cli.eval import EvalOptions, _base, _with_samples
+from pipelines.cli.eval import EvalOptions, _base, _tell, _with_samples
 from pipelines.cli.main import main
 from pipelines.cli.options import parse
+from pipelines.evaluation.report import Report
 from pipelines.local.ports import free_ports
 from schemas.errors import ConfigError, RunError
 from tests.support.tasks import write_data
+from transforms.environments import registry as environments
+from transforms.rewards.sandbox import launch
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,8 @@ def test_tasks_are_several_and_samples_say_which_passes_are_counted():
     assert (evaluation.samples, evaluation.pass_at, evaluation.temperature) == (4, (1, 4), 0.7)
     assert _with_samples(options("--tasks", "glue")).evaluation.samples == 0
     assert _with_samples(options("--samples", 1)).evaluation.pass_at == (1,)
+    several = options("--samples", 16, "--evaluation.pass-at", 4, 8, 32)
+    assert _with_samples(several).evaluation.pass_at == (1, 4, 8, 16)
     with pytest.raises(ConfigError, match="samples"):
         _with_samples(options("--samples", -1))
 
@@ -63,6 +68,7 @@ def test_who_is_asked_has_to_be_clear(refused, data, tmp_path):
     assert "--model and --run" in refused(*tasks, "--model", "m", "--run", tmp_path)
     assert "--version is of a run" in refused(*tasks, "--model", "m", "--version", 3)
     assert "no directory" in refused(*tasks, "--model", "m", "--out", tmp_path / "none" / "out.json")
+    assert "a directory; give a file" in refused(*tasks, "--model", "m", "--out", tmp_path)
 
 
 def test_what_is_asked_is_checked_before_anything_starts(refused, data, tmp_path):
@@ -71,6 +77,30 @@ def test_what_is_asked_is_checked_before_anything_starts(refused, data, tmp_path
     assert "did you mean glue" in refused("--tasks", "gleu", "--data", data, "--model", tmp_path)
     held = refused("--tasks", "gsm8k", "--data", data, "--model", tmp_path, "--constrained")
     assert "have no labels that answers could be held to; leave --constrained out" in held
+
+
+def test_what_cannot_be_scored_is_told_before_anything_starts(refused, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "_READ", {})
+    shop = refused("--tasks", "tau_retail", "--data", data, "--model", tmp_path / "none")
+    assert "(tau_retail/held_out/" in shop
+    assert "name it as rollout.environments.data.tau_retail" in shop
+
+    def fail(mode):
+        raise ConfigError(f"rewards.sandbox {mode!r}: code cannot be tested in isolation here")
+
+    monkeypatch.setattr(launch, "check", fail)
+    assert "cannot be tested in isolation" in refused("--tasks", "mbpp", "--data", data, "--model", tmp_path / "none")
+
+
+def test_what_was_found_is_printed_although_it_cannot_be_written(tmp_path, capsys):
+    given = options("--tasks", "rte", "--model", "m", "--out", tmp_path / "gone" / "eval.json", "--json")
+    report = Report(
+        model="m", run=None, version=None, version_max=None, dtype="float32", split="held_out", limit=None, seed=0,
+        constrained=False, max_tokens=8, prompts_sha256="0" * 64, tasks=(), families=(),
+    )  # fmt: skip
+    with pytest.raises(FileNotFoundError):
+        _tell(report, given)
+    assert Report.model_validate_json(capsys.readouterr().out) == report
 
 
 def test_a_run_that_does_not_run_is_told(refused, data, tmp_path):
