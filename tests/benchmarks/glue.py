@@ -42,7 +42,8 @@ import tomli_w
 from pipelines.audit import audit
 from pipelines.cli.logs import configure_logging
 from pipelines.evaluation.ask import Asker
-from pipelines.evaluation.benchmarks import mean_score, measure
+from pipelines.evaluation.benchmarks import LABELS, mean_score, measure
+from pipelines.evaluation.intervals import interval, replicate
 from pipelines.evaluation.prompts import HeldOut, check_usable, load_registries
 from pipelines.local.demo_model import demo_model
 from pipelines.local.stack import LEARNER, ROLLOUT, Stack, environment_of
@@ -67,7 +68,6 @@ EVENLY = ("cola", "stsb", "multirc")
 """Matthews' correlation, correlations, and F1 of the rarer answer: the most frequent class alone scores 0."""
 GAIN = 0.15
 """Of the mean accuracy, at least."""
-Z95 = 1.96
 OPENED_S = 300
 LOOK_S = 0.25
 QUIET_S = 20.0
@@ -180,25 +180,16 @@ def asked(answers):
 
 
 def figures_of_task(task, answers):
-    """One task's figures; those of labels have the share of right ones with its 95 % interval."""
-    prompts, _ = found = asked(answers)
+    """One task's figures; those of labels have their accuracy, with the interval that ``asyncflow eval`` gives it."""
+    prompts, texts = found = asked(answers)
     rewards = [each.rewards[0] if each.rewards and each.rewards[0] is not None else 0.0 for each in answers]
     metrics = {name: {"value": each.value, "majority": each.majority} for name, each in measure(task, *found).items()}
     figures = {"prompts": len(prompts), "reward": statistics.fmean(rewards), "metrics": metrics}
     if any(prompt.function.name != "label" for prompt in prompts):
         return figures
-    hits = sum(reward == 1.0 for reward in rewards)
-    majority = Counter(prompt.function.args["answer"] for prompt in prompts).most_common(1)[0][1] / len(prompts)
-    accuracy = hits / len(prompts)
-    return {**figures, "accuracy": accuracy, "accuracy_95": wilson(hits, len(prompts)), "accuracy_majority": majority}
-
-
-def wilson(hits, number):
-    """The 95 % interval of a share (Wilson 1927, doi:10.1080/01621459.1927.10502953)."""
-    share, z2 = hits / number, Z95**2
-    middle = (share + z2 / (2 * number)) / (1 + z2 / number)
-    half = Z95 * (share * (1 - share) / number + z2 / (4 * number**2)) ** 0.5 / (1 + z2 / number)
-    return [max(0.0, middle - half), min(1.0, middle + half)]
+    rows = LABELS.read(prompts, texts)
+    accuracy, likely = LABELS.figures(rows)["accuracy"], interval(replicate(rows, LABELS.metrics, f"0/{task}")["accuracy"])
+    return {**figures, "accuracy": accuracy.value, "accuracy_95": [*likely], "accuracy_majority": accuracy.majority}
 
 
 def below_majority(figures):

@@ -7,7 +7,10 @@ from itertools import islice
 import pytest
 
 from pipelines.evaluation.ask import Answers
+from pipelines.evaluation.questions import Questions
+from pipelines.evaluation.scores import Found, score
 from pipelines.tasks.registry import find
+from schemas.evaluation import EvaluationConfig
 from schemas.prompts import Prompt, RewardSpec
 from tests.benchmarks import glue, supervised
 from tests.support.benchmarks import write_benchmarks
@@ -105,11 +108,14 @@ def test_figures_of_answers():
     assert (figures["prompts"], figures["unanswered"], figures["versions"]) == (6, 1, [1, 2])
 
 
-def test_interval_of_a_share():
-    """Of 10 of 20: 0.2993 to 0.7007 (Brown, Cai and DasGupta 2001, doi:10.1214/ss/1009213286, by the formula)."""
-    assert glue.wilson(10, 20) == pytest.approx([0.2993, 0.7007], abs=1e-4)
-    assert glue.wilson(0, 20)[0] == 0
-    assert glue.wilson(20, 20)[1] == 1
+def test_accuracies_have_the_intervals_of_asyncflow_eval():
+    answers = [answered(labelled(number, "yes"), LABELS[number % 4 == 0], 0.0) for number in range(40)]
+    (task,), _ = score(Questions({"rte": tuple(each.prompt for each in answers)}, {}), Found(answers, held=False),
+                       EvaluationConfig(), 0)  # fmt: skip
+    figures = glue.figures_of_task("rte", answers)
+    assert figures["accuracy"] == task.scores[0].value == 0.75
+    assert figures["accuracy_95"] == [task.scores[0].low, task.scores[0].high]
+    assert 0.5 < task.scores[0].low < 0.75 < task.scores[0].high < 0.95
 
 
 def outcome(accuracy, score, rte=0.6):
