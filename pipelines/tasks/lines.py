@@ -40,7 +40,7 @@ def read_lines(file: Path, row: type[RowT]) -> Iterator[tuple[int, RowT]]:
 
 
 def read_list(file: Path, row: type[RowT]) -> Iterator[tuple[int, RowT]]:
-    """Rows of a file that is one JSON list, each with its place in the list, from 1.
+    """Rows of a file that is one JSON list, each with its place in the list, from 0.
 
     Raises:
         ConfigError: the file cannot be read, or is not a list of such rows.
@@ -49,7 +49,7 @@ def read_list(file: Path, row: type[RowT]) -> Iterator[tuple[int, RowT]]:
         rows = TypeAdapter(list[row]).validate_json(_content(file))  # type: ignore[valid-type]
     except ValidationError as error:
         raise ConfigError(f"{file}, counted from 0: {first_fault(error)}; expected a list of rows") from error
-    return enumerate(rows, start=1)
+    return enumerate(rows)
 
 
 def _content(file: Path) -> bytes:

@@ -128,5 +128,5 @@ def _read(file: Path) -> Iterator[_Customer]:
         try:
             Case.model_validate(row.case())
         except ValidationError as error:
-            raise ConfigError(f"{file}, task {number}: {first_fault(error)}") from error
+            raise ConfigError(f"{file}, counted from 0: {number}.{first_fault(error)}") from error
         yield row
