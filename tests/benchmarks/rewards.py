@@ -93,7 +93,7 @@ def programs_of_humaneval(data):
 
 
 def continued(data):
-    """The bodies alone, as a model that was not taught to answer gives them; of two rows in turn one is wrong."""
+    """The bodies alone, as a model that was not taught to answer gives them."""
     rows = [row for _, row in read_lines(data / "humaneval/HumanEval.jsonl.gz", humaneval.Problem)]
     return [
         (RewardSpec(name="code", args=row.tests(SECONDS)), row.canonical_solution, "    return [None]\n")
