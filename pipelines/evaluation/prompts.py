@@ -68,7 +68,6 @@ def check_usable(prompts: Sequence[Prompt], tokenizer: Encoder) -> None:
         ConfigError: naming the first that cannot.
     """
 
-
     def check(prompt: Prompt) -> None:
         _check_reward(prompt)
         tokenizer.encode(prompt)

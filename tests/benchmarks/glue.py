@@ -188,7 +188,8 @@ def figures_of_task(task, answers):
     if any(prompt.function.name != "label" for prompt in prompts):
         return figures
     rows = LABELS.read(prompts, texts)
-    accuracy, likely = LABELS.figures(rows)["accuracy"], interval(replicate(rows, LABELS.metrics, f"0/{task}")["accuracy"])
+    accuracy = LABELS.figures(rows)["accuracy"]
+    likely = interval(replicate(rows, LABELS.metrics, f"0/{task}")["accuracy"])
     return {**figures, "accuracy": accuracy.value, "accuracy_95": [*likely], "accuracy_majority": accuracy.majority}
 
 

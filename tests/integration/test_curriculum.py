@@ -16,7 +16,6 @@ from kafka.errors import KafkaTimeoutError
 
 from pipelines.cli.interrupts import sigterm_is_ctrl_c
 from pipelines.cli.main import main
-from pipelines.curriculum import source
 from pipelines.curriculum.report import Window
 from pipelines.curriculum.settings import Selection
 from pipelines.curriculum.source import Curriculum, Order, Source
@@ -216,8 +215,8 @@ def test_a_start_that_fails_half_way_is_tried_again(run_config, pipeline, monkey
 
 def test_it_gives_up_where_kafka_answers_and_takes_nothing(run_config, monkeypatch):
     """Each new start succeeds, and each batch fails."""
-    monkeypatch.setattr(source, "_PATIENCE_S", 2.0)
-    monkeypatch.setattr(source, "_PAUSE_S", 0.1)
+    monkeypatch.setattr("pipelines.curriculum.source._PATIENCE_S", 2.0)
+    monkeypatch.setattr("pipelines.curriculum.source._PAUSE_S", 0.1)
     curriculum, tried = Curriculum(run_config, order()), []
 
     def refuse(*_):

@@ -58,7 +58,7 @@ def test_a_file_is_a_pool(write):
         (["arith=1:tasks=svamp"], "arith has no rows to train on"),
         (["gsm8k", "gsm8k=2"], "gsm8k is named twice"),
         (["arith", "asdiv=2"], "asdiv is named twice"),
-        (["glue", "superglue"], "rte is named twice; name it once, with the sum of the weights, and choose the tasks of"),
+        (["glue", "superglue"], "rte is named twice; name it once, with the sum of the weights, and choose the tasks"),
     ],
 )
 def test_what_cannot_be_drawn_is_said(data, tasks, message):
