@@ -13,12 +13,15 @@ CONFIG_NAME = "config.toml"
 KAFKA_NAME = "kafka"
 
 
-def find_config(run: str, bootstrap: str | None = None) -> tuple[RunConfig, Path | None]:
+def find_config(
+    run: str, bootstrap: str | None = None, *, or_else: str = "its name and --bootstrap"
+) -> tuple[RunConfig, Path | None]:
     """The configuration of a run, and its directory if it has one on this machine.
 
     Args:
         run: a run directory, or the name of a run (looked for in ``runs/``).
         bootstrap: where its log is served; null for where its configuration says.
+        or_else: what a user can give instead of a directory.
 
     Raises:
         RunError: there is no such directory, and no address to look for the name at.
@@ -31,7 +34,7 @@ def find_config(run: str, bootstrap: str | None = None) -> tuple[RunConfig, Path
         known = ", ".join(sorted(path.parent.name for path in Path("runs").glob(f"*/{CONFIG_NAME}"))) or "none"
         raise RunError(
             f"no run {run!r}: neither {run}/{CONFIG_NAME} nor runs/{run}/{CONFIG_NAME} exists (runs here: {known}); "
-            "give its directory, or its name and --bootstrap"
+            f"give its directory, or {or_else}"
         )
     return with_bootstrap(RunConfig(name=run), bootstrap), None
 

@@ -91,7 +91,7 @@ def _base(arguments: Sequence[str]) -> RunConfig:
         raise ConfigError("name the run by exactly one of --run and --config")
     from pipelines.runs import find_config
 
-    return find_config(run)[0]
+    return find_config(run, or_else="its configuration with --config")[0]
 
 
 def _with_samples(options: EvalOptions) -> RunConfig:

@@ -55,7 +55,7 @@ def test_a_run_gives_its_configuration_and_flags_override_it(tmp_path):
     (tmp_path / "config.toml").write_text('name = "sums"\nseed = 3\n[evaluation]\nmax_tokens = 7\n')
     given = options("--run", tmp_path, "--seed", 5)
     assert (given.of, given.run.name, given.run.seed, given.run.evaluation.max_tokens) == (str(tmp_path), "sums", 5, 7)
-    with pytest.raises(RunError, match="no run 'nowhere'"):
+    with pytest.raises(RunError, match=r"no run 'nowhere'.*or its configuration with --config"):
         options("--run", "nowhere")
     with pytest.raises(ConfigError, match="exactly one of --run and --config"):
         options("--run", tmp_path, "--config", tmp_path / "config.toml")
