@@ -57,6 +57,8 @@ from tests.support.samples import SAMPLE
 from transforms.rewards.scoring import score_samples
 
 EXAMPLES = ROOT / "docs" / "examples"
+QUIET_S = 120.0
+"""Longer than a step takes on two cores that others use, too."""
 OF_CONTROL = 1 / 3
 """Of what is gained, at most this by judgements that were meant for other prompts."""
 
@@ -265,9 +267,13 @@ class Feed:
 def trained(stack, judgements, patience_s):
     """Waits until all that came of so many judgements is trained, but what does not fill a step.
 
+    What the learner has dropped since its last step is told by its next one, which need not come: so it is over as
+    well once no step has come for a while.
+
     Returns:
         The version of the last step.
     """
+    heard = Heard()
     with RunReader(stack.config.kafka, stack.config.name) as reader:
 
         def done():
@@ -276,11 +282,24 @@ def trained(stack, judgements, patience_s):
             line = surviving_steps(reader.advance().ledger)
             contributed = {group for outcome in outcomes for group in outcome.contributions}
             ended = {part.group for step in line for part in (*step.trained, *step.dropped)}
-            left = len(contributed - ended)
+            few = len(contributed - ended) < stack.config.learner.groups_per_step
             told = sum(len(outcome.feedback) for outcome in outcomes)
-            return told >= judgements and left < stack.config.learner.groups_per_step and line
+            return (heard.quiet_s(len(line)) > QUIET_S or few) and told >= judgements and line
 
         return wait_for(done, patience_s, poll_s=1.0)[-1].version
+
+
+@dataclass
+class Heard:
+    """How long nothing new has come."""
+
+    number: int = 0
+    at_s: float = field(default_factory=time.monotonic)
+
+    def quiet_s(self, number):
+        if number != self.number:
+            self.number, self.at_s = number, time.monotonic()
+        return time.monotonic() - self.at_s
 
 
 KINDS = {"translation": Kind("translation", EXAMPLES / "translation.toml", rate, gain=0.03, args=("to=fr",))}
