@@ -42,11 +42,9 @@ class Classifier:
     """
 
     def __init__(self, config: ScorerServerConfig) -> None:
-        from transformers import AutoTokenizer
-
         self.device, self._dtype_name = place_and_format(config)
         self._model = _load(config.model, self.device, self._dtype_name)
-        self._tokenizer = AutoTokenizer.from_pretrained(config.model, local_files_only=True)
+        self._tokenizer = _load_tokenizer(config.model)
         self._lock = threading.Lock()
         self._vocabulary = vocabulary_hash(config.model)
         text_config = self._model.config.get_text_config()
@@ -145,6 +143,15 @@ def place_and_format(config: ScorerServerConfig) -> tuple[str, str]:
     if config.dtype != "auto":
         return device, config.dtype
     return device, "bfloat16" if device == "cuda" else "float32"
+
+
+def _load_tokenizer(directory: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # it raises whatever its files make it
+        raise ModelError(f"--model {directory}: its tokenizer cannot be loaded: {error}") from error
 
 
 def _load(directory: str, device: str, dtype: str) -> Any:

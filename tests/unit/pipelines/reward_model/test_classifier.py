@@ -100,6 +100,13 @@ def test_a_directory_that_is_no_classifier_with_one_label_is_refused(tmp_path):
             Classifier(ScorerServerConfig(model=str(directory), device="cpu"))
 
 
+def test_a_tokenizer_that_cannot_be_read_is_told(tmp_path):
+    directory = write_classifier(tmp_path)
+    (directory / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"--model .*tokenizer cannot be loaded"):
+        Classifier(ScorerServerConfig(model=str(directory), device="cpu"))
+
+
 def test_a_model_that_is_not_what_its_trainer_wrote_is_refused(tmp_path):
     directory = write_classifier(tmp_path / "model")
     row = [7, 8, 9, 70]
