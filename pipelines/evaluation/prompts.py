@@ -14,7 +14,7 @@ from schemas.errors import ConfigError, RecordError
 from schemas.prompts import FEEDBACK_REWARD, Prompt
 from transforms.environments import registry as environments
 from transforms.generation.request import Encoder
-from transforms.rewards import registry
+from transforms.rewards import asked, registry
 from transforms.rewards.code import runs_code
 from transforms.rewards.sandbox import launch
 
@@ -83,6 +83,20 @@ def check_sandbox(config: RunConfig, prompts: Sequence[Prompt]) -> None:
     """
     if any(prompt.function and runs_code(prompt.function) for prompt in prompts):
         launch.check(config.rewards.sandbox)
+
+
+def check_services(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Whether the judges and reward models that prompts name are configured.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            if prompt.function:
+                asked.check(config.rewards, prompt.function)
+        except RecordError as error:
+            raise ConfigError(f"held-out prompt {number}: {error}; configure it or leave the prompt out") from error
 
 
 def _check(prompt: Prompt, tokenizer: Encoder) -> None:
