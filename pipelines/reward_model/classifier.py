@@ -21,6 +21,7 @@ import structlog
 from schemas.errors import ModelError, RecordError
 from schemas.manifests import MANIFEST_NAME
 from schemas.scoring import ScoreRequest, ScorerServerConfig
+from transforms.rewards.judge import defuse
 from transforms.rewards.vocabulary import vocabulary_hash
 
 _LOG = structlog.get_logger(__name__)
@@ -87,7 +88,7 @@ class Classifier:
         if request.messages is None:
             raise RecordError("bad_text", "the prompt is token ids of another vocabulary, and there is no text of it")
         turns = [each.model_dump() for each in request.messages]
-        turns.append({"role": "assistant", "content": request.response_text})
+        turns.append({"role": "assistant", "content": defuse(request.response_text)})  # no turn of its own making
         text = self._tokenizer.apply_chat_template(turns, tokenize=False)
         rendered: Sequence[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return rendered
