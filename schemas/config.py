@@ -21,7 +21,7 @@ from schemas.lora import LoraConfig
 from schemas.objectives import ObjectiveConfig
 from schemas.scorers import ScorerConfig
 from schemas.sections import Positive, Section
-from schemas.services import JudgeConfig, RewardModelConfig, ServiceName
+from schemas.services import JudgeConfig, RewardModelConfig, ServiceName, UserModelConfig
 from schemas.topics import Topics
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -175,25 +175,6 @@ class SamplingConfig(Section):
     """Most likely tokens to draw from; -1 for all."""
     max_tokens: Positive = 256
     """Longest answer."""
-
-
-class UserModelConfig(Section):
-    """A language model that plays the users of environments which have them, behind OpenAI's route for chats."""
-
-    url: Annotated[str, Field(pattern=r"^(https?://[^\s@?#]+)?$", max_length=300)] = ""
-    """Its base URL, without ``/v1``; empty for none. Redirects are not followed."""
-    model: str = ""
-    """Its name there."""
-    key_env: str | None = None
-    """Environment variable that holds the key, which is sent as ``Authorization: Bearer``; null for none."""
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Of the softmax."""
-    max_tokens: Positive = 256
-    """Longest reply."""
-    timeout_s: Seconds = 30.0
-    """How long one request may take. ``step_timeout_s`` bounds all attempts together."""
-    attempts: Positive = 3
-    """Requests for one reply before the sample goes without a reward."""
 
 
 class EnvironmentsConfig(Section):

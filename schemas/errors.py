@@ -108,7 +108,10 @@ class RewardFault(ReasonedError):
 
 
 class VerdictError(ReasonedError):
-    """No number came of a judge or a reward model; the reason begins with the reward's name."""
+    """No number came of a judge or a reward model, or no reply of a model that plays a user.
+
+    The reason begins with the reward's name, or with ``user``.
+    """
 
 
 class ServiceError(AsyncFlowError):

@@ -1,4 +1,6 @@
-"""Services that judge answers: where they are and how they are asked. Sections of the configuration's ``rewards``.
+"""Services that judge answers or take part in conversations: where they are and how they are asked.
+
+Sections of the configuration's ``rewards`` and of its ``rollout.environments``.
 
 Address, model and key stand here, never in a prompt: a prompt only names a section.
 """
@@ -15,7 +17,7 @@ _Seconds = Annotated[float, Field(gt=0)]
 
 
 class ServiceConfig(Section):
-    """An HTTP service that is asked about every answer."""
+    """An HTTP service that is asked about every answer, or in every turn."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$", max_length=300)]
     """Its base URL, without ``/v1``. Redirects are not followed."""
@@ -38,8 +40,8 @@ class ServiceConfig(Section):
     def _outlasts_a_request(self) -> Self:
         if self.patience_s < self.timeout_s:
             raise ValueError(
-                f"patience_s = {self.patience_s:g} is less than timeout_s = {self.timeout_s:g}: a request that is "
-                "under way would be given up; raise the one or lower the other"
+                f"patience_s = {self.patience_s:g} is less than timeout_s = {self.timeout_s:g}: one request that hangs "
+                "would use it up; raise the one or lower the other"
             )
         return self
 
@@ -59,3 +61,27 @@ class JudgeConfig(ServiceConfig):
 
 class RewardModelConfig(ServiceConfig):
     """A sequence classifier that ``asyncflow serve-scorer`` serves."""
+
+
+class UserModelConfig(ServiceConfig):
+    """A language model that plays the users of environments which have them, behind OpenAI's route for chats.
+
+    ``step_timeout_s`` bounds all that is done for one reply.
+    """
+
+    url: Annotated[str, Field(pattern=r"^(https?://[^\s@?#]+)?$", max_length=300)] = ""
+    """Its base URL, without ``/v1``; empty for none. Redirects are not followed."""
+    model: str = ""
+    """Its name there."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Of the softmax."""
+    max_tokens: Positive = 256
+    """Longest reply."""
+    timeout_s: _Seconds = 30.0
+    """How long one request may take."""
+    attempts: Positive = 3
+    """Failed requests for one reply before its sample goes without a reward."""
+    concurrency: Positive = 256
+    """Requests at once, from each process that environments run in; further conversations wait."""
+    patience_s: _Seconds = 30.0
+    """How long an outage may last before samples whose users do not answer go without a reward."""

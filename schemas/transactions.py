@@ -60,7 +60,7 @@ def _keep_requests(client: Any) -> None:
 
 @contextlib.contextmanager
 def transaction(producer: Any, fenced: str) -> Iterator[None]:
-    """Commits at the end what is sent within; if something fails it is taken back, and can be tried again.
+    """Commits at the end what is sent within; if anything fails it is taken back, and can be tried again.
 
     Args:
         producer: of :func:`open_producer`.
@@ -69,15 +69,14 @@ def transaction(producer: Any, fenced: str) -> Iterator[None]:
     Raises:
         FencedError: one has.
         KafkaError: the transaction failed and is aborted.
+        Exception: what was raised within; the transaction is aborted.
         BrokerError: it failed and cannot be aborted: whether it was committed the next owner of the id finds out.
     """
-    from kafka.errors import KafkaError
-
     try:
         producer.begin_transaction()
         yield
         producer.commit_transaction()
-    except KafkaError as error:
+    except Exception as error:
         _abort(producer, error, fenced)
         raise
 

@@ -132,9 +132,9 @@ class Scorer:
         if spec is None:
             return outcome
         pieces = self._pieces(outcome, spec)
-        scores = add_up(spec, [each.spec for each in pieces], [self._collect(each, outcome) for each in pieces])
+        scores = add_up([each.spec for each in pieces], [self._collect(each, outcome) for each in pieces])
         _count(spec.name, scores)
-        del self._begun[outcome.samples[0].attempt_id]
+        self._begun.pop(outcome.samples[0].attempt_id, None)  # another bundle may have had the same group
         return blend_later(outcome, scores) if name == FEEDBACK_REWARD else apply_scores(run, outcome, scores)
 
     def _submit(self, spec: RewardSpec, samples: Sequence[Sample]) -> "Future[list[SampleScore]]":

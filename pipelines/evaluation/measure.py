@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipelines.append import Entry, append
 from pipelines.evaluation.ask import Asker
 from pipelines.evaluation.figures import Asked, mean_rewards, passes
-from pipelines.evaluation.prompts import HeldOut, check_sandbox, check_usable, load_registries
+from pipelines.evaluation.prompts import HeldOut, check_sandbox, check_services, check_usable, load_registries
 from schemas.config import RunConfig
 from schemas.errors import EngineError
 from schemas.evals import EvalResult
@@ -29,6 +29,7 @@ class Measure:
         tokenizer = Tokenizer.load(config.model.path)
         check_usable(held_out.prompts, tokenizer)
         check_sandbox(config, held_out.prompts)
+        check_services(config, held_out.prompts)
         self._limits, self._sha256 = config.evaluation, held_out.sha256
         self._asker = Asker(config, held_out.prompts, tokenizer)
 

@@ -14,7 +14,7 @@ from schemas.errors import ConfigError, RecordError
 from schemas.prompts import FEEDBACK_REWARD, Prompt
 from transforms.environments import registry as environments
 from transforms.generation.request import Encoder
-from transforms.rewards import registry
+from transforms.rewards import asked, registry
 from transforms.rewards.code import runs_code
 from transforms.rewards.sandbox import launch
 
@@ -76,7 +76,7 @@ def check_usable(prompts: Sequence[Prompt], tokenizer: Encoder) -> None:
 
 
 def check_scorable(config: RunConfig, prompts: Sequence[Prompt]) -> None:
-    """As :func:`check_usable` and :func:`check_sandbox`, for as much as can be told without a model.
+    """As :func:`check_usable` and those below, for as much as can be told without a model.
 
     Raises:
         ConfigError: naming the first that cannot be scored, or code cannot be run.
@@ -84,6 +84,7 @@ def check_scorable(config: RunConfig, prompts: Sequence[Prompt]) -> None:
     load_registries(config)
     _check_each(prompts, _check_reward)
     check_sandbox(config, prompts)
+    check_services(config, prompts)
 
 
 def check_sandbox(config: RunConfig, prompts: Sequence[Prompt]) -> None:
@@ -94,6 +95,20 @@ def check_sandbox(config: RunConfig, prompts: Sequence[Prompt]) -> None:
     """
     if any(prompt.function and runs_code(prompt.function) for prompt in prompts):
         launch.check(config.rewards.sandbox)
+
+
+def check_services(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Whether the judges and reward models that prompts name are configured.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+
+    def check(prompt: Prompt) -> None:
+        if prompt.function:
+            asked.check(config.rewards, prompt.function)
+
+    _check_each(prompts, check)
 
 
 def _check_each(prompts: Sequence[Prompt], check: Callable[[Prompt], None]) -> None:

@@ -21,6 +21,7 @@ import structlog
 from schemas.errors import ModelError, RecordError
 from schemas.manifests import MANIFEST_NAME
 from schemas.scoring import ScoreRequest, ScorerServerConfig
+from transforms.rewards.judge import defuse
 from transforms.rewards.vocabulary import vocabulary_hash
 
 _LOG = structlog.get_logger(__name__)
@@ -42,11 +43,9 @@ class Classifier:
     """
 
     def __init__(self, config: ScorerServerConfig) -> None:
-        from transformers import AutoTokenizer
-
         self.device, self._dtype_name = place_and_format(config)
         self._model = _load(config.model, self.device, self._dtype_name)
-        self._tokenizer = AutoTokenizer.from_pretrained(config.model, local_files_only=True)
+        self._tokenizer = _load_tokenizer(config.model)
         self._lock = threading.Lock()
         self._vocabulary = vocabulary_hash(config.model)
         text_config = self._model.config.get_text_config()
@@ -89,7 +88,7 @@ class Classifier:
         if request.messages is None:
             raise RecordError("bad_text", "the prompt is token ids of another vocabulary, and there is no text of it")
         turns = [each.model_dump() for each in request.messages]
-        turns.append({"role": "assistant", "content": request.response_text})
+        turns.append({"role": "assistant", "content": defuse(request.response_text)})  # no turn of its own making
         text = self._tokenizer.apply_chat_template(turns, tokenize=False)
         rendered: Sequence[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return rendered
@@ -145,6 +144,15 @@ def place_and_format(config: ScorerServerConfig) -> tuple[str, str]:
     if config.dtype != "auto":
         return device, config.dtype
     return device, "bfloat16" if device == "cuda" else "float32"
+
+
+def _load_tokenizer(directory: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # it raises whatever its files make it
+        raise ModelError(f"--model {directory}: its tokenizer cannot be loaded: {error}") from error
 
 
 def _load(directory: str, device: str, dtype: str) -> Any:

@@ -21,7 +21,7 @@ def config(run_config):
 def transact(producer, config, *values):
     with transaction(producer, "it has another owner"):
         for value in values or (b"{}",):
-            producer.send(config.topics.ledger, value)
+            producer.send(config.topics.ledger, value if isinstance(value, bytes) else value())
 
 
 def test_a_transaction_ends_although_its_coordinator_could_not_be_reached_at_first(config, monkeypatch):
@@ -59,6 +59,8 @@ def test_what_failed_is_taken_back_whole_and_can_be_tried_again(config):
     producer = open_producer(config.kafka, config.topics.learner_id)
     with pytest.raises(MessageSizeTooLargeError):
         transact(producer, config, b"small", b"x" * (40 << 20))
+    with pytest.raises(ZeroDivisionError):
+        transact(producer, config, b"half", lambda: 1 // 0)
     transact(producer, config, b"again")
     producer.close()
     options = {"auto_offset_reset": "earliest", "consumer_timeout_ms": 2000}

@@ -29,6 +29,11 @@ class Asked:
         return json.loads(self.body)
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128
+    """With the 5 that are usual some of many clients at once are only heard after a second."""
+
+
 class ServiceServer:
     """Listens while it is open. A behaviour is called with the handler and the request, in a thread of its own."""
 
@@ -38,7 +43,7 @@ class ServiceServer:
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
+        self._server = _Server(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # clients go away on purpose
         self.port = self._server.server_address[1]

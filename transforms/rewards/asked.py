@@ -87,17 +87,14 @@ def pieces_of(spec: RewardSpec) -> Sequence[RewardSpec]:
     return parts if any(is_asked(part.name) for part in parts) else (spec,)
 
 
-def add_up(
-    spec: RewardSpec, pieces: Sequence[RewardSpec], scores: Sequence[Sequence[SampleScore]]
-) -> list[SampleScore]:
+def add_up(pieces: Sequence[RewardSpec], scores: Sequence[Sequence[SampleScore]]) -> list[SampleScore]:
     """The scores of a group, of those of its pieces; a sample has none if a piece has none.
 
     Args:
-        spec: of the whole.
         pieces: as :func:`pieces_of` gives them.
         scores: of each piece, for all samples.
     """
-    if pieces[0] is spec:
+    if not isinstance(pieces[0], weighted.Part):
         return list(scores[0])
     return [_sum(cast("Sequence[weighted.Part]", pieces), of_sample) for of_sample in zip(*scores, strict=True)]
 

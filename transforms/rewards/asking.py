@@ -56,7 +56,7 @@ class Asking:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="asking", daemon=True).start()
+                threading.Thread(target=_run, args=(self._loop,), name="asking", daemon=True).start()
             return self._loop
 
     @cached_property
@@ -84,6 +84,13 @@ class Asking:
             return [failed(error.reason, error.detail)] * len(group.samples)
         case = Case(group.prompt, self._judges, self._reward_models, self._vocabulary)
         return await asyncio.gather(*(_score_one(function, sample, arguments, case) for sample in group.samples))
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()
 
 
 async def _close(services: Sequence[Service]) -> None:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
-import msgspec
 from pydantic import Field, model_validator
 
 from schemas.errors import VerdictError
@@ -25,12 +26,12 @@ from schemas.prompts import Prompt
 from schemas.services import JudgeConfig
 from schemas.trajectories import Sample
 from transforms.rewards.asked import AskingArguments, Case, ServiceKind, asked
+from transforms.rewards.chat import ROUTE, read_choice
 from transforms.rewards.registry import Reward
 
 if TYPE_CHECKING:
     from transforms.rewards.service import Service
 
-ROUTE: Final = "/v1/chat/completions"
 _LAST_LINE: Final = re.compile(r"score:[ \t]*(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)", re.IGNORECASE)
 _TEMPLATE_MARKS: Final = re.compile(
     "<(?=[|\uff5c])|[|\uff5c](?=>)"
@@ -70,8 +71,14 @@ class JudgeArguments(AskingArguments):
 
     @model_validator(mode="after")
     def _is_scale(self) -> Self:
-        if not self.scale[0] < self.scale[1]:
-            raise ValueError(f"scale = {list(self.scale)}, expected the lower number first")
+        if not 0 < self.scale[1] - self.scale[0] < math.inf:
+            raise ValueError(f"scale = {list(self.scale)}, expected two finite numbers, the lower one first")
+        return self
+
+    @model_validator(mode="after")
+    def _asks_each_once(self) -> Self:
+        if len(set(self.judges)) < len(self.judges):
+            raise ValueError(f"judges = {list(self.judges)}, expected each name once")
         return self
 
     def services(self) -> Iterable[tuple[ServiceKind, str]]:
@@ -87,8 +94,15 @@ async def judge(sample: Sample, arguments: JudgeArguments, case: Case) -> Reward
         VerdictError: one of them gave none.
     """
     question = arguments.question or question_of(case.prompt)
-    asking = [_verdict(*case.judges[name], arguments, question, sample.response_text) for name in arguments.judges]
-    verdicts = await asyncio.gather(*asking)
+    asking = [
+        asyncio.ensure_future(_verdict(*case.judges[name], arguments, question, sample.response_text))
+        for name in arguments.judges
+    ]
+    try:
+        verdicts = await asyncio.gather(*asking)
+    finally:
+        for each in asking:  # one that gave none leaves nothing to ask the others for
+            each.cancel()
     return Reward(sum(verdicts) / len(verdicts), dict(zip(arguments.judges, verdicts, strict=True)))
 
 
@@ -153,19 +167,6 @@ def defuse(text: str) -> str:
     return _TEMPLATE_MARKS.sub(lambda found: found[0] + " ", text)
 
 
-class _Message(msgspec.Struct):
-    content: str | None = None
-
-
-class _Choice(msgspec.Struct):
-    message: _Message
-    finish_reason: str | None = None
-
-
-class _Completion(msgspec.Struct):
-    choices: list[_Choice]
-
-
 def read_verdict(body: bytes, scale: tuple[float, float]) -> float:
     """The number that a judge gave.
 
@@ -177,10 +178,7 @@ def read_verdict(body: bytes, scale: tuple[float, float]) -> float:
         ValueError: this is no completion.
         VerdictError: ``judge_unclear``: there is no number in one of the two forms, or not on the scale.
     """
-    completion = msgspec.json.decode(body, type=_Completion)
-    if not completion.choices:
-        raise ValueError("a completion without choices")
-    choice = completion.choices[0]
+    choice = read_choice(body)
     if choice.finish_reason == _CUT_OFF:
         raise VerdictError("judge_unclear", "its verdict was cut off (max_tokens)")
     text = (choice.message.content or "").strip()
@@ -202,7 +200,11 @@ def _number_in(text: str) -> float | None:
     except (ValueError, RecursionError):
         return None
     number = said.get("score") if isinstance(said, dict) else None
-    return float(number) if isinstance(number, int | float) and not isinstance(number, bool) else None
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return None
+    with suppress(OverflowError):  # an integer of four hundred digits
+        return float(number)
+    return None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

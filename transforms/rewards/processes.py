@@ -339,6 +339,7 @@ class RewardProcesses:
         the process ended by itself, and what the function raised.
         """
         call = _Call(Future(), pickle.dumps((function, arguments)))
+        call.future.set_running_or_notify_cancel()  # nobody takes it back: its thread would die of its outcome
         with self._changed:
             self._calls.append(call)
             self._changed.notify()
@@ -349,7 +350,7 @@ class RewardProcesses:
         while calls := self._take():
             try:
                 if process is None or not process.is_alive():
-                    process = _RewardProcess(self._config)
+                    process = self._start()
                 outcomes = process.call([call.payload for call in calls])
             except _CallFailed as failure:
                 index = min(failure.index, len(calls) - 1)
@@ -360,6 +361,12 @@ class RewardProcesses:
                 _settle(calls, outcomes)
         if process is not None:
             process.kill()
+
+    def _start(self) -> _RewardProcess:
+        try:
+            return _RewardProcess(self._config)
+        except OSError as error:  # no process, memory or file to be had: those who wait hear of it
+            raise _CallFailed(0, ProcessDied(f"no process for rewards can be started: {error}")) from error
 
     def _take(self) -> list[_Call]:
         """A thread's share of the calls that wait; none once all are done and the end was asked for."""

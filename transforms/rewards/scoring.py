@@ -61,8 +61,9 @@ def to_score(reward: object, reason: str = "reward_error") -> SampleScore:
         return failed(reason, f"returned {type(reward).__name__}, expected a Reward")
     if len(reward.parts) > _MOST_PARTS:
         return failed(reason, f"{len(reward.parts)} parts, at most {_MOST_PARTS} are kept")
-    numbers = {"value": float(reward.value), **{str(name): float(part) for name, part in reward.parts.items()}}
-    wrong = [f"{name} = {number}" for name, number in numbers.items() if not abs(number) <= _LARGEST]
+    value, parts = float(reward.value), {str(name): float(part) for name, part in reward.parts.items()}
+    numbers = [("value", value), *parts.items()]  # a part may be called like that, too
+    wrong = [f"{name} = {number}" for name, number in numbers if not abs(number) <= _LARGEST]
     if wrong:
         return failed(reason, f"not finite in 32 bits: {', '.join(wrong)}")
-    return SampleScore(numbers.pop("value"), numbers, None)
+    return SampleScore(value, parts, None)

@@ -1,4 +1,4 @@
-"""The client of one service that judges answers: retries, circuit breaker, and distrust of what comes back.
+"""The client of one service that judges or converses: retries, circuit breaker, and distrust of what comes back.
 
     ask ──► a place (concurrency) ──► breaker ──► POST ──► status, size ──► read ──► what it says
      ▲                                              │
@@ -16,7 +16,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
@@ -107,7 +107,7 @@ class Service:
         with self._waiting.track_inprogress():
             while (left_s := self._patience_left_s(began)) > 0:
                 try:
-                    async with asyncio.timeout(left_s), self._turn() as probe:
+                    async with self._turn(left_s) as probe:
                         return await self._once(route, payload, read)
                 except TimeoutError:
                     continue  # others may have been answered meanwhile
@@ -129,9 +129,16 @@ class Service:
         return max(began, self._breaker.worked_s) + self._config.patience_s - time.monotonic()
 
     @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[bool]:
-        """One of the places for requests, once the breaker lets it through; whether as a probe."""
-        async with self._places, self._breaker.passage() as probe:
+    async def _turn(self, most_s: float) -> AsyncIterator[bool]:
+        """One of the places for requests, once the breaker lets it through; whether as a probe.
+
+        Raises:
+            TimeoutError: it took longer than that to come. A request that is under way has its own limit.
+        """
+        async with AsyncExitStack() as turn:
+            async with asyncio.timeout(most_s):
+                await turn.enter_async_context(self._places)
+                probe = await turn.enter_async_context(self._breaker.passage())
             yield probe
 
     async def _once(self, route: str, payload: bytes, read: Callable[[bytes], AnswerT]) -> AnswerT:

@@ -11,10 +11,12 @@ import pytest
 
 from schemas.config import RewardsConfig, RunConfig
 from schemas.dead_letters import DeadLetter
+from schemas.errors import ProcessDied
 from schemas.identity import GroupId
 from schemas.prompts import Prompt, RewardSpec
 from schemas.trajectories import Group
 from tests.support.samples import SAMPLE
+from transforms.rewards import processes as processes_module
 from transforms.rewards import registry
 from transforms.rewards.processes import RewardProcesses
 from transforms.rewards.scoring import SampleScore, failed, score_samples
@@ -189,6 +191,30 @@ def _runs(pid):
         return False
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_is_let_go_of_takes_no_process_from_others(begun):
+    processes = RewardProcesses(RewardsConfig(processes=1))
+    processes.submit(os.getpid).result(60)
+    let_go = processes.submit(time.sleep, 0.2)
+    time.sleep(0.1 * begun)
+    let_go.cancel()
+    assert processes.submit(os.getpid).result(20) != os.getpid()
+    processes.stop()
+
+
+def test_a_process_that_cannot_be_started_is_told_and_tried_again(monkeypatch):
+    def refuse(_config):
+        monkeypatch.undo()
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes_module, "_RewardProcess", refuse)
+    processes = RewardProcesses(RewardsConfig(processes=1))
+    with pytest.raises(ProcessDied, match=r"can be started: .*temporarily unavailable"):
+        processes.submit(os.getpid).result(20)
+    assert processes.submit(os.getpid).result(60) != os.getpid()
+    processes.stop()
 
 
 def test_a_result_that_is_no_reward_is_an_error():

@@ -79,10 +79,6 @@ class TauRetail(Environment):
         if arguments.user == "model":
             self._user = Played(arguments.instruction, self.config.user)
 
-    async def close(self) -> None:
-        """Lets go of the user."""
-        await self._user.close()
-
     async def step(self, answer: Answer) -> Step:
         """What a tool or the user says."""
         try:

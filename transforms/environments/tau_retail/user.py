@@ -6,15 +6,13 @@ instruction as it is, yes to what the agent answers, and nothing more once the a
 instead of doing something.
 """
 
-import os
+from functools import cache
 from typing import Any, Final, Protocol
 
-import aiohttp
-import stamina
-from pydantic import BaseModel, Field
-
-from schemas.config import UserModelConfig
 from schemas.errors import ConfigError
+from schemas.services import UserModelConfig
+from transforms.rewards.chat import ROUTE, read_choice
+from transforms.rewards.service import Service
 
 CONFIRMS: Final = (
     "Yes, I confirm whatever I have told you to do. I have nothing to add: do what is left of it, "
@@ -25,7 +23,6 @@ GREETING: Final = "Hello."
 """The first words of a user whom a model plays."""
 STOP: Final = "###STOP###"
 """What the model says when its user has got what they want, or will not; nobody hears it."""
-_TOO_BUSY: Final = 429
 
 
 class User(Protocol):
@@ -38,9 +35,6 @@ class User(Protocol):
             text: that was said.
             has_acted: whether the agent has used a tool since it last said something.
         """
-
-    async def close(self) -> None:
-        """The conversation is over."""
 
 
 def told(instruction: str) -> str:
@@ -65,10 +59,6 @@ class Told:
         self._has_confirmed = True
         return CONFIRMS
 
-    async def close(self) -> None:
-        """Holds nothing."""
-        return
-
 
 class Played:
     """A user whom a model plays, in one conversation.
@@ -87,39 +77,20 @@ class Played:
                 "the prompt has a model play its user, and none is configured: set rollout.environments.user.url and "
                 "rollout.environments.user.model, or submit the task with --args user=told"
             )
-        self._config, self._headers = config, _headers(config)
+        self._config, self._service = config, _service_of(config)
         self._messages = [_message("system", play(instruction)), _message("assistant", GREETING)]
-        self._session: aiohttp.ClientSession | None = None
 
     async def answer(self, text: str, *, has_acted: bool) -> str | None:  # noqa: ARG002 - a user sees no tools
         """What the model says.
 
         Raises:
-            aiohttp.ClientError, TimeoutError: its route cannot be reached or refuses.
-            ValueError: it does not answer as OpenAI's does.
+            VerdictError: ``user_refused``, ``user_failed`` or ``user_unavailable``.
         """
         self._messages.append(_message("user", text))
-        async for attempt in stamina.retry_context(on=_may_pass, attempts=self._config.attempts, timeout=None):
-            with attempt:
-                reply = await self._ask()
+        asked = self._config.model_dump(include={"model", "temperature", "max_tokens"})
+        reply = await self._service.ask(ROUTE, {"messages": self._messages, **asked}, _read)
         self._messages.append(_message("assistant", reply))
         return None if STOP in reply else reply
-
-    async def _ask(self) -> str:
-        if self._session is None:
-            limit = aiohttp.ClientTimeout(total=self._config.timeout_s)
-            self._session = aiohttp.ClientSession(timeout=limit, headers=self._headers)
-        asked = self._config.model_dump(include={"model", "temperature", "max_tokens"})
-        route = f"{self._config.url.rstrip('/')}/v1/chat/completions"
-        async with self._session.post(
-            route, json={"messages": self._messages, **asked}, allow_redirects=False, raise_for_status=True
-        ) as response:
-            return _Completion.model_validate_json(await response.read()).choices[0].message.content.strip()
-
-    async def close(self) -> None:
-        """Lets go of the connection."""
-        if self._session is not None:
-            await self._session.close()
 
 
 def play(instruction: str) -> str:
@@ -134,34 +105,18 @@ def play(instruction: str) -> str:
     )
 
 
-class _Said(BaseModel):
-    content: str
-
-
-class _Choice(BaseModel):
-    message: _Said
-
-
-class _Completion(BaseModel):
-    """The part that is read of a reply of ``/v1/chat/completions``."""
-
-    choices: list[_Choice] = Field(min_length=1)
-
-
 def _message(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def _headers(config: UserModelConfig) -> dict[str, str]:
-    if config.key_env is None:
-        return {}
-    if not (key := os.environ.get(config.key_env)):
-        raise ConfigError(f"rollout.environments.user.key_env names {config.key_env}, which is not set")
-    return {"Authorization": f"Bearer {key}"}
+def _read(body: bytes) -> str:
+    content = read_choice(body).message.content
+    if content is None:
+        raise ValueError("choices[0].message.content is null, expected a text")
+    return content.strip()
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether another attempt may succeed."""
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status >= 500 or error.status == _TOO_BUSY
-    return isinstance(error, aiohttp.ClientConnectionError | aiohttp.ClientPayloadError | TimeoutError)
+@cache
+def _service_of(config: UserModelConfig) -> Service:
+    """One a process: its conversations share connections, places and circuit breaker."""
+    return Service("user", "model", config)

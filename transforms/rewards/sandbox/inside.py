@@ -139,7 +139,7 @@ def _work(job: socket.socket, seconds: float, isolated: bool) -> NoReturn:
         os._exit(1)
     try:
         judge.judge(job, mine)
-    except Exception as error:  # noqa: BLE001 - of the prompt's code
+    except BaseException as error:  # noqa: BLE001 - of the prompt's code, SystemExit too
         job.sendall(BROKEN + f"{type(error).__name__}: {error}".encode()[:200])
     finally:
         os._exit(0)

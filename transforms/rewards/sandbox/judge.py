@@ -1,5 +1,7 @@
 """The process in which the tests run: a byte for each, ``1`` if it came to its end without an exception.
 
+Before them comes a byte that says that it is the answer's turn: what goes wrong before is not the answer's doing.
+
 What the tests take from the answer, by name, are stand-ins: a call of one is made in the answer's process, and what it
 returns is plain data, or a stand-in again that is equal to nothing else and neither true nor false.
 """
@@ -7,9 +9,12 @@ returns is plain data, or a stand-in again that is equal to nothing else and nei
 import json
 from collections.abc import Callable
 from socket import socket
-from typing import Any
+from typing import Any, Final
 
 from transforms.rewards.sandbox import wire
+
+BEGUN: Final = b"+"
+"""The first byte: job and context are read, and the answer's code is loaded next."""
 
 
 class AnswerError(Exception):
@@ -72,7 +77,7 @@ def judge(job: socket, channel: socket) -> None:
     """Reads the job, has its code loaded, and runs its tests one after the other.
 
     Raises:
-        Exception: of the prompt's own code, before the answer's was loaded.
+        BaseException: of the prompt's own code, before the answer's was loaded.
     """
     with job.makefile("rb") as file:
         asked = json.load(file)
@@ -81,6 +86,7 @@ def judge(job: socket, channel: socket) -> None:
     exec(compile(asked["context"], "<context>", "exec"), names)  # noqa: S102 - the prompt's own code, in the sandbox too
     names.update((name, answer.stand_in(name)) for name in asked["names"])
     tests = [compile(test, "<test>", "exec") for test in asked["tests"]]
+    job.sendall(BEGUN)
     loaded = _succeeds(lambda: answer.ask({"sources": asked["sources"], "setup": asked["setup"]}))
     for test in tests:
         passed = loaded and _succeeds(lambda test=test: exec(test, dict(names)))  # type: ignore[misc]  # noqa: S102

@@ -20,6 +20,7 @@ from typing import Final, Literal, Self
 from schemas.errors import ConfigError, RewardFault
 from transforms.rewards.sandbox import probe
 from transforms.rewards.sandbox.inside import BROKEN, DONE, FAILED, MAPPED, READY
+from transforms.rewards.sandbox.judge import BEGUN
 from transforms.rewards.sandbox.limits import NOBODY
 
 Mode = Literal["isolated", "required", "rlimits"]
@@ -103,12 +104,11 @@ class Sandbox:
             except (OSError, EOFError) as error:
                 self.close()
                 raise unavailable(f"it broke off: {error}") from error
-            said = mine.recv(len(job.tests) + 300, socket.MSG_WAITALL)
-        if said.startswith(FAILED):
-            raise unavailable(said[1:].decode(errors="replace"))
-        if said.startswith(BROKEN):
-            raise RewardFault("bad_tests", f"the prompt's own code or tests: {said[1:].decode(errors='replace')}")
-        return [said[index : index + 1] == b"1" for index in range(len(job.tests))]
+            said = b""
+            with suppress(ConnectionResetError):  # it ended before it had read the job
+                said = mine.recv(len(job.tests) + 300, socket.MSG_WAITALL)
+        _check_begun(said, job.seconds)
+        return [said[index : index + 1] == b"1" for index in range(1, len(job.tests) + 1)]
 
     @staticmethod
     def _give(channel: socket.socket, job: Job) -> None:
@@ -148,6 +148,20 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_begun(said: bytes, seconds: float) -> None:
+    """Whether it came to the answer's turn; if not, nothing is known of the answer."""
+    if said.startswith(FAILED):
+        raise unavailable(said[1:].decode(errors="replace"))
+    if said.startswith(BROKEN):
+        raise RewardFault("bad_tests", f"the prompt's own code or tests: {said[1:].decode(errors='replace')}")
+    if not said.startswith(BEGUN):
+        raise RewardFault(
+            "bad_tests",
+            f"the prompt's own context did not come to its end within {seconds:g} s, or ended its process; mend it or "
+            "raise args.seconds",
+        )
 
 
 def unavailable(detail: str) -> RewardFault:

@@ -5,6 +5,7 @@ so it imports nothing but the standard library.
 """
 
 import ctypes
+import errno
 import os
 import socket
 import sys
@@ -77,10 +78,17 @@ def change(paths: Iterable[str]) -> None:
         _show(path)
     Path(_OVER, "tmp").mkdir(exist_ok=True)
     os.chdir(_OVER)
-    _call("pivot_root", _LIBC.syscall(_SYS_PIVOT_ROOT[os.uname().machine], b".", b"."))
+    _call("pivot_root", _LIBC.syscall(_number(_SYS_PIVOT_ROOT), b".", b"."))
     _call("umount2", _LIBC.umount2(b".", _DETACH))
     os.chdir("/")
     _make_read_only()
+
+
+def _number(by_machine: dict[str, int]) -> int:
+    machine = os.uname().machine
+    if machine not in by_machine:
+        raise OSError(errno.ENOSYS, f"the processor is {machine}, expected one of {', '.join(by_machine)}")
+    return by_machine[machine]
 
 
 def _show(path: str) -> None:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipelines.evaluation.ask import _as_asked, asking_config
-from pipelines.evaluation.prompts import check_usable, load_registries, read_held_out
+from pipelines.evaluation.prompts import check_services, check_usable, load_registries, read_held_out
 from schemas.config import RunConfig, validate
 from schemas.errors import ConfigError, RecordError
 from schemas.prompts import Prompt, RewardSpec, Sampling
@@ -40,6 +40,16 @@ def test_prompts_are_read_and_their_hash_tells_sets_apart(tmp_path):
     other = read_held_out(write(tmp_path, SUM | {"text": "2+2"}, SUM))
     assert [prompt.text for prompt in first.prompts] == ["1+1", "2+2"]
     assert first.sha256 == again.sha256 != other.sha256
+
+
+def test_a_judge_that_is_not_configured_is_told_before_anything_is_asked():
+    load_registries(RunConfig())
+    asking = {"text": "1", "reward": {"name": "judge", "args": {"judges": ["strict"], "rubric": "Is it right?"}}}
+    prompts = [Prompt.model_validate(each) for each in (SUM, asking)]
+    with pytest.raises(ConfigError, match=r"prompt 2: .*rewards\.judges has no 'strict'"):
+        check_services(RunConfig(), prompts)
+    judges = {"strict": {"url": "http://127.0.0.1:1", "model": "m"}}
+    check_services(RunConfig.model_validate({"rewards": {"judges": judges}}), prompts)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from schemas.config import EnvironmentsConfig, UserModelConfig
+from schemas.config import EnvironmentsConfig
 from schemas.errors import ConfigError, EnvironmentFault
 from schemas.prompts import EnvironmentSpec
+from schemas.services import UserModelConfig
 from tests.support.chat_server import ChatServer
 from tests.support.shop import CANCEL, write_shop
 from transforms.environments.processes import EnvironmentProcesses
@@ -55,7 +56,7 @@ async def test_the_configuration_says_which_model_with_which_key_and_how(monkeyp
     async with ChatServer("Yes.").running() as server:
         user = Played("Cancel.", config(server, key_env="PLAYER_KEY", temperature=0.5, max_tokens=9))
         assert await user.answer("Shall I?", has_acted=False) == "Yes."
-        await user.close()
+        await user._service.close()
     body, headers = server.requests[0]
     assert {key: body[key] for key in ("model", "temperature", "max_tokens")} == {
         "model": "player", "temperature": 0.5, "max_tokens": 9,
@@ -74,11 +75,10 @@ async def test_what_may_pass_is_tried_again(tmp_path):
     ("lines", "requests", "detail"),
     [
         ((500, 500, 500), 2, "500"),
-        ((401, "Yes."), 1, "401"),
-        ((302, "Yes."), 1, "302|validation|Invalid JSON"),
-        (({"choices": []}, "Yes."), 1, "choices"),
-        (({"choices": [{"message": {"content": None}}]}, "Yes."), 1, r"choices\.0\.message\.content"),
-        (({"error": "no"}, "Yes."), 1, "choices"),
+        ((400, "Yes."), 1, "user_refused: user:model: 400"),
+        (({"choices": []},) * 2, 2, "user_failed: 2 requests failed; user:model: not an answer: .*without choices"),
+        (({"choices": [{"message": {"content": None}}]},) * 2, 2, r"choices\[0\]\.message\.content is null"),
+        (({"error": "no"},) * 2, 2, "choices"),
     ],
 )
 async def test_a_model_that_does_not_answer_costs_the_sample_its_reward(tmp_path, lines, requests, detail):
@@ -89,6 +89,14 @@ async def test_a_model_that_does_not_answer_costs_the_sample_its_reward(tmp_path
     assert len(server.requests) == requests
 
 
+@pytest.mark.parametrize("status", [302, 401])
+async def test_a_model_that_takes_no_request_is_waited_for_no_longer_than_patience(tmp_path, status):
+    async with ChatServer(*[status] * 50).running() as server:
+        with pytest.raises(EnvironmentFault, match=f"user_unavailable: .*{status}"):
+            await converse(tmp_path, config(server, timeout_s=1, patience_s=1), "Shall I?")
+    assert 1 < len(server.requests) < 10
+
+
 async def test_a_prompt_that_asks_for_a_model_where_none_is_configured_says_what_to_set(tmp_path):
     with pytest.raises(EnvironmentFault, match=r"rollout\.environments\.user\.url"):
         await converse(tmp_path, UserModelConfig(), "Shall I?")
@@ -96,7 +104,7 @@ async def test_a_prompt_that_asks_for_a_model_where_none_is_configured_says_what
 
 def test_a_key_that_is_not_set_is_named(monkeypatch):
     monkeypatch.delenv("PLAYER_KEY", raising=False)
-    with pytest.raises(ConfigError, match="names PLAYER_KEY, which is not set"):
+    with pytest.raises(ConfigError, match=r"PLAYER_KEY \(key_env\) is not set"):
         Played("Cancel.", UserModelConfig(url="http://127.0.0.1:1", model="player", key_env="PLAYER_KEY"))
 
 

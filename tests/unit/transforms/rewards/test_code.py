@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 
 import psutil
 import pytest
@@ -17,7 +18,7 @@ from tests.support.samples import SAMPLE
 from transforms.rewards import registry
 from transforms.rewards.code import UnitTests, code, find_code
 from transforms.rewards.processes import RewardProcesses
-from transforms.rewards.sandbox import launch
+from transforms.rewards.sandbox import launch, root
 from transforms.rewards.sandbox.launch import Job, Sandbox, check, failures
 from transforms.rewards.sandbox.limits import call_filter
 from transforms.rewards.scoring import score_samples
@@ -27,12 +28,29 @@ SQUARES = {"tests": ["assert f(2) == 4", "assert f(3) == 9"], "names": ["f"], "s
 CONTEXT = 'from typing import List\n\ndef half(x):\n    return x / 2\n\ndef f(x: int) -> int:\n    """The square."""\n'
 
 
-@pytest.fixture(scope="module", autouse=True)
-def isolation():
+@cache
+def lack():
+    """Why there is no isolation here; nothing if there is."""
     try:
         check("required")
     except ConfigError as error:
-        pytest.skip(str(error))
+        return str(error)
+    return ""
+
+
+@pytest.fixture
+def anywhere():
+    """For tests that need no isolation."""
+
+
+@pytest.fixture(autouse=True)
+def isolation(request):
+    if "anywhere" not in request.fixturenames and (why := lack()):
+        pytest.skip(why)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ended():
     yield
     for sandbox in launch._kept:
         sandbox.close()
@@ -287,6 +305,19 @@ def test_a_prompt_whose_tests_are_no_python_is_at_fault_itself():
     assert scored[0].error.startswith("bad_tests: ")
 
 
+@pytest.mark.parametrize("context", ["raise SystemExit\n", "import os\nos._exit(0)\n", "while True: pass\n"])
+def test_a_context_that_does_not_come_to_its_end_is_not_the_answers_fault(context):
+    with pytest.raises(RewardFault, match="bad_tests: "):
+        score("def f(x): return x * x", context=context)
+
+
+@pytest.mark.usefixtures("anywhere")
+def test_a_processor_that_is_not_known_is_named():
+    with pytest.raises(OSError, match="expected one of pdp11"):
+        root._number({"pdp11": 1})
+
+
+@pytest.mark.usefixtures("anywhere")
 @pytest.mark.parametrize(
     "arguments", [{"tests": []}, {"names": []}, {"names": ["f()"]}, {"seconds": 0}, {"language": "c"}]
 )
@@ -295,6 +326,7 @@ def test_arguments_that_make_no_test_are_refused(arguments):
         registry.check(RewardSpec(name="code", args={**SQUARES, **arguments}))
 
 
+@pytest.mark.usefixtures("anywhere")
 def test_the_last_block_is_the_code_and_the_whole_text_without_one():
     assert find_code("a\n```python\nx\n```\nb\n```\ny\nz\n```") == "y\nz\n"
     assert find_code("x = '```'") == "x = '```'"
@@ -341,7 +373,7 @@ REFUSING = (
 
 
 @pytest.fixture
-def unpermitted(monkeypatch):
+def unpermitted(anywhere, monkeypatch):
     """A system that lets nobody have namespaces."""
     for sandbox in launch._kept:
         sandbox.close()
@@ -404,5 +436,6 @@ def test_a_group_is_scored_in_a_reward_process_that_keeps_its_sandbox():
     assert all_end([sandbox, *below])
 
 
+@pytest.mark.usefixtures("anywhere")
 def test_how_code_is_isolated_is_configured():
     assert RunConfig().rewards.sandbox == "isolated"

@@ -11,7 +11,7 @@ from transforms.rewards import registry
 from transforms.rewards.format import Form, has_format
 from transforms.rewards.length import Lengths, length
 from transforms.rewards.registry import Arguments, Reward, reward
-from transforms.rewards.scoring import score_samples
+from transforms.rewards.scoring import SampleScore, score_samples, to_score
 from transforms.rewards.weighted import Parts, weighted
 
 registry.load()
@@ -63,6 +63,10 @@ def test_a_part_without_a_number_leaves_none():
     (score,) = score_samples(spec, [answering("5")])
     assert score.value is None
     assert score.error == "reward_error: ValueError: cannot say"
+
+
+def test_a_part_may_be_called_value_and_is_not_the_reward():
+    assert to_score(Reward(0.5, {"value": 1.0})) == SampleScore(0.5, {"value": 1.0}, None)
 
 
 @pytest.mark.parametrize(

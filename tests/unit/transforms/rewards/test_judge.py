@@ -1,6 +1,8 @@
 """The reward ``judge``: what a judge is told, and which of its words are a number."""
 
+import asyncio
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -53,7 +55,7 @@ def test_a_number_in_one_of_the_two_forms_is_read(text, number):
         "Score: \u0667", "Score: " + "9" * 5000, '{"score": NaN}', '{"score": Infinity}', '{"score": 1e999}',
         '{"score": true}', '{"score": "7"}', '{"score": null}', '{"score": [7]}', '{"score": 7', '[{"score": 7}]',
         '{"score": 1, "score": 10}', '{"points": 7}', '{"score": 7} {"score": 9}', "[" * 100_000,
-        '{"score": 1' + "0" * 5000 + "}",
+        '{"score": 1' + "0" * 5000 + "}", '{"score": 1' + "0" * 400 + "}",
     ],
     ids=lambda text: text[:20],
 )  # fmt: skip
@@ -124,7 +126,11 @@ def test_the_question_is_the_prompt_and_token_ids_need_one_of_their_own():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"judges": []}, {"rubric": ""}, {"scale": [5, 5]}, {"url": "http://evil"}, {"scale": [0, "nan"]}]
+    "wrong",
+    [
+        *({"scale": scale} for scale in ([5, 5], [0, "nan"], [0, "inf"], [-1.7e308, 1.7e308])),
+        *({"judges": []}, {"judges": ["strict", "strict"]}, {"rubric": ""}, {"url": "http://evil"}),
+    ],
 )
 def test_arguments_that_cannot_be_meant_are_refused(wrong):
     with pytest.raises(ValidationError):
@@ -256,6 +262,29 @@ def test_a_judge_is_a_part_of_a_sum_and_a_part_without_a_number_leaves_none(serv
     assert got.samples[0].reward_parts == pytest.approx(parts)
     assert (got.samples[1].reward, got.samples[1].reward_error) == (None, "judge_unclear: no score in '?'")
     assert scorer.begin(replace(weigh(exact, texts=["Paris"]))) is None, "a sum in which nobody is asked"
+
+
+def test_scores_are_collected_by_a_copy_of_the_group_as_other_runners_hand_it_over(server, make_scorer):
+    scorer = make_scorer()
+    judged = weigh(("exact_match", {"answer": "a"}, 1.0), ("judge", RUBRIC, 1.0), texts=["a"])
+    for asked_of, reward in ((judged, 1.7), (weigh(("exact_match", {"answer": "a"}, 1.0), texts=["a"]), 1.0)):
+        scorer.begin(asked_of)
+        assert scorer.finish(RunConfig(), deepcopy(asked_of)).samples[0].reward == pytest.approx(reward)
+
+
+def test_a_judge_that_gave_none_leaves_nothing_to_ask_the_others_for(server):
+    with ServiceServer(status(400)) as refusing:
+        server.behaviour = status(503)
+        judge = {"model": "m", "timeout_s": 2, "patience_s": 60}
+        judges = {"strict": judge | {"url": server.url}, "kind": judge | {"url": refusing.url}}
+        asking = Asking(RewardsConfig.model_validate({"judges": judges}))
+        asked_of = group("a", judges=["strict", "kind"])
+        (score,) = asking.submit(asked_of.prompt.reward, asked_of).result(20)
+        assert score.error.startswith("judge_refused")
+        waiting, _ = asking._judges["strict"]
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), asking._running()).result()  # it was told to end, and has
+        assert waiting._waiting._value.get() == 0
+        asking.stop()
 
 
 def test_what_is_let_go_of_is_asked_no_more(server, make_scorer):

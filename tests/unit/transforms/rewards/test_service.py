@@ -171,9 +171,17 @@ async def test_an_outage_that_ends_loses_nothing():
 
 
 async def test_a_slow_service_is_waited_for_longer_than_patience(server):
-    server.behaviour = slowly(0.2, sends(FINE))
-    settings = {"concurrency": 1, "patience_s": 0.5, "timeout_s": 0.5}
-    assert await ask({"url": server.url}, times=8, settings=settings) == [7] * 8, "1.6 s, but somebody is answered"
+    server.behaviour = slowly(0.3, sends(FINE))
+    settings = {"concurrency": 1, "patience_s": 1.0, "timeout_s": 1.0}
+    assert await ask({"url": server.url}, times=8, settings=settings) == [7] * 8, "2.4 s, but somebody is answered"
+
+
+async def test_a_request_under_way_is_not_given_up_when_patience_ends(server):
+    server.behaviour = first(slowly(1.0, status(500)), slowly(1.0, sends(FINE)))
+    settings = {"concurrency": 1, "patience_s": 1.6, "timeout_s": 1.6, "attempts": 1}
+    error, number = await ask({"url": server.url}, times=2, settings=settings)
+    assert (error.reason, number) == ("judge_failed", 7)
+    assert len(server.requests) == 2
 
 
 async def test_an_answer_that_kills_the_service_each_time_ends_as_failed_and_others_go_on(server):
