@@ -14,6 +14,7 @@ rate is that of the pipeline and not of the sender.
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -46,6 +47,7 @@ TIMEOUT_S = 1800
 
 def main():
     options = parse()
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns on the standard output
     with tempfile.TemporaryDirectory(prefix="asyncflow-feedback-") as made:
         directory = Path(made)
         model = build_tiny_model(directory / "model")
