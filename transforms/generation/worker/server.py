@@ -82,8 +82,11 @@ def _run_loop(config: RunConfig, listener: socket.socket, early: _Interruption) 
     from prometheus_client import REGISTRY
 
     expectation = read_expectation(Path(config.model.path), config.worker.max_model_len_tokens, config.learner.lora)
+    announcements = None if config.worker.alone else Announcements(config)
     state = WorkerState(Metrics(REGISTRY), config.worker.max_model_len_tokens)
-    with _connected(config, state, expectation) as run:
+    prepare_environment(eager=config.worker.enforce_eager)
+    sys.setswitchinterval(_SWITCH_S)
+    with _connected(config, state, expectation, announcements) as run:
         worker = _Worker(config, listener, early, state, run)
         import uvloop
 
@@ -103,11 +106,10 @@ class _Run:
 
 
 @contextmanager
-def _connected(config: RunConfig, state: WorkerState, expectation: Expectation) -> Iterator[_Run | None]:
-    """The run; null for a worker that follows none. Sets the environment before vLLM can be imported."""
-    announcements = None if config.worker.alone else Announcements(config)
-    prepare_environment(eager=config.worker.enforce_eager)
-    sys.setswitchinterval(_SWITCH_S)
+def _connected(
+    config: RunConfig, state: WorkerState, expectation: Expectation, announcements: Announcements | None
+) -> Iterator[_Run | None]:
+    """The run; null for a worker that follows none."""
     if announcements is None:
         yield None
         return
