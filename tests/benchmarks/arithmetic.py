@@ -13,6 +13,7 @@ problems. The configuration is ``docs/benchmarks/arithmetic.toml``, the model Sm
 
 import argparse
 import json
+import os
 import random
 import sys
 from contextlib import closing
@@ -36,6 +37,7 @@ GAIN = 0.2
 def main():
     options = parse()
     configure_logging()  # what the stack tells goes to standard error
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns on the standard output
     begin(options.out)
     runs = [one(options, seed, shuffled=False) for seed in options.seeds]
     controls = [one(options, seed, shuffled=True) for seed in options.controls]
