@@ -29,6 +29,7 @@ import math
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,6 +66,7 @@ CLIP = 0.2
 
 
 def main():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # the broker ends with this process
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the local stack's learner
     options = parse()
     if options.sizes:
