@@ -6,18 +6,14 @@ import time
 
 import pytest
 
-from pipelines.local.tiny_model import build_tiny_model
 from pipelines.rollout import check
 from schemas.config import ModelConfig, RewardsConfig, RolloutConfig, RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import ConfigError
-from tests.pipeline.rollout_process import RolloutProcess, Topics, wait_for
+from tests.pipeline.rollout_process import RolloutProcess, wait_for
 from tests.support.judges import ServiceServer, says, status
-from tests.support.simulated_engine import SimulatedEngine
 from transforms.assemble import assemble
 from transforms.generation import pool as module
-from transforms.generation.pool import Pool
-from transforms.generation.tokenizer import Tokenizer
 from transforms.rewards import registry
 from transforms.score import scorer_of
 
@@ -28,17 +24,6 @@ MESSAGES = [{"role": "user", "content": "1+1"}]
 def prompt(judge="strict"):
     reward = {"name": "judge", "args": {"judges": [judge], "rubric": "Is it right?"}}
     return json.dumps({"messages": MESSAGES, "reward": reward}).encode()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(build_tiny_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture
-def engine():
-    with SimulatedEngine() as engine:
-        yield engine
 
 
 @pytest.fixture
@@ -53,24 +38,6 @@ def config(run_config, model, engine, judge):
     settings = {"url": judge.url, "model": "m", "timeout_s": 5, "patience_s": 60, "open_s": 0.3}
     rewards = RewardsConfig.model_validate({"judges": {"strict": settings}})
     return run_config.model_copy(update={"model": ModelConfig(path=model), "rollout": rollout, "rewards": rewards})
-
-
-@pytest.fixture
-def topics(config):
-    return Topics(config)
-
-
-@pytest.fixture
-def open_pool(config, model):
-    opened = []
-
-    def open_one():
-        opened.append(Pool(config, 0, Tokenizer.load(model), scorer_of(config.rewards)))
-        return opened[-1]
-
-    yield open_one
-    for pool in opened:
-        pool.stop()
 
 
 def take(pool, count):

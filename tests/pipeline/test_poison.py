@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import ModelConfig, RolloutConfig
 from schemas.dead_letters import DeadLetter
 from schemas.trajectories import Group
@@ -64,11 +63,6 @@ class RestartedEngine:
         self._thread.join()
         self._process.kill()
         self._process.wait()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(build_tiny_model(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture

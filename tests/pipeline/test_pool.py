@@ -7,57 +7,23 @@ import time
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import ModelConfig, RolloutConfig
 from schemas.errors import FencedError, StateError
 from schemas.identity import GroupId
-from tests.pipeline.rollout_process import Topics, wait_for
-from tests.support.simulated_engine import SimulatedEngine
+from tests.pipeline.rollout_process import wait_for
 from transforms import metrics
 from transforms.assemble import assemble
 from transforms.generation.outcome import OutputRecord, group_of
-from transforms.generation.pool import Pool
-from transforms.generation.tokenizer import Tokenizer
 from transforms.rewards import registry
-from transforms.score import scorer_of
 
 registry.load()
 PROMPT = json.dumps({"token_ids": [7], "reward": {"name": "last_number", "args": {"answer": "5"}}}).encode()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(build_tiny_model(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture
-def engine():
-    with SimulatedEngine() as engine:
-        yield engine
 
 
 @pytest.fixture
 def config(run_config, model, engine):
     rollout = RolloutConfig(workers=(engine.url,), group_size=2, max_in_flight=4)
     return run_config.model_copy(update={"model": ModelConfig(path=model), "rollout": rollout})
-
-
-@pytest.fixture
-def topics(config):
-    return Topics(config)
-
-
-@pytest.fixture
-def open_pool(config, model):
-    opened = []
-
-    def open_one():
-        opened.append(Pool(config, 0, Tokenizer.load(model), scorer_of(config.rewards)))
-        return opened[-1]
-
-    yield open_one
-    for pool in opened:
-        pool.stop()
 
 
 def take(pool, count):

@@ -21,24 +21,11 @@ from schemas import crash_points
 from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable
 from schemas.trajectories import Sample, Span, find_fault
 from transforms.generation.request import Request
+from transforms.statuses import REFUSALS, UNAVAILABLE
 
 ROUTE: Final = "/inference/v1/generate"
 MIN_VERSION_HEADER: Final = "X-AsyncFlow-Min-Version"
 _CONNECT_TIMEOUT_S: Final = 5.0
-_REFUSALS: Final = frozenset(
-    {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
-)
-_UNAVAILABLE: Final = frozenset(
-    {
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.FORBIDDEN,
-        HTTPStatus.NOT_FOUND,
-        HTTPStatus.METHOD_NOT_ALLOWED,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-    }
-)
-"""Answers that say something of the server and nothing of the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +113,9 @@ def raise_for_status(url: str, status: int, body: bytes) -> None:
     if status == HTTPStatus.OK:
         return
     message = f"{url}: {status} {_read_message(body)}"
-    if status in _REFUSALS:
+    if status in REFUSALS:
         raise EngineRefusal(message)
-    if status in _UNAVAILABLE:
+    if status in UNAVAILABLE:
         raise EngineUnavailable(message)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise EngineLost(message)

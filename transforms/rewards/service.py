@@ -26,6 +26,7 @@ from schemas.errors import ConfigError, ServiceError, ServiceUnavailable, Verdic
 from schemas.services import ServiceConfig
 from transforms import metrics
 from transforms.rewards.breaker import Breaker
+from transforms.statuses import REFUSALS, UNAVAILABLE
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 _FIRST_PAUSE_S: Final = 0.25
@@ -34,20 +35,7 @@ _LONGEST_RETRY_AFTER_S: Final = 60.0
 MAX_ANSWER_BYTES: Final = 1 << 20
 """Longest body that is read: a verdict is a few hundred bytes."""
 _DETAIL_CHARACTERS: Final = 200
-_REFUSALS: Final = frozenset(
-    {HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY}
-)
-_UNAVAILABLE: Final = frozenset(
-    {
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.PAYMENT_REQUIRED,
-        HTTPStatus.FORBIDDEN,
-        HTTPStatus.NOT_FOUND,
-        HTTPStatus.METHOD_NOT_ALLOWED,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-    }
-)
+_UNAVAILABLE: Final = UNAVAILABLE | {HTTPStatus.PAYMENT_REQUIRED}
 """What says something of the service and nothing of the request: a mistake in the configuration loses nothing."""
 
 AnswerT = TypeVar("AnswerT")
@@ -213,7 +201,7 @@ class Service:
 
     def _raise_for(self, status: int, body: bytes, retry_after: str) -> None:
         message = f"{self.name}: {status} {self._excerpt(body[:4096].decode(errors='replace'))}"
-        if status in _REFUSALS:
+        if status in REFUSALS:
             raise _Refusal(message)
         if status in _UNAVAILABLE or status < HTTPStatus.BAD_REQUEST:
             raise ServiceUnavailable(message, _seconds(retry_after))
