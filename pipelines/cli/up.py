@@ -57,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     options = parse(UpOptions, "up", arguments, _DESCRIPTION, UpOptions(run=_base(arguments)))
     config = _complete(options)
+    _find_own_code(config)
     if options.prompts is not None:
         from pipelines.submit import read_lines
 
@@ -67,6 +68,15 @@ def main(arguments: Sequence[str]) -> int:
         read_held_out(options.evaluate)
     with sigterm_is_ctrl_c():
         return _run(config, options)
+
+
+def _find_own_code(config: RunConfig) -> None:
+    """Imports the user's rewards and environments: what is wrong with them shows before anything starts."""
+    from transforms.environments import registry as environments
+    from transforms.rewards import registry as rewards
+
+    rewards.load(config.rewards.modules)
+    environments.load(config.rollout.environments)
 
 
 def _run(config: RunConfig, options: UpOptions) -> int:
