@@ -105,7 +105,7 @@ def export_samples(config: RunConfig, target: Path) -> ExportedSamples:
         with _Files(partial / _DATA) as files:
             for table in rows:
                 files.write(table)
-        facts = {
+        facts: dict[str, Any] = {
             "run": config.name, "rows": files.fates.total(), "groups": files.groups, "fates": dict(files.fates),
             "steps": len(fates.steps), "unreadable": faults.total(),
         }  # fmt: skip

@@ -20,9 +20,9 @@ _DESCRIPTION = """Starts everything that a run needs on this machine and keeps i
 
 In this order: a Kafka broker, the topics, a vLLM worker, the learner and Prism, the rollout pipeline, and with
 --gateway the feedback pipeline and a web page where people chat with the model and judge its answers. With --evaluate
-held-out prompts are asked of the weights as they come. A process that dies is started again, five times at most. It
-ends with code 0 when the learner has done all its steps and the last weights are evaluated, and on Ctrl-C or SIGTERM.
-Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
+held-out prompts are asked of the weights as they come. A process that dies is started again, five times at most. Every
+step is told in a line. It ends with code 0 when the learner has done all its steps and the last weights are evaluated,
+and on Ctrl-C or SIGTERM. Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
 
   asyncflow up --name sums --prompts sums.jsonl --steps 48
   asyncflow up --name sums --resume --steps 96
@@ -80,6 +80,7 @@ def _find_own_code(config: RunConfig) -> None:
 
 
 def _run(config: RunConfig, options: UpOptions) -> int:
+    from pipelines.local.progress import Progress
     from pipelines.local.stack import Stack
     from pipelines.submit import read_lines, submit
 
@@ -98,10 +99,17 @@ def _run(config: RunConfig, options: UpOptions) -> int:
                 stack.start_gateway()
                 sys.stdout.write(f"gateway http://{stack.config.gateway.host}:{stack.config.gateway.port}\n")
             sys.stdout.flush()
-            stack.wait()
+            with Progress(stack.config, _say, since_start=not options.resume):
+                stack.wait()
+            _say(f"done: {stack.directory}")
     except KeyboardInterrupt:
         _log.info("ended", run=config.name)
     return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _base(arguments: Sequence[str]) -> RunConfig:

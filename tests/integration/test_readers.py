@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import runpy
 from collections import Counter
 from uuid import uuid4
@@ -14,6 +15,7 @@ import yaml
 from pipelines import export_samples
 from pipelines.cli.main import main
 from pipelines.export_samples import SCHEMA
+from pipelines.local.progress import Progress
 from pipelines.local.topics import create_topics
 from pipelines.submit import submit
 from schemas.config import KafkaConfig, RunConfig
@@ -186,3 +188,17 @@ def test_a_shadow_learner_trains_the_same_groups_and_leaves_the_run_alone(finish
     assert any(line["loss"] != line["loss_of_the_run"] for line in lines)
     assert list((tmp_path / "shadow" / "weights").glob("*/model.safetensors"))
     assert {name: len(read_all(config, name)) for name in topics} == before
+
+
+def test_every_step_is_told_in_a_line_as_the_ledger_grows(finished):
+    _, config, _ = finished
+    lines, steps = [], steps_of(config)
+    with Progress(config, lines.append, since_start=True):
+        pass
+    assert [line.split(":")[0] for line in lines] == [f"step {entry.step} of 4" for entry in steps]
+    for line, entry in zip(lines, steps, strict=True):
+        assert f"reward {entry.metrics['reward_mean']:.2f}, {len(entry.trained)} groups trained" in line
+    assert any(re.search(r"\d dropped \(.*zero_variance \d", line) for line in lines)
+    with Progress(config, lines.append):
+        pass
+    assert len(lines) == len(steps), "what it did before is not told again"

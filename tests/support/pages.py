@@ -19,9 +19,10 @@ _BLOCK = re.compile(
 )
 
 
-def blocks(page):
+def blocks(page, language="python"):
     """The blocks of a page that are run, by their names."""
-    found = {match["name"]: match["code"] for match in _BLOCK.finditer((DOCS / page).read_text())}
+    block = re.compile(_BLOCK.format(language=language), re.DOTALL | re.MULTILINE)
+    found = {match["name"]: match["code"] for match in block.finditer((DOCS / page).read_text())}
     assert found, f"no block of {page} is marked to be run"
     return found
 
