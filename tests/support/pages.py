@@ -14,9 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
-_BLOCK = re.compile(
-    r"<!-- run: (?P<name>[\w-]+) -->\n```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
-)
+_BLOCK = r"<!-- run: (?P<name>[\w-]+) -->\n```{language}\n(?P<code>.*?)^```$"
 
 
 def blocks(page, language="python"):

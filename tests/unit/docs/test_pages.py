@@ -5,14 +5,18 @@ import json
 import re
 import runpy
 import shutil
+import tomllib
+from dataclasses import replace
 from functools import cache
+from xml.etree import ElementTree
 
 import pytest
 
 from pipelines.cli.main import VERBS, main
 from pipelines.evaluation.prompts import read_held_out
-from schemas.config import RunConfig, load, validate
-from schemas.prompts import Prompt
+from pipelines.tasks.registry import find
+from schemas.config import EnvironmentsConfig, RunConfig, load, validate
+from schemas.prompts import EnvironmentSpec, Prompt
 from tests.support.pages import DOCS, ROOT, blocks
 from tests.support.samples import SAMPLE
 from transforms.environments import registry as environments
@@ -89,8 +93,6 @@ def test_every_example_of_a_record_is_json():
 
 @pytest.mark.parametrize("page", _PAGES, ids=name_of)
 def test_toml_of_pages_is_configuration(page):
-    import tomllib
-
     for text in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         validate(tomllib.loads(text), name_of(page))
 
@@ -111,23 +113,17 @@ def test_the_reward_of_ten_lines(tmp_path):
     prompt = json.loads(blocks("adding-a-reward.md", "json")["prompt"])
     entry = rewards.find("starts_with")
     arguments = rewards.parse_arguments(entry, Prompt.model_validate(prompt).reward)
-    said = dict.fromkeys(("Hello there", "Bye"))
-    values = [entry.thing(replace_text(text), arguments).value for text in said]
+    values = [entry.thing(answering(text), arguments).value for text in ("Hello there", "Bye")]
     assert values == [1.0, 0.0]
 
 
-def replace_text(text):
-    from dataclasses import replace
-
+def answering(text):
     return replace(SAMPLE, response_text=text)
 
 
 async def test_the_environment_of_its_page(tmp_path):
     file = tmp_path / "my_environments.py"
     file.write_text(blocks("environments.md")["environment"])
-    from schemas.config import EnvironmentsConfig
-    from schemas.prompts import EnvironmentSpec
-
     environments.load(EnvironmentsConfig(modules=(str(file),)))
     entry = environments.find("parrot")
     made = entry.thing()
@@ -139,8 +135,6 @@ async def test_the_environment_of_its_page(tmp_path):
 
 
 def test_the_task_of_its_page(tmp_path):
-    from pipelines.tasks.registry import find
-
     (tmp_path / "capitals.py").write_text(blocks("adding-a-task.md")["task"])
     for split in ("train", "test"):
         file = tmp_path / "capitals" / "europe" / f"{split}.tsv"
@@ -168,7 +162,7 @@ def test_the_first_task_becomes_prompts_that_its_own_reward_scores(tmp_path):
     first = next(prompt for prompt in train if prompt.prompt_id == "opposites/train/0")
     entry = rewards.find(first.reward.name)
     arguments = rewards.parse_arguments(entry, first.reward)
-    values = [entry.thing(replace_text(text), arguments).value for text in ("Cold.", "It is cold.", "warm")]
+    values = [entry.thing(answering(text), arguments).value for text in ("Cold.", "It is cold.", "warm")]
     assert values == [1.0, 0.5, 0.0]
 
 
@@ -179,7 +173,5 @@ def test_the_files_of_the_first_task_are_shown_as_they_are():
 
 
 def test_pictures_are_well_formed():
-    from xml.etree import ElementTree
-
     for picture in DOCS.rglob("*.svg"):
         assert ElementTree.parse(picture).getroot().tag.endswith("svg")
