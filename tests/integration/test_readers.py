@@ -157,9 +157,16 @@ def test_programs_over_the_export_count_what_the_ledger_counts(finished, exporte
     directory, config, _ = finished
     pytest.importorskip(name)
     with contextlib.chdir(directory):
-        found = execute("readers.md", name)["found"]
+        defined = execute("readers.md", name)
+        behind = [row[3] for row in defined["by_step"].fetchall()] if name == "duckdb" else []
     trained = sum(group.samples for entry in steps_of(config) for group in entry.trained)
-    assert dict(found)["trained"] == trained
+    assert dict(defined["found"])["trained"] == trained
+    if name == "duckdb":
+        assert behind == [entry.metrics["staleness_max"] for entry in steps_of(config)]
+    else:
+        easy = {(row["prompt_partition"], row["prompt_offset"]) for row in defined["easy"].to_dicts()}
+        places = {(row["prompt_partition"], row["prompt_offset"]) for row in rows_of(exported)}
+        assert easy == {place for place in places if place[1] % 3 == 0}
 
 
 def test_a_program_over_the_topic_needs_nothing_of_ours(finished):

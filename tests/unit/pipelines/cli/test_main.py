@@ -139,6 +139,18 @@ def test_missing_prompts_are_told_before_anything_starts(asyncflow, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_reward_of_the_users_that_is_wrong_is_told_before_anything_starts(asyncflow, tmp_path):
+    (tmp_path / "mine.py").write_text("\nraise KeyError('oops')\n")
+    (tmp_path / "run.toml").write_text('[rewards]\nmodules = ["mine.py"]\n')
+    done = asyncflow("up", "--model", tmp_path, "--config", "run.toml", cwd=tmp_path)
+    assert refused(done, "rewards.modules names mine.py", "KeyError: 'oops'", "(mine.py, line 2)")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_task_of_the_users_needs_no_directory_of_data(asyncflow, tmp_path):
+    assert refused(asyncflow("submit", "none.py", "--out", "x", cwd=tmp_path), "names none.py", "give an existing file")
+
+
 def test_submit_wants_exactly_one_way_to_name_the_run(asyncflow, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text("{}\n")
