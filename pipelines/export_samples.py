@@ -1,7 +1,7 @@
 """The samples of a run as Parquet files, each with what became of it: a directory that Hugging Face's datasets loads.
 
     ledger, dead letters ──► Fates ───────────────┐
-    prompts ──► messages ─────────────────────────┤
+    prompts, exchanges ──► messages ──────────────┤
     trajectories ──► Arrow, verified ─────────────┴─► rows ──► DIR/data/train-00000.parquet …, README.md, MANIFEST.json
          └── once before: rewards ──► advantages
 
@@ -27,9 +27,10 @@ from pipelines.log import TopicReader, read_topic
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import RecordError, RunError
-from schemas.identity import GroupId
+from schemas.exchanges import Exchange
+from schemas.identity import EXCHANGES, GroupId
 from schemas.ledger import decode_entry
-from schemas.prompts import Prompt
+from schemas.prompts import Message, Prompt
 from schemas.trajectories import SCHEMA as TRAJECTORIES
 from schemas.trajectories import decode_columns
 from trainers.disk import disk_errors
@@ -44,6 +45,8 @@ _MESSAGE: Final = pa.struct([pa.field("role", pa.string(), False), pa.field("con
 _PART: Final = pa.struct([pa.field("name", pa.string(), False), pa.field("value", pa.float32(), False)])
 _KEPT: Final = tuple(column for column in TRAJECTORIES if column.name != "reward_parts")
 """Columns that stay as they are. Maps are not: several readers of Parquet do not know them."""
+
+Messages = tuple[Message, ...]
 
 OWN_COLUMNS: Final[Mapping[str, tuple[pa.DataType, str]]] = {
     "rollout_id": (pa.string(), "`{run}/{prompts partition}/{offset}/{sample index}`; feedback names samples so."),
@@ -149,16 +152,17 @@ def _records(
                 faults[error.reason] += 1
 
 
-def _messages(config: RunConfig) -> dict[GroupId, list[dict[str, str]]]:
-    """Of the prompts that were given as messages; equal ones are kept once."""
-    found: dict[GroupId, list[dict[str, str]]] = {}
-    shared: dict[Any, list[dict[str, str]]] = {}
-    with closing(TopicReader(config.kafka, config.topics.prompts)) as reader:
-        for record in reader.read_on():
-            with suppress(RecordError):
-                given = Prompt.decode(record.value).messages or ()
-                made = [message.model_dump() for message in given]
-                found[GroupId(record.partition, record.offset)] = shared.setdefault(given, made)
+def _messages(config: RunConfig) -> dict[GroupId, Messages]:
+    """What was asked, where it was given as messages: by prompts, and by people and programs at a gateway."""
+    topics, found = config.topics, dict[GroupId, Messages]()
+    shared: dict[Messages, Messages] = {}
+    sources: list[tuple[str, int, type[Prompt] | type[Exchange]]] = [(topics.prompts, 0, Prompt)]
+    for topic, added, kind in (*sources, (topics.exchanges, EXCHANGES, Exchange)):
+        with closing(TopicReader(config.kafka, topic)) as reader:
+            for record in reader.read_on():
+                with suppress(RecordError):
+                    given = kind.decode(record.value).messages or ()
+                    found[GroupId(added + record.partition, record.offset)] = shared.setdefault(given, given)
     return found
 
 
@@ -168,7 +172,7 @@ class _Source:
 
     fates: Fates
     advantages: Mapping[Key, Sequence[float | None]]
-    messages: Mapping[GroupId, list[dict[str, str]]]
+    messages: Mapping[GroupId, Messages]
 
     def rows(self, table: pa.Table, at: Place) -> pa.Table:
         """Rows in the order of the record, as ``SCHEMA``."""
@@ -189,7 +193,7 @@ class _Source:
     def _own(self, group: GroupId, index: int, at: Place) -> dict[str, Any]:
         fate, advantages = self.fates.of_group(group, at), self.advantages.get((group, at))
         return {
-            "messages": self.messages.get(group) or None,
+            "messages": [message.model_dump() for message in self.messages.get(group, ())] or None,
             "fate": fate.ending,
             "fate_reason": fate.reason,
             "step": fate.step,

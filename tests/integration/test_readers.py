@@ -13,6 +13,7 @@ import tomli_w
 import yaml
 
 from pipelines import export_samples
+from pipelines.append import Entry, append
 from pipelines.cli.main import main
 from pipelines.export_samples import SCHEMA
 from pipelines.local.progress import Progress
@@ -20,6 +21,8 @@ from pipelines.local.topics import create_topics
 from pipelines.submit import submit
 from schemas.config import KafkaConfig, RunConfig
 from schemas.errors import RunError
+from schemas.exchanges import Exchange
+from schemas.identity import EXCHANGES
 from schemas.manifests import MANIFEST_NAME, Manifest
 from schemas.prompts import Message, Prompt, RewardSpec
 from schemas.trajectories import encode
@@ -136,11 +139,14 @@ def test_a_live_run_is_exported_as_far_as_it_is_and_a_torn_record_is_counted(mak
 
     said = Prompt(messages=(Message(role="user", content="2+3?"),), reward=RewardSpec(name="exact_match"))
     submit(config, [said.encode()])
-    value, headers = encode(group(0, 0, size=2, run=config.name))
+    asked = Exchange(user="ann", messages=(Message(role="user", content="Hello."),))
+    append(config.kafka, config.topics.exchanges, [Entry(asked.encode(), None, 1)], "a question")
+    value, headers = encode([*group(0, 0, size=2, run=config.name), *group(EXCHANGES + 1, 0, 1, purpose="feedback")])
     write_records(config, [(value, headers), (value[:-1] + b"x", headers)])
     done = export_samples.export_samples(config, tmp_path / "out")
-    assert (done.rows, done.groups, done.fates, done.steps, done.unreadable) == (2, 1, {"waiting": 2}, 0, 1)
-    first = rows_of(tmp_path / "out")[0]
+    assert (done.rows, done.groups, done.fates, done.steps, done.unreadable) == (3, 2, {"waiting": 3}, 0, 1)
+    first, _, chat = rows_of(tmp_path / "out")
+    assert chat["messages"] == [{"role": "user", "content": "Hello."}]
     assert first["messages"] == [{"role": "user", "content": "2+3?"}]
     assert first["reward_parts"] == [{"name": "last_number", "value": 1.0}]
     assert (first["fate"], first["step"], first["advantage"]) == ("waiting", None, None)
