@@ -59,9 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     config = _complete(options)
     _find_own_code(config)
     if options.prompts is not None:
-        from pipelines.submit import read_lines
-
-        list(read_lines(options.prompts))  # finds what is wrong with the file before anything starts
+        _look_at(options.prompts)
     if options.evaluate is not None:
         from pipelines.evaluation.prompts import read_held_out
 
@@ -77,6 +75,22 @@ def _find_own_code(config: RunConfig) -> None:
 
     rewards.load(config.rewards.modules)
     environments.load(config.rollout.environments)
+
+
+def _look_at(file: Path) -> None:
+    """Finds what is wrong with the prompts before anything starts.
+
+    Raises:
+        ConfigError: the file cannot be read, or none of its prompts can be used.
+    """
+    from pipelines.submit import LOOKED_AT, find_unusable, read_lines
+
+    lines = list(read_lines(file))
+    unusable = find_unusable(lines)
+    if lines and len(unusable) == min(len(lines), LOOKED_AT):
+        raise ConfigError(f"--prompts {file}: none of the prompts can be used; {unusable[0]}")
+    if unusable:
+        _log.warning("prompts that will be dead letters", number=len(unusable), first=unusable[0])
 
 
 def _run(config: RunConfig, options: UpOptions) -> int:
