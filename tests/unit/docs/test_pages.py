@@ -15,12 +15,10 @@ import pytest
 from pipelines.cli.main import VERBS, main
 from pipelines.evaluation.prompts import read_held_out
 from pipelines.tasks.registry import find
-from schemas.config import EnvironmentsConfig, RunConfig, load, validate
-from schemas.prompts import EnvironmentSpec, Prompt
+from schemas.config import RunConfig, load, validate
+from schemas.prompts import Prompt
 from tests.support.pages import DOCS, ROOT, blocks
 from tests.support.samples import SAMPLE
-from transforms.environments import registry as environments
-from transforms.environments.registry import Answer
 from transforms.rewards import registry as rewards
 
 _LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s#]*)(?:#([^)\s]+))?\)")
@@ -121,30 +119,17 @@ def answering(text):
     return replace(SAMPLE, response_text=text)
 
 
-async def test_the_environment_of_its_page(tmp_path):
-    file = tmp_path / "my_environments.py"
-    file.write_text(blocks("environments.md")["environment"])
-    environments.load(EnvironmentsConfig(modules=(str(file),)))
-    entry = environments.find("parrot")
-    made = entry.thing()
-    await made.reset(environments.parse_arguments(entry, EnvironmentSpec(name="parrot", args={"word": "hello"})))
-    steps = [
-        await made.step(Answer(turn=turn, text=text, token_ids=())) for turn, text in enumerate(("no", "hello"), 1)
-    ]
-    assert [(step.done, step.reward) for step in steps] == [(False, 0.0), (True, 1.0)]
-
-
 def test_the_task_of_its_page(tmp_path):
     (tmp_path / "capitals.py").write_text(blocks("adding-a-task.md")["task"])
-    for split in ("train", "test"):
-        file = tmp_path / "capitals" / "europe" / f"{split}.tsv"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("France\tParis\n")
-    (prompt,) = find(str(tmp_path / "capitals.py")).prompts(tmp_path, "held_out")
-    assert prompt.messages[0].content == "What is the capital of France?"
-    assert prompt.reward.args == {"answer": "Paris"}
+    (tmp_path / "capitals" / "africa").mkdir(parents=True)
+    (tmp_path / "capitals" / "africa" / "test.tsv").write_text("Kenya\tNairobi\nEgypt\tCairo\n")
+    task = find(str(tmp_path / "capitals.py"), ["continent=africa"])
+    prompts = list(task.prompts(tmp_path, "held_out"))
+    assert [prompt.prompt_id for prompt in prompts] == ["capitals/held_out/0", "capitals/held_out/1"]
+    assert prompts[1].messages[0].content == "What is the capital of Egypt?"
+    assert prompts[1].reward.args == {"answer": "Cairo"}
     rewards.load()
-    rewards.check(prompt.reward)
+    rewards.check(prompts[1].reward)
 
 
 def test_the_first_task_becomes_prompts_that_its_own_reward_scores(tmp_path):

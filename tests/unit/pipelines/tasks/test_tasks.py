@@ -1,8 +1,6 @@
 """Tasks on data sets of a few rows, and which of their prompts are drawn."""
 
 import gzip
-import re
-from pathlib import Path
 
 import pytest
 
@@ -133,19 +131,6 @@ def test_a_table_that_holds_something_else_is_named(data):
     (data / "bitext" / "train.csv").write_bytes(b"utterance,category\n\xff,ORDER\n")
     with pytest.raises(ConfigError, match="expected CSV in UTF-8"):
         draw(Support(), data, "train")
-
-
-def test_the_task_of_the_documentation_is_one(tmp_path):
-    page = Path(__file__).parents[4] / "docs" / "tasks.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    made = {}
-    exec(compile(code, str(page), "exec"), made)
-    (tmp_path / "capitals" / "africa").mkdir(parents=True)
-    (tmp_path / "capitals" / "africa" / "test.tsv").write_text("Kenya\tNairobi\nEgypt\tCairo\n")
-    task = made["Capitals"](continent="africa")
-    prompts = list(task.prompts(tmp_path, "held_out"))
-    assert [prompt.prompt_id for prompt in prompts] == ["capitals/held_out/0", "capitals/held_out/1"]
-    assert prompts[1].reward.args == {"answer": "Cairo"}
 
 
 def test_a_limit_below_one_is_refused(data):
