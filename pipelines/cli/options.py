@@ -11,7 +11,8 @@ from typing import Annotated, Any, Final, TypeVar
 import tyro
 from pydantic import ValidationError
 
-from schemas.config import RunConfig, explain, load
+from schemas.complaints import explain
+from schemas.config import RunConfig, load
 from schemas.errors import ConfigError
 
 Options = TypeVar("Options")
@@ -82,7 +83,7 @@ def _contradictions_told() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(explain(error, RunConfig)) from error
 
 
 def base_config(arguments: Sequence[str]) -> RunConfig:
