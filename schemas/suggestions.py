@@ -5,6 +5,8 @@ from difflib import get_close_matches
 from typing import Final
 
 _CLOSE: Final = 0.6
+_FEW: Final = 3
+"""So many names can be read at a glance."""
 
 
 def did_you_mean(given: str, known: Iterable[str], form: Callable[[str], str] = str, others: str = "there are") -> str:
@@ -31,13 +33,13 @@ def nearest(given: str, known: Iterable[str], cutoff: float = _CLOSE) -> str | N
 
 
 def nearest_path(given: str, known: Iterable[str], cutoff: float = _CLOSE) -> str | None:
-    """As :func:`nearest`, of dotted names; one that ends alike is nearer than one that looks alike.
+    """As :func:`nearest`, of dotted names; those that end alike are nearer than one that looks alike.
 
-    Example: ``rollout.max_tokens`` finds ``rollout.sampling.max_tokens``, and ``--steps`` finds ``--learner.steps``.
+    Example: ``--steps`` finds ``--learner.steps or --scorer.steps``.
     """
     names = list(known)
     alike = [name for name in names if _plain(_leaf(name)) == _plain(_leaf(given))]
-    return nearest(given, alike, cutoff=0) or nearest(given, names, cutoff)
+    return " or ".join(alike) if 0 < len(alike) <= _FEW else nearest(given, names, cutoff)
 
 
 def _plain(name: str) -> str:
