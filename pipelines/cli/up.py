@@ -77,15 +77,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def _start(arguments: Sequence[str]) -> Start:
     """Under which name to start; what is wrong with the arguments is told by whoever parses them."""
-    name = peek(arguments, "--name") or base_config(arguments).name
-    if {"-h", "--help"} & set(arguments):
-        return Start(name, False)
-    said = peek(arguments, "--if-exists") or peek(arguments, "--if_exists")
+    given, said = peek(arguments, "--name"), peek(arguments, "--if-exists") or peek(arguments, "--if_exists")
     if "--resume" in arguments:
         if said not in (None, "resume"):
             raise ConfigError(f"--resume and --if-exists {said}: give one of them")
-        return Start(name, True)
-    if said is not None and said not in get_args(IfExists):
+        return Start(given or RunConfig().name, True)
+    name = given or base_config(arguments).name
+    if (said is not None and said not in get_args(IfExists)) or {"-h", "--help"} & set(arguments):
         return Start(name, False)
     return choose_start(name, cast("IfExists | None", said))
 
