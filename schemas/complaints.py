@@ -58,8 +58,7 @@ def _known_key(root: type[BaseModel], where: Place) -> str:
     section = field_type(root, where[:-1])
     known = list(section.model_fields) if hasattr(section, "model_fields") else []
     given = str(where[-1])
-    if near := nearest(given, known):
-        return f"did you mean {near}?"
+    # A key of that very name in another section is nearer than one here that looks alike.
     elsewhere = nearest_path(".".join(map(str, where)), leaves(root().model_dump()), cutoff=1)
     return f"did you mean {elsewhere}?" if elsewhere else did_you_mean(given, known, others="known here:")
 
