@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from rich.console import Console
@@ -24,13 +25,14 @@ from pipelines.local.demo_model import demo_model
 from pipelines.local.demo_options import DemoOptions
 from pipelines.local.demo_prompts import DemoPrompts, from_file, sums
 from pipelines.local.monitor import Monitor, Snapshot
+from pipelines.local.paths import DEFAULT_RUNS
 from pipelines.local.prism import find_prism
 from pipelines.local.report import ReportData, write_report
 from pipelines.local.stack import Stack
 from pipelines.local.summary import Summary, summarise
 from pipelines.local.table import plain, render
 from pipelines.presets import load_preset
-from pipelines.runs import free_name
+from pipelines.runs import CONFIG_NAME
 from pipelines.submit import submit
 from schemas.config import RunConfig, validate
 from schemas.evals import EvalResult
@@ -58,10 +60,16 @@ def run(options: DemoOptions) -> int:
 def demo_config(options: DemoOptions, model: Path) -> RunConfig:
     """The preset with the command's options over it."""
     tree = load_preset("demo")
-    tree |= {"name": options.name or free_name("demo"), "seed": options.seed, "model": {"path": str(model)}}
+    tree |= {"name": options.name or _free_name(), "seed": options.seed, "model": {"path": str(model)}}
     given = {"steps": options.steps, "max_staleness": options.max_staleness}
     tree["learner"] |= {key: value for key, value in given.items() if value is not None}
     return validate(tree, "of the demo")
+
+
+def _free_name() -> str:
+    """``demo``, or ``demo-2`` and so on if runs of these names exist."""
+    names = ("demo" if number == 1 else f"demo-{number}" for number in count(1))
+    return next(name for name in names if not (DEFAULT_RUNS / name / CONFIG_NAME).exists())
 
 
 @dataclass
