@@ -116,7 +116,7 @@ def test_a_run_to_resume_that_does_not_exist_is_named(asyncflow, tmp_path):
 
 
 def test_resume_refuses_another_configuration(asyncflow, tmp_path):
-    assert refused(asyncflow("up", "--resume", "--config", "x.toml", cwd=tmp_path), "leave --config out")
+    assert refused(asyncflow("up", "--resume", "--config", "x.toml", cwd=tmp_path), "leave --config and --preset out")
 
 
 def test_missing_prompts_are_told_before_anything_starts(asyncflow, tmp_path):
