@@ -4,13 +4,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import structlog
 import tyro
 
 from pipelines.cli.interrupts import sigterm_is_ctrl_c
 from pipelines.cli.options import ProcessOptions, base_config, parse, peek
+from pipelines.cli.taken import IfExists, Start, choose_start
 from schemas.config import RunConfig, validate
 from schemas.errors import ConfigError
 from schemas.receipts import KEY_NAME
@@ -26,6 +27,7 @@ Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
 
   asyncflow up --name sums --prompts sums.jsonl --steps 48
   asyncflow up --name sums --resume --steps 96
+  asyncflow up --preset cpu-small --name mine --prompts mine.jsonl --if-exists new
   asyncflow up --name sums --prompts sums.jsonl --evaluate held-out.jsonl --evaluation.every 5
   asyncflow up --name chat --gateway --learner.objective.advantage running_baseline
 """
@@ -51,12 +53,16 @@ class UpOptions(ProcessOptions):
     """Also start a gateway, and with it the feedback pipeline: people chat with the model and judge its answers."""
     resume: bool = False
     """Go on with the run of that --name, under the configuration that it was started with."""
+    if_exists: IfExists | None = None
+    """If the run of that --name exists: resume it, start a new one under the next free name, or stop; by default a
+    terminal is asked, and without one it stops. A run that is resumed so is not given --prompts a second time."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    options = parse(UpOptions, "up", arguments, _DESCRIPTION, UpOptions(run=_base(arguments)))
-    config = _complete(options)
+    start = _start(arguments)
+    options = parse(UpOptions, "up", arguments, _DESCRIPTION, UpOptions(run=_base(arguments, start)))
+    config = _complete(options, start)
     if options.prompts is not None:
         from pipelines.submit import read_lines
 
@@ -66,18 +72,29 @@ def main(arguments: Sequence[str]) -> int:
 
         read_held_out(options.evaluate)
     with sigterm_is_ctrl_c():
-        return _run(config, options)
+        return _run(config, options, start)
 
 
-def _run(config: RunConfig, options: UpOptions) -> int:
+def _start(arguments: Sequence[str]) -> Start:
+    """Under which name to start; what is wrong with the arguments is told by whoever parses them."""
+    given, said = peek(arguments, "--name"), peek(arguments, "--if-exists") or peek(arguments, "--if_exists")
+    if "--resume" in arguments:
+        if said not in (None, "resume"):
+            raise ConfigError(f"--resume and --if-exists {said}: give one of them")
+        return Start(given or RunConfig().name, True)
+    name = given or base_config(arguments).name
+    if (said is not None and said not in get_args(IfExists)) or {"-h", "--help"} & set(arguments):
+        return Start(name, False)
+    return choose_start(name, cast("IfExists | None", said))
+
+
+def _run(config: RunConfig, options: UpOptions, start: Start) -> int:
     from pipelines.local.stack import Stack
-    from pipelines.submit import read_lines, submit
 
     try:
-        with Stack(config, resume=options.resume, restarts=_RESTARTS, held_out=options.evaluate) as stack:
+        with Stack(config, resume=start.resumes, restarts=_RESTARTS, held_out=options.evaluate) as stack:
             stack.start_serving()
-            if options.prompts is not None:
-                sys.stdout.write(f"{submit(stack.config, read_lines(options.prompts))} prompts\n")
+            _submit(stack.config, options, start)
             stack.start_rollout()
             if options.evaluate is not None:
                 stack.start_evaluator()
@@ -94,21 +111,35 @@ def _run(config: RunConfig, options: UpOptions) -> int:
     return 0
 
 
-def _base(arguments: Sequence[str]) -> RunConfig:
-    if "--resume" not in arguments:
-        return base_config(arguments)
-    if peek(arguments, "--config"):
+def _submit(config: RunConfig, options: UpOptions, start: Start) -> None:
+    """Writes the prompts, if there are some; a run that goes on because it exists may have them already."""
+    from pipelines.submit import has_prompts, read_lines, submit
+
+    if options.prompts is None:
+        return
+    if start.resumes and not options.resume and has_prompts(config):
+        _log.info("the run has its prompts already", run=config.name)
+        return
+    sys.stdout.write(f"{submit(config, read_lines(options.prompts))} prompts\n")
+
+
+def _base(arguments: Sequence[str], start: Start) -> RunConfig:
+    """What flags are laid over: what was given, or for a run that goes on what it was started with."""
+    given = peek(arguments, "--config") or peek(arguments, "--preset")
+    if "--resume" in arguments and given:
         raise ConfigError(
-            "--resume takes the configuration of the run itself: leave --config out, flags may override it"
+            "--resume takes the configuration of the run itself: leave --config and --preset out, flags may override it"
         )
+    if given or not start.resumes:
+        return base_config(arguments)
     from pipelines.local.stack import saved_config
 
-    return saved_config(peek(arguments, "--name") or RunConfig().name)
+    return saved_config(start.name)
 
 
-def _complete(options: UpOptions) -> RunConfig:
+def _complete(options: UpOptions, start: Start) -> RunConfig:
     """The configuration with the short flags put in their places."""
-    tree = options.run.model_dump(mode="json")
+    tree = options.run.model_dump(mode="json") | {"name": start.name}
     if options.steps is not None:
         tree["learner"]["steps"] = options.steps
     if options.model is not None:
