@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipelines.cli.interrupts import sigterm_is_ctrl_c
 from pipelines.cli.options import parse
 from pipelines.local.demo_options import DemoOptions
 
@@ -16,7 +17,8 @@ runs/NAME/ holds report.html, summary.json and the log. Example:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    options = parse(DemoOptions, "demo", arguments, _DESCRIPTION)
-    from pipelines.local.demo import run
+    with sigterm_is_ctrl_c():
+        options = parse(DemoOptions, "demo", arguments, _DESCRIPTION)
+        from pipelines.local.demo import run
 
-    return run(options)
+        return run(options)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import tyro
 
 from pipelines.cli.interrupts import sigterm_is_ctrl_c
@@ -21,7 +20,8 @@ _DESCRIPTION = """Starts everything that a run needs on this machine and keeps i
 In this order: a Kafka broker, the topics, a vLLM worker, the learner and Prism, the rollout pipeline, and with
 --gateway the feedback pipeline and a web page where people chat with the model and judge its answers. With --evaluate
 held-out prompts are asked of the weights as they come. A process that dies is started again, five times at most. It
-ends with code 0 when the learner has done all its steps and the last weights are evaluated, and on Ctrl-C or SIGTERM.
+ends with code 0 when the learner has done all its steps and the last weights are evaluated. Ctrl-C and SIGTERM end all
+of it in good order, with code 130 and 143.
 Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
 
   asyncflow up --name sums --prompts sums.jsonl --steps 48
@@ -29,8 +29,6 @@ Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
   asyncflow up --name sums --prompts sums.jsonl --evaluate held-out.jsonl --evaluation.every 5
   asyncflow up --name chat --gateway --learner.objective.advantage running_baseline
 """
-
-_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,11 @@ class UpOptions(ProcessOptions):
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
+    with sigterm_is_ctrl_c():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str]) -> int:
     options = parse(UpOptions, "up", arguments, _DESCRIPTION, UpOptions(run=_base(arguments)))
     config = _complete(options)
     if options.prompts is not None:
@@ -65,32 +68,28 @@ def main(arguments: Sequence[str]) -> int:
         from pipelines.evaluation.prompts import read_held_out
 
         read_held_out(options.evaluate)
-    with sigterm_is_ctrl_c():
-        return _run(config, options)
+    return _run(config, options)
 
 
 def _run(config: RunConfig, options: UpOptions) -> int:
     from pipelines.local.stack import Stack
     from pipelines.submit import read_lines, submit
 
-    try:
-        with Stack(config, resume=options.resume, restarts=_RESTARTS, held_out=options.evaluate) as stack:
-            stack.start_serving()
-            if options.prompts is not None:
-                sys.stdout.write(f"{submit(stack.config, read_lines(options.prompts))} prompts\n")
-            stack.start_rollout()
-            if options.evaluate is not None:
-                stack.start_evaluator()
-            if options.feedback or options.gateway:
-                stack.start_feedback()
-            sys.stdout.write(f"kafka {stack.config.kafka.bootstrap}\n")
-            if options.gateway:
-                stack.start_gateway()
-                sys.stdout.write(f"gateway http://{stack.config.gateway.host}:{stack.config.gateway.port}\n")
-            sys.stdout.flush()
-            stack.wait()
-    except KeyboardInterrupt:
-        _log.info("ended", run=config.name)
+    with Stack(config, resume=options.resume, restarts=_RESTARTS, held_out=options.evaluate) as stack:
+        stack.start_serving()
+        if options.prompts is not None:
+            sys.stdout.write(f"{submit(stack.config, read_lines(options.prompts))} prompts\n")
+        stack.start_rollout()
+        if options.evaluate is not None:
+            stack.start_evaluator()
+        if options.feedback or options.gateway:
+            stack.start_feedback()
+        sys.stdout.write(f"kafka {stack.config.kafka.bootstrap}\n")
+        if options.gateway:
+            stack.start_gateway()
+            sys.stdout.write(f"gateway http://{stack.config.gateway.host}:{stack.config.gateway.port}\n")
+        sys.stdout.flush()
+        stack.wait()
     return 0
 
 

@@ -8,6 +8,7 @@ version.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -126,15 +127,24 @@ def _build(go: Path, room: Path) -> Path:
 def _run(command: list[str], timeout_s: float, environment: dict[str, str]) -> str:
     """The standard output of a command, or the reason why it failed as :class:`_NotPossible`."""
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, check=True, env={**os.environ, **environment}
-        )
-    except subprocess.CalledProcessError as error:
-        lines = (error.stderr or error.stdout).strip().splitlines() or ["no message"]
-        raise _NotPossible(lines[-1][:300]) from error
-    except (OSError, subprocess.TimeoutExpired) as error:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+    except OSError as error:
         raise _NotPossible(str(error)[:300]) from error
-    return done.stdout
+    try:
+        output, complaint = process.communicate(timeout=timeout_s)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)  # a compiler has compilers
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise _NotPossible(str(error)[:300]) from error
+        raise
+    if process.returncode:
+        lines = (complaint or output).strip().splitlines() or ["no message"]
+        raise _NotPossible(lines[-1][:300])
+    return output
 
 
 _WAYS: Final[dict[str, Callable[[Path], Path]]] = {

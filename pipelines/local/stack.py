@@ -108,8 +108,11 @@ class Stack:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        ended = self.stop()
+        if isinstance(error, KeyboardInterrupt):  # the command line tells notes as one line
+            error.add_note(f"ended {', '.join(ended)}" if ended else "nothing had been started")
+            error.add_note(f"go on with asyncflow up --name {self.config.name} --resume")
 
     @property
     def supervisor(self) -> Supervisor:
@@ -178,14 +181,20 @@ class Stack:
                 on_tick()
             time.sleep(TICK_S)
 
-    def stop(self) -> None:
-        """Ends everything in good order and gives the directory back. Harmless when nothing runs."""
+    def stop(self) -> list[str]:
+        """Ends everything in good order and gives the directory back. Harmless when nothing runs.
+
+        Returns:
+            The names of the processes that ran, in the order in which they were ended.
+        """
+        ended: list[str] = []
         if self._supervisor is not None:
-            self._supervisor.stop()
+            ended = self._supervisor.stop()
             self._supervisor = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        return ended
 
     def _claim(self) -> None:
         exists = (self.directory / CONFIG_NAME).exists()
