@@ -1,15 +1,17 @@
 """``asyncflow up``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from pipelines.cli.dry_run import dry_run
 from pipelines.cli.interrupts import sigterm_is_ctrl_c
-from pipelines.cli.options import ProcessOptions, base_config, parse, peek
+from pipelines.cli.options import StartOptions, base_config, parse, peek
+from schemas.checks import Check
 from schemas.config import RunConfig, validate
 from schemas.errors import ConfigError
 from schemas.receipts import KEY_NAME
@@ -32,7 +34,7 @@ Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
 
 
 @dataclass(frozen=True)
-class UpOptions(ProcessOptions):
+class UpOptions(StartOptions):
     """Arguments of the verb."""
 
     model: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
@@ -60,15 +62,37 @@ def main(arguments: Sequence[str]) -> int:
 def _main(arguments: Sequence[str]) -> int:
     options = parse(UpOptions, "up", arguments, _DESCRIPTION, UpOptions(run=_base(arguments)))
     config = _complete(options)
+    said = list(_read_files(options))
+    return _rehearse(config, options, said) if options.dry_run else _run(config, options)
+
+
+def _read_files(options: UpOptions) -> Iterator[Check]:
+    """Finds what is wrong with files before anything starts."""
     if options.prompts is not None:
         from pipelines.submit import read_lines
 
-        list(read_lines(options.prompts))  # finds what is wrong with the file before anything starts
+        lines = sum(1 for _ in read_lines(options.prompts))
+        yield Check("submit", f"{lines} prompts of {options.prompts}", "ok", "")
     if options.evaluate is not None:
         from pipelines.evaluation.prompts import read_held_out
 
-        read_held_out(options.evaluate)
-    return _run(config, options)
+        held_out = len(read_held_out(options.evaluate).prompts)
+        yield Check("held-out prompts", f"{held_out} of {options.evaluate}", "ok", "")
+
+
+def _rehearse(config: RunConfig, options: UpOptions, said: list[Check]) -> int:
+    from pipelines.local.paths import DEFAULT_RUNS
+
+    return dry_run(
+        "up",
+        config,
+        *said,
+        directory=DEFAULT_RUNS / config.name,
+        resume=options.resume,
+        gateway=options.gateway,
+        feedback=options.feedback,
+        evaluates=options.evaluate is not None,
+    )
 
 
 def _run(config: RunConfig, options: UpOptions) -> int:
@@ -115,7 +139,7 @@ def _complete(options: UpOptions) -> RunConfig:
     if options.gateway and not tree["feedback"]["key_file"]:
         tree["feedback"]["key_file"] = KEY_NAME
     if not tree["model"]["path"]:
-        from pipelines.local.demo_model import demo_model
+        from pipelines.local.demo_model import demo_model, known_demo_model
 
-        tree["model"]["path"] = str(demo_model())
+        tree["model"]["path"] = str((known_demo_model() if options.dry_run else demo_model()) or "")
     return validate(tree, "asyncflow up")

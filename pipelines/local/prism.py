@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from pipelines.local.paths import build_once, cache_dir
+from pipelines.local.paths import build_once, cache_dir, cache_place
 from schemas.errors import ConfigError, UserError
 
 VARIABLE: Final = "ASYNCFLOW_PRISM"
@@ -52,12 +52,29 @@ def find_prism() -> Path:
     given = os.environ.get(VARIABLE)
     if given:
         return _check_given(Path(given))
-    return build_once(cache_dir() / f"prism-{version('apache-beam')}", _obtain)
+    return build_once(cache_dir() / _name(), _obtain)
+
+
+def known_prism() -> Path | None:
+    """As :func:`find_prism`, but nothing is downloaded or built: null if that would have to be done first.
+
+    Raises:
+        ConfigError: ``ASYNCFLOW_PRISM`` names no executable file.
+    """
+    given = os.environ.get(VARIABLE)
+    if given:
+        return _check_given(Path(given))
+    cached = cache_place() / _name()
+    return cached if cached.exists() else None
 
 
 def prism_command(prism: Path, job_port: int) -> list[str]:
     """What starts Prism with its job service on the loopback port, without a web page, for ever."""
     return [str(prism), f"--job_port={job_port}", "--serve_http=false", "--log_kind=text", "--log_level=warn"]
+
+
+def _name() -> str:
+    return f"prism-{version('apache-beam')}"
 
 
 def _check_given(path: Path) -> Path:

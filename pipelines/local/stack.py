@@ -51,8 +51,8 @@ EVALUATOR: Final = "evaluate"
 _STATUS_TIMEOUT_S: Final = 2.0
 _WORKER_READY_S: Final = 600.0  # compiling for a GPU takes minutes
 _LEARNER_READY_S: Final = 1800.0  # and so does reading a large checkpoint
-_SPARE_BYTES: Final = 1 << 30
-_HELD_BY_EVALUATOR: Final = 2
+SPARE_BYTES: Final = 1 << 30
+HELD_BY_EVALUATOR: Final = 2
 """Weight versions that it keeps in the store beside the newest ones: the best, and the one that it asks."""
 
 _log = structlog.get_logger(__name__)
@@ -342,9 +342,9 @@ def check_room(config: RunConfig, directory: Path, *, evaluates: bool = False) -
     """
     model_bytes = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
     checkpoint_bytes = 3 * model_bytes  # weights and AdamW's two moments
-    held = max(_count_held(config, directory), _HELD_BY_EVALUATOR if evaluates else 0)
+    held = max(_count_held(config, directory), HELD_BY_EVALUATOR if evaluates else 0)
     copies = config.weights.keep + held + 1
-    needed = copies * model_bytes + (config.learner.keep_checkpoints + 1) * checkpoint_bytes + _SPARE_BYTES
+    needed = copies * model_bytes + (config.learner.keep_checkpoints + 1) * checkpoint_bytes + SPARE_BYTES
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise DiskError(

@@ -51,6 +51,25 @@ def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
         admin.close()
 
 
+def inspect_topics(config: RunConfig, timeout_s: float = 10.0) -> dict[str, list[str]]:
+    """How the run's topics stand, and nothing is created: of each that exists what is not as it should be.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or does not say.
+    """
+    from kafka.errors import KafkaError
+
+    admin = _connect(config.kafka, timeout_s)
+    try:
+        existing = set(admin.list_topics())
+        specs = [spec for spec in config.topics.specs(config.kafka.partitions) if spec.name in existing]
+        return _compare(specs, admin)
+    except KafkaError as error:
+        raise BrokerError(f"Kafka at {config.kafka.bootstrap} does not show its topics: {error}") from error
+    finally:
+        admin.close()
+
+
 def topic_partitions(kafka: KafkaConfig, topic: str, timeout_s: float = 10.0) -> int:
     """How many partitions a topic has.
 
@@ -104,20 +123,25 @@ def _requests(specs: list[TopicSpec], replication: int) -> dict[str, dict[str, A
 
 def _check(specs: list[TopicSpec], admin: Any) -> None:
     """Compares existing topics with what they should be."""
+    faults = [fault for found in _compare(specs, admin).values() for fault in found]
+    if faults:
+        raise BrokerError(
+            "topics of another shape exist:\n  " + "\n  ".join(faults) + "\nuse another run name, or delete them"
+        )
+
+
+def _compare(specs: list[TopicSpec], admin: Any) -> dict[str, list[str]]:
+    """What is not as it should be, of each topic."""
     from kafka.admin import ConfigResource, ConfigResourceType
 
     if not specs:
-        return
+        return {}
     names = [spec.name for spec in specs]
     admin.wait_for_topics(names)
     partitions = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(names)}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     settings = admin.describe_configs(resources, config_filter="all")["topic"]
-    faults = [fault for spec in specs for fault in _faults(spec, partitions[spec.name], settings[spec.name])]
-    if faults:
-        raise BrokerError(
-            "topics of another shape exist:\n  " + "\n  ".join(faults) + "\nuse another run name, or delete them"
-        )
+    return {spec.name: _faults(spec, partitions[spec.name], settings[spec.name]) for spec in specs}
 
 
 def _faults(spec: TopicSpec, partitions: int, settings: dict[str, Any]) -> list[str]:
