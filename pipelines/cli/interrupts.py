@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 _SAME_S: Final = 1.0
@@ -51,6 +51,20 @@ def describe(interrupt: KeyboardInterrupt) -> str:
     number = _number(interrupt)
     how = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     return "; ".join((f"ended by {how}", *getattr(interrupt, "__notes__", ())))
+
+
+def end_children() -> None:
+    """Kills what this process has started and what would outlive it by some seconds.
+
+    Such as the fork server of the rewards that it scored with: it imports their modules before it looks whether anyone
+    still wants them. The tracker of semaphores ends by itself, and complains if it is ended.
+    """
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if not any("resource_tracker" in word for word in child.cmdline()):
+                child.kill()
 
 
 def _number(interrupt: KeyboardInterrupt) -> int:
