@@ -41,6 +41,7 @@ VERBS: Final = {
     "replay": "train a step of a run again from the log and compare the bits",
     "simulate-users": "have a population talk to a gateway and judge its answers",
     "simulate-raters": "have users who know the right answers judge what a run answers",
+    "doctor": "look whether this machine can do what a run needs, and say what to do",
     "drill": "hurt a running stack on purpose and check that nothing is lost",
 }
 

@@ -19,7 +19,7 @@ def wait_for_broker(kafka: KafkaConfig, timeout_s: float) -> None:
     deadline, pause_s = time.monotonic() + timeout_s, 0.05
     while True:
         try:
-            _connect(kafka, min(timeout_s, 5.0)).close()
+            connect(kafka, min(timeout_s, 5.0)).close()
             return
         except BrokerError:
             if time.monotonic() + pause_s > deadline:
@@ -38,7 +38,7 @@ def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
 
     wait_for_broker(config.kafka, timeout_s)
     specs = config.topics.specs(config.kafka.partitions)
-    admin = _connect(config.kafka, timeout_s)
+    admin = connect(config.kafka, timeout_s)
     try:
         existing = set(admin.list_topics())
         _check([spec for spec in specs if spec.name in existing], admin)
@@ -59,7 +59,7 @@ def inspect_topics(config: RunConfig, timeout_s: float = 10.0) -> dict[str, list
     """
     from kafka.errors import KafkaError
 
-    admin = _connect(config.kafka, timeout_s)
+    admin = connect(config.kafka, timeout_s)
     try:
         existing = set(admin.list_topics())
         specs = [spec for spec in config.topics.specs(config.kafka.partitions) if spec.name in existing]
@@ -76,7 +76,7 @@ def topic_partitions(kafka: KafkaConfig, topic: str, timeout_s: float = 10.0) ->
     Raises:
         BrokerError: Kafka cannot be reached, or has no such topic.
     """
-    admin = _connect(kafka, timeout_s)
+    admin = connect(kafka, timeout_s)
     try:
         if topic not in admin.list_topics():
             raise BrokerError(f"Kafka at {kafka.bootstrap} has no topic {topic}; create it with asyncflow topics")
@@ -85,7 +85,12 @@ def topic_partitions(kafka: KafkaConfig, topic: str, timeout_s: float = 10.0) ->
         admin.close()
 
 
-def _connect(kafka: KafkaConfig, timeout_s: float) -> Any:
+def connect(kafka: KafkaConfig, timeout_s: float) -> Any:
+    """kafka-python's client for administration, connected.
+
+    Raises:
+        BrokerError: Kafka cannot be reached.
+    """
     from kafka import KafkaAdminClient
     from kafka.errors import KafkaError
 
