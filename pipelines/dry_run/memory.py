@@ -70,7 +70,7 @@ def memory_checks(config: RunConfig, facts: Facts, *, engine: bool, learner: boo
     if not (engine or learner):
         return
     yield Check("machine", _machine(facts), "ok", "")
-    if facts.model is None or isinstance(facts.model, str) or _adapter_is_wrong(config, facts.model):
+    if facts.model is None or isinstance(facts.model, str) or adapter_is_wrong(config, facts.model):
         return
     engine_bytes = learner_total = 0
     if engine:
@@ -89,7 +89,8 @@ def _machine(facts: Facts) -> str:
     return f"{facts.cores} cores, {available} of {total} memory available, {gpus}"
 
 
-def _adapter_is_wrong(config: RunConfig, model: ModelFacts) -> bool:
+def adapter_is_wrong(config: RunConfig, model: ModelFacts) -> bool:
+    """Whether the model has no layers for the adapter, so that nothing can be reckoned with it."""
     return any(each.verdict == "problem" for each in _adapter(config, model))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.dry_run.facts import Facts, ports_of
-from pipelines.dry_run.memory import memory_checks, model_checks
+from pipelines.dry_run.memory import adapter_is_wrong, memory_checks, model_checks
 from pipelines.dry_run.sizes import checkpoint_bytes, gib, version_bytes
 from pipelines.dry_run.verbs import STACK, VERBS
 from pipelines.local.broker import KAFKA_VERSION
@@ -166,9 +166,11 @@ def _memory(start: Start, facts: Facts) -> Iterator[Check]:
 
 def _disk(start: Start, facts: Facts) -> Iterator[Check]:
     """Versions and checkpoints that are kept, and one of each while the oldest is still there."""
-    if not VERBS["up" if start.is_stack else start.verb].learner or facts.model is None or isinstance(facts.model, str):
+    if not VERBS["up" if start.is_stack else start.verb].store or facts.model is None or isinstance(facts.model, str):
         return
     config = start.config
+    if adapter_is_wrong(config, facts.model):
+        return
     versions = config.weights.keep + 1 + (HELD_BY_EVALUATOR if start.evaluates else 0)
     checkpoints = config.learner.keep_checkpoints + 1
     each = version_bytes(config, facts.model, facts.dtype)

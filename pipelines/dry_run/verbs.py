@@ -24,7 +24,9 @@ class Needs:
     engine: bool = False
     """Whether it holds an engine: weights, keys and values."""
     learner: bool = False
-    """Whether it holds a learner: weights, gradients, optimizer, checkpoints."""
+    """Whether it holds a learner: weights, gradients, optimizer."""
+    store: bool = False
+    """Whether it writes weight versions and checkpoints of the run."""
     arithmetic: bool = False
     """Whether the sizes of steps and groups concern it."""
 
@@ -41,7 +43,7 @@ class Needs:
 
 
 VERBS: Final = {
-    "up": Needs("the whole stack", model=True, engine=True, learner=True, arithmetic=True, files=("",)),
+    "up": Needs("the whole stack", model=True, engine=True, learner=True, store=True, arithmetic=True, files=("",)),
     "worker": Needs(
         "a vLLM worker on http://{config.worker.host}:{config.worker.port}, for run {config.name}",
         ("weights", "workers"), ("worker.port",), model=True, engine=True,
@@ -60,10 +62,11 @@ VERBS: Final = {
     "learn": Needs(
         "the learner of run {config.name}, {config.learner.steps} steps at ZeRO {config.learner.zero_stage}",
         ("prompts", "trajectories", "weights", "admission", "ledger", "dead-letters"),
-        ("learner.metrics_port", "weights.port"), model=True, learner=True, arithmetic=True, files=("learner.",),
+        ("learner.metrics_port", "weights.port"), model=True, learner=True, store=True, arithmetic=True,
+        files=("learner.",),
     ),
     "learn-scorer": Needs(
-        "a {config.scorer.kind} that is trained from the log of run {config.name}, below {config.scorer.root}",
+        "a scorer (scorer.kind {config.scorer.kind}) of the log of run {config.name}, written to {config.scorer.root}",
         ("trajectories",), model=True, learner=True,
     ),
     "gateway": Needs(
