@@ -4,13 +4,15 @@ import getpass
 import json
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from pipelines.doctor.finding import Finding, Subject, Verdict
 from pipelines.local.paths import cache_place
-from schemas.secrets import is_secret
+from schemas.errors import ConfigError
+from schemas.secrets import is_reference, is_secret, reveal
 
 _MARKS: Final[dict[Verdict, str]] = {"ok": "ok", "warning": "warning", "problem": "PROBLEM", "skipped": "skipped"}
 _LOCAL: Final = ("127.0.0.1", "localhost")
@@ -74,9 +76,16 @@ def private_words(subject: Subject) -> dict[str, str]:
     for broker in (subject.bootstrap or "").split(","):
         host = broker.rpartition(":")[0]
         words |= {host: "<broker>"} if host and host not in _LOCAL else {}
-    secrets: Mapping[str, Any] = subject.settings.kafka.client
-    words |= {str(value): "<secret>" for key, value in secrets.items() if is_secret(key)}
+    words |= dict.fromkeys(_secrets(subject.settings.kafka.client), "<secret>")
     return {word: stead for word, stead in words.items() if word not in _LOCAL}
+
+
+def _secrets(client: Mapping[str, Any]) -> Iterator[str]:
+    """What references stand for in this process; a message of Kafka's client could hold it."""
+    for key, value in client.items():
+        if is_secret(key) or is_reference(value):
+            with suppress(ConfigError):  # it stands for nothing here
+                yield str(reveal(key, value))
 
 
 def _user() -> str:

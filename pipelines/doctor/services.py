@@ -94,6 +94,9 @@ def check_broker(subject: Subject) -> Iterator[Finding]:
     except BrokerError as error:
         yield _unreachable(subject, error)
         return
+    except ConfigError as error:
+        yield Finding("broker", "problem", str(error), "set what kafka.client refers to")
+        return
     try:
         yield _versions(admin.api_versions())
         yield _copies(config, admin.describe_cluster())
