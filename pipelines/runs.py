@@ -3,9 +3,11 @@
 import fcntl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import IO
 
+from pipelines.local.paths import DEFAULT_RUNS
 from schemas.config import RunConfig, load
 from schemas.errors import ConfigError, RunError
 
@@ -64,6 +66,25 @@ def with_bootstrap(config: RunConfig, bootstrap: str | None) -> RunConfig:
     if bootstrap is None:
         return config
     return config.model_copy(update={"kafka": config.kafka.model_copy(update={"bootstrap": bootstrap})})
+
+
+def run_exists(name: str, runs: Path = DEFAULT_RUNS) -> bool:
+    """Whether a run of that name was started on this machine."""
+    return (runs / name / CONFIG_NAME).exists()
+
+
+def free_name(name: str, runs: Path = DEFAULT_RUNS) -> str:
+    """The name, or the first of ``name-2``, ``name-3`` and so on that no run has."""
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(each for each in names if not run_exists(each, runs))
+
+
+def name_taken(name: str, runs: Path = DEFAULT_RUNS) -> RunError:
+    """What to say of a run that exists already."""
+    return RunError(
+        f"run {name!r} exists already ({(runs / name).absolute()}); give another --name, go on with it (asyncflow up "
+        f"--name {name} --resume), or take the next free name (--if-exists new)"
+    )
 
 
 def lock_run(directory: Path) -> IO[str]:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from schemas.layers import leaves
-from schemas.secrets import masked
+from schemas.secrets import is_secret, masked
 from schemas.suggestions import did_you_mean, nearest, nearest_path
 
 Place = tuple[int | str, ...]
@@ -39,7 +39,13 @@ def _explain_one(root: type[BaseModel], where: Place, kind: str, message: str, g
         message += f"; did you mean {near}?" if near else ""
     if isinstance(given, dict):
         return f"{key}: {message}" if key else message
-    return f"{key} = {masked(given, str(where[-1]))!r}: {message}" if key else message
+    return f"{key} = {_shown(where, given)}: {message}" if key else message
+
+
+def _shown(where: Place, given: object) -> str:
+    """What was given, unless a part of its place, or of itself, is named like a secret."""
+    held = any(is_secret(str(part)) for part in where) and not isinstance(given, (int, float))
+    return "***" if held else repr(masked(given))
 
 
 def _where(key: str, written: Mapping[str, str]) -> str:

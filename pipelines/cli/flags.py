@@ -6,7 +6,7 @@ tyro makes the same flags of the same classes, and a test compares the two.
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from types import UnionType
-from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from pydantic import BaseModel
@@ -32,6 +32,9 @@ class Flag(NamedTuple):
     """Whether it takes any number of values, none as well."""
 
 
+_POSITIONAL: Final = get_args(tyro.conf.Positional[str])[1:]
+
+
 def flags_of(kind: type, prefix: str = "--") -> list[Flag]:
     """All flags of a class of arguments, a dataclass or a section of the configuration."""
     return [flag for name, annotation in _members(kind) for flag in _flags(name, annotation, prefix)]
@@ -39,13 +42,17 @@ def flags_of(kind: type, prefix: str = "--") -> list[Flag]:
 
 def _members(kind: type) -> Iterator[tuple[str, Any]]:
     hints = get_type_hints(kind, include_extras=True)
-    names = list(kind.model_fields) if issubclass(kind, BaseModel) else [each.name for each in fields(kind)]
+    if issubclass(kind, BaseModel):
+        names = list(kind.model_fields)
+    else:
+        assert is_dataclass(kind), f"{kind} has no fields"
+        names = [each.name for each in fields(kind)]
     return ((name, hints[name]) for name in names)
 
 
 def _flags(name: str, annotation: Any, prefix: str) -> list[Flag]:
     kind, marks = _plain(annotation)
-    if any(mark is tyro.conf.Positional for mark in marks) or annotation == tyro.conf.Positional[kind]:
+    if any(mark in _POSITIONAL for mark in marks):
         return []
     given = [mark.name for mark in marks if getattr(mark, "name", None) is not None]
     spelt = given[0] if given else name.replace("_", "-")

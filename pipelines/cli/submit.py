@@ -1,5 +1,6 @@
 """``asyncflow submit``."""
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ class SubmitOptions:
     feedback_share: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
     """Of a task: people judge the answers, and its function remains so much of the reward, from 0 to 1; by default
     the function alone rewards them."""
+    json: bool = False
+    """Print a JSON object: the run or the file, and how many prompts."""
     dry_run: bool = False
     """Say how many prompts would be written where and what is wrong (exit code 2), and write nothing."""
     debug: bool = False
@@ -66,18 +69,21 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(SubmitOptions, "submit", arguments, _DESCRIPTION)
     if options.dry_run:
         return _rehearse(options, _lines(options))
-    sys.stdout.write(f"{_write(options, _lines(options))} prompts\n")
+    told = _write(options, _lines(options))
+    sys.stdout.write(f"{json.dumps(told)}\n" if options.json else f"{told['prompts']} prompts\n")
     return 0
 
 
-def _write(options: SubmitOptions, lines: Iterable[bytes]) -> int:
+def _write(options: SubmitOptions, lines: Iterable[bytes]) -> dict[str, str | int]:
+    """Where the prompts went, and how many."""
     from pipelines.runs import find_run
 
     if options.out is None:
-        return submit(find_run(options.run, options.config, options.bootstrap), lines)
+        config = find_run(options.run, options.config, options.bootstrap)
+        return {"run": config.name, "prompts": submit(config, lines)}
     if options.run is not None or options.config is not None:
         raise ConfigError("--out writes to a file: leave --run and --config out, or --out")
-    return write_lines(options.out, lines)
+    return {"out": str(options.out), "prompts": write_lines(options.out, lines)}
 
 
 def _rehearse(options: SubmitOptions, lines: Iterable[bytes]) -> int:

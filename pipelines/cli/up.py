@@ -4,13 +4,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
+import structlog
 import tyro
 
 from pipelines.cli.dry_run import dry_run
 from pipelines.cli.interrupts import sigterm_is_ctrl_c
 from pipelines.cli.options import StartOptions, base_config, parse, peek
+from pipelines.cli.taken import IfExists, Start, choose_start
 from schemas.checks import Check
 from schemas.config import RunConfig, validate
 from schemas.errors import ConfigError
@@ -28,9 +30,12 @@ Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
 
   asyncflow up --name sums --prompts sums.jsonl --steps 48
   asyncflow up --name sums --resume --steps 96
+  asyncflow up --preset cpu-small --name mine --prompts mine.jsonl --if-exists new
   asyncflow up --name sums --prompts sums.jsonl --evaluate held-out.jsonl --evaluation.every 5
   asyncflow up --name chat --gateway --learner.objective.advantage running_baseline
 """
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ class UpOptions(StartOptions):
     """Also start a gateway, and with it the feedback pipeline: people chat with the model and judge its answers."""
     resume: bool = False
     """Go on with the run of that --name, under the configuration that it was started with."""
+    if_exists: IfExists | None = None
+    """If the run of that --name exists: resume it, start a new one under the next free name, or stop; by default a
+    terminal is asked, and without one it stops. A run that is resumed so is not given --prompts a second time."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,10 +68,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    options = parse(UpOptions, "up", arguments, _DESCRIPTION, UpOptions(run=_base(arguments)))
-    config = _complete(options)
+    start = _start(arguments)
+    options = parse(UpOptions, "up", arguments, _DESCRIPTION, UpOptions(run=_base(arguments, start)))
+    config = _complete(options, start)
     said = list(_read_files(options))
-    return _rehearse(config, options, said) if options.dry_run else _run(config, options)
+    return _rehearse(config, options, start, said) if options.dry_run else _run(config, options, start)
 
 
 def _read_files(options: UpOptions) -> Iterator[Check]:
@@ -80,7 +89,7 @@ def _read_files(options: UpOptions) -> Iterator[Check]:
         yield Check("held-out prompts", f"{held_out} of {options.evaluate}", "ok", "")
 
 
-def _rehearse(config: RunConfig, options: UpOptions, said: list[Check]) -> int:
+def _rehearse(config: RunConfig, options: UpOptions, start: Start, said: list[Check]) -> int:
     from pipelines.local.paths import DEFAULT_RUNS
 
     return dry_run(
@@ -88,21 +97,36 @@ def _rehearse(config: RunConfig, options: UpOptions, said: list[Check]) -> int:
         config,
         *said,
         directory=DEFAULT_RUNS / config.name,
-        resume=options.resume,
+        resume=start.resumes,
         gateway=options.gateway,
         feedback=options.feedback,
         evaluates=options.evaluate is not None,
     )
 
 
-def _run(config: RunConfig, options: UpOptions) -> int:
-    from pipelines.local.stack import Stack
-    from pipelines.submit import read_lines, submit
+def _start(arguments: Sequence[str]) -> Start:
+    """Under which name to start; what is wrong with the arguments is told by whoever parses them."""
+    name = peek(arguments, "--name") or base_config(arguments).name
+    if {"-h", "--help"} & set(arguments):
+        return Start(name, False)
+    said = peek(arguments, "--if-exists") or peek(arguments, "--if_exists")
+    if said is None and {"--dry-run", "--dry_run"} & set(arguments):
+        return Start(name, "--resume" in arguments)  # a plan says so, and nobody is asked
+    if "--resume" in arguments:
+        if said not in (None, "resume"):
+            raise ConfigError(f"--resume and --if-exists {said}: give one of them")
+        return Start(name, True)
+    if said is not None and said not in get_args(IfExists):
+        return Start(name, False)
+    return choose_start(name, cast("IfExists | None", said))
 
-    with Stack(config, resume=options.resume, restarts=_RESTARTS, held_out=options.evaluate) as stack:
+
+def _run(config: RunConfig, options: UpOptions, start: Start) -> int:
+    from pipelines.local.stack import Stack
+
+    with Stack(config, resume=start.resumes, restarts=_RESTARTS, held_out=options.evaluate) as stack:
         stack.start_serving()
-        if options.prompts is not None:
-            sys.stdout.write(f"{submit(stack.config, read_lines(options.prompts))} prompts\n")
+        _submit(stack.config, options, start)
         stack.start_rollout()
         if options.evaluate is not None:
             stack.start_evaluator()
@@ -117,21 +141,35 @@ def _run(config: RunConfig, options: UpOptions) -> int:
     return 0
 
 
-def _base(arguments: Sequence[str]) -> RunConfig:
-    if "--resume" not in arguments:
-        return base_config(arguments)
-    if peek(arguments, "--config"):
+def _submit(config: RunConfig, options: UpOptions, start: Start) -> None:
+    """Writes the prompts, if there are some; a run that goes on because it exists may have them already."""
+    from pipelines.submit import has_prompts, read_lines, submit
+
+    if options.prompts is None:
+        return
+    if start.resumes and not options.resume and has_prompts(config):
+        _log.info("the run has its prompts already", run=config.name)
+        return
+    sys.stdout.write(f"{submit(config, read_lines(options.prompts))} prompts\n")
+
+
+def _base(arguments: Sequence[str], start: Start) -> RunConfig:
+    """What flags are laid over: what was given, or for a run that goes on what it was started with."""
+    given = peek(arguments, "--config") or peek(arguments, "--preset")
+    if "--resume" in arguments and given:
         raise ConfigError(
-            "--resume takes the configuration of the run itself: leave --config out, flags may override it"
+            "--resume takes the configuration of the run itself: leave --config and --preset out, flags may override it"
         )
+    if given or not start.resumes:
+        return base_config(arguments)
     from pipelines.local.stack import saved_config
 
-    return saved_config(peek(arguments, "--name") or RunConfig().name)
+    return saved_config(start.name)
 
 
-def _complete(options: UpOptions) -> RunConfig:
+def _complete(options: UpOptions, start: Start) -> RunConfig:
     """The configuration with the short flags put in their places."""
-    tree = options.run.model_dump(mode="json")
+    tree = options.run.model_dump(mode="json") | {"name": start.name}
     if options.steps is not None:
         tree["learner"]["steps"] = options.steps
     if options.model is not None:

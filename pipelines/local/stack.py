@@ -31,7 +31,7 @@ from pipelines.local.prism import find_prism, prism_command
 from pipelines.local.supervisor import TICK_S, Spec, Supervisor
 from pipelines.local.threads import cores, thread_environment
 from pipelines.local.topics import create_topics
-from pipelines.runs import CONFIG_NAME, KAFKA_NAME, lock_run
+from pipelines.runs import CONFIG_NAME, KAFKA_NAME, lock_run, name_taken
 from schemas.config import KafkaConfig, RolloutConfig, RunConfig, WorkerConfig, load, validate
 from schemas.errors import ConfigError, DiskError, ModelError, RunError
 from schemas.gateway import GatewayConfig
@@ -205,10 +205,7 @@ class Stack:
         self._lock = lock_run(self.directory)
         if exists and not self._resume:
             self.stop()
-            raise RunError(
-                f"run {name!r} exists already ({self.directory}); give another --name, or go on with it: "
-                f"asyncflow up --name {name} --resume"
-            )
+            raise name_taken(name, self.directory.parent)
 
     def _prepare(self) -> None:
         check_room(self._given, self.directory, evaluates=self._held_out is not None)
