@@ -53,18 +53,18 @@ def describe(interrupt: KeyboardInterrupt) -> str:
     return "; ".join((f"ended by {how}", *getattr(interrupt, "__notes__", ())))
 
 
-def end_children() -> None:
-    """Kills what this process has started and what would outlive it by some seconds.
+def end_fork_server() -> None:
+    """Kills the process from which this one forks those that compute rewards, with its children.
 
-    Such as the fork server of the rewards that it scored with: it imports their modules before it looks whether anyone
-    still wants them. The tracker of semaphores ends by itself, and complains if it is ended.
+    It would outlive this one by some seconds: it imports their modules before it looks whether anyone still wants them.
     """
     import psutil
 
-    for child in psutil.Process().children(recursive=True):
+    for child in psutil.Process().children():
         with suppress(psutil.Error):
-            if not any("resource_tracker" in word for word in child.cmdline()):
-                child.kill()
+            if any("multiprocessing.forkserver" in word for word in child.cmdline()):
+                for each in (*child.children(recursive=True), child):
+                    each.kill()
 
 
 def _number(interrupt: KeyboardInterrupt) -> int:

@@ -103,9 +103,8 @@ def _call(verb: str, arguments: list[str]) -> int:
 
 
 def _interrupted(verb: str, interrupt: KeyboardInterrupt) -> int:
-    from pipelines.cli.interrupts import describe, end_children, exit_code
+    from pipelines.cli.interrupts import describe, exit_code
 
-    end_children()
     sys.stderr.write(f"asyncflow {verb}: {describe(interrupt)}\n")
     return exit_code(interrupt)
 
