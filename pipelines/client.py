@@ -20,6 +20,7 @@ from schemas.errors import BrokerError, RecordError
 from schemas.feedback import Feedback, FeedbackKind
 from schemas.identity import GroupId, RolloutId
 from schemas.prompts import FEEDBACK_REWARD, Message, Prompt, RewardSpec
+from schemas.reach import unreachable
 from schemas.records import first_fault
 from schemas.topics import Topics
 
@@ -77,7 +78,7 @@ class Client:
         try:
             self._producer = KafkaProducer(**self._kafka.producer_options())
         except KafkaError as error:
-            raise BrokerError(f"Kafka at {bootstrap} cannot be reached ({error!r}); start it, or correct it") from error
+            raise unreachable(self._kafka, error) from error
 
     def __enter__(self) -> Self:
         return self

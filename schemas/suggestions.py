@@ -33,13 +33,17 @@ def nearest(given: str, known: Iterable[str], cutoff: float = _CLOSE) -> str | N
 
 
 def nearest_path(given: str, known: Iterable[str], cutoff: float = _CLOSE) -> str | None:
-    """As :func:`nearest`, of dotted names; those that end alike are nearer than one that looks alike.
+    """As :func:`nearest`, of dotted names; those that end alike, of the same section if there are
+    some, are nearer than one that looks alike.
 
     Example: ``--steps`` finds ``--learner.steps or --scorer.steps``.
     """
     names = list(known)
     alike = [name for name in names if _plain(_leaf(name)) == _plain(_leaf(given))]
-    return " or ".join(alike) if 0 < len(alike) <= _FEW else nearest(given, names, cutoff)
+    section = given.partition(".")[0] + "."
+    below = [name for name in alike if name.startswith(section)]
+    few = next((some for some in (below, alike) if 0 < len(some) <= _FEW), None)
+    return " or ".join(few) if few else nearest(given, names, cutoff)
 
 
 def _plain(name: str) -> str:

@@ -106,18 +106,16 @@ def _rehearse(config: RunConfig, options: UpOptions, start: Start, said: list[Ch
 
 def _start(arguments: Sequence[str]) -> Start:
     """Under which name to start; what is wrong with the arguments is told by whoever parses them."""
-    name = peek(arguments, "--name") or base_config(arguments).name
-    if {"-h", "--help"} & set(arguments):
-        return Start(name, False)
-    said = peek(arguments, "--if-exists") or peek(arguments, "--if_exists")
-    if said is None and {"--dry-run", "--dry_run"} & set(arguments):
-        return Start(name, "--resume" in arguments)  # a plan says so, and nobody is asked
+    given, said = peek(arguments, "--name"), peek(arguments, "--if-exists") or peek(arguments, "--if_exists")
     if "--resume" in arguments:
         if said not in (None, "resume"):
             raise ConfigError(f"--resume and --if-exists {said}: give one of them")
-        return Start(name, True)
-    if said is not None and said not in get_args(IfExists):
+        return Start(given or RunConfig().name, True)
+    name = given or base_config(arguments).name
+    if (said is not None and said not in get_args(IfExists)) or {"-h", "--help"} & set(arguments):
         return Start(name, False)
+    if said is None and {"--dry-run", "--dry_run"} & set(arguments):
+        return Start(name, False)  # the plan says that the name is taken, and nobody is asked
     return choose_start(name, cast("IfExists | None", said))
 
 

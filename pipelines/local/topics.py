@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from schemas.config import KafkaConfig, RunConfig
 from schemas.errors import BrokerError
+from schemas.reach import unreachable
 from schemas.topics import TopicSpec
 
 _LONGEST_PAUSE_S: Final = 1.0
@@ -97,10 +98,7 @@ def connect(kafka: KafkaConfig, timeout_s: float) -> Any:
     try:
         return KafkaAdminClient(**{**kafka.client_options(), "bootstrap_timeout_ms": int(timeout_s * 1000)})
     except (KafkaError, OSError, ValueError) as error:
-        raise BrokerError(
-            f"Kafka at {kafka.bootstrap} cannot be reached ({error}); start it (asyncflow up, or asyncflow kafka RUN), "
-            "or give another kafka.bootstrap"
-        ) from error
+        raise unreachable(kafka, error) from error
 
 
 def _create(specs: list[TopicSpec], replication: int, admin: Any) -> list[str]:
@@ -131,7 +129,8 @@ def _check(specs: list[TopicSpec], admin: Any) -> None:
     faults = [fault for found in _compare(specs, admin).values() for fault in found]
     if faults:
         raise BrokerError(
-            "topics of another shape exist:\n  " + "\n  ".join(faults) + "\nuse another run name, or delete them"
+            "topics of another shape exist:\n  " + "\n  ".join(faults) + "\n"
+            "use another run name (--name), say what they are (kafka.partitions), or delete them"
         )
 
 
