@@ -73,7 +73,8 @@ class Client:
         from kafka import KafkaProducer
         from kafka.errors import KafkaError
 
-        self._kafka = KafkaConfig(bootstrap=bootstrap, client=dict(options or {}))
+        # As they are: a program may hold a password, which a configuration, being written to files, may not.
+        self._kafka = KafkaConfig(bootstrap=bootstrap).model_copy(update={"client": dict(options or {})})
         self._run, self._topics = run, Topics(run)
         try:
             self._producer = KafkaProducer(**self._kafka.producer_options())

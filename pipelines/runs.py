@@ -10,6 +10,7 @@ from typing import IO
 from pipelines.local.paths import DEFAULT_RUNS
 from schemas.config import RunConfig, load
 from schemas.errors import ConfigError, RunError
+from schemas.suggestions import did_you_mean
 
 CONFIG_NAME = "config.toml"
 KAFKA_NAME = "kafka"
@@ -33,9 +34,10 @@ def find_config(
             config = load(directory / CONFIG_NAME)
             return with_bootstrap(config, bootstrap), directory
     if bootstrap is None or "/" in run:
-        known = ", ".join(sorted(path.parent.name for path in Path("runs").glob(f"*/{CONFIG_NAME}"))) or "none"
+        known = sorted(path.parent.name for path in Path("runs").glob(f"*/{CONFIG_NAME}"))
+        hint = did_you_mean(run, known, others="runs here:") if known else "runs here: none"
         raise RunError(
-            f"no run {run!r}: neither {run}/{CONFIG_NAME} nor runs/{run}/{CONFIG_NAME} exists (runs here: {known}); "
+            f"no run {run!r}: neither {run}/{CONFIG_NAME} nor runs/{run}/{CONFIG_NAME} exists ({hint}); "
             f"give its directory, or {or_else}"
         )
     return with_bootstrap(RunConfig(name=run), bootstrap), None

@@ -51,7 +51,7 @@ def check(config: RunConfig, ranks: int = 1) -> list[Check]:
         config: of the run.
         ranks: processes that the learner is to have.
     """
-    return [*(each(config) for each in _CHECKS), *_of_batch(config, ranks)]
+    return [*(each(config) for each in _CHECKS), *_of_batch(config, ranks), *_enforced(config)]
 
 
 def problems(checks: list[Check]) -> list[Check]:
@@ -239,6 +239,32 @@ def _ports(config: RunConfig) -> Check:
     formula = ", ".join(f"{key} {port}" for key, port in fixed.items()) + ": all different"
     remedy = f"{' and '.join(twice)} are the same: one machine cannot serve both" if twice else ""
     return Check("ports", formula, *_verdict(remedy, "warning"))
+
+
+def _enforced(config: RunConfig) -> Iterator[Check]:
+    """What the models refuse already, shown so that nobody has to look for it elsewhere."""
+    evaluation, learner = config.evaluation, config.learner
+    yield _holds("group in one request", ("rollout.group_size", config.rollout.group_size), _seqs(config), "≤")
+    if evaluation.samples:
+        most = ("evaluation.pass_at", max(evaluation.pass_at, default=0))
+        yield _holds("pass@k", most, ("evaluation.samples", evaluation.samples), "≤")
+        yield _holds("samples of evaluations", ("evaluation.samples", evaluation.samples), _seqs(config), "≤")
+    if learner.max_token_staleness is not None:
+        token = ("learner.max_token_staleness", learner.max_token_staleness)
+        yield _holds("token staleness", token, ("learner.max_staleness", learner.max_staleness), "≤")
+    if buffer_tokens := learner.objective.overlong_buffer_tokens:
+        buffer = ("learner.objective.overlong_buffer_tokens", buffer_tokens)
+        yield _holds("overlong buffer", buffer, ("the longest answer", config.length_tokens), "<")
+    feedback = config.feedback
+    yield _holds("feedback", ("feedback.settle_s", feedback.settle_s), ("feedback.wait_s", feedback.wait_s), "<")
+
+
+def _holds(name: str, small: tuple[str, float], large: tuple[str, float], sign: str) -> Check:
+    return Check(name, f"{small[0]} {small[1]:g} {sign} {large[0]} {large[1]:g}", "ok", "")
+
+
+def _seqs(config: RunConfig) -> tuple[str, float]:
+    return "worker.max_num_seqs", config.worker.max_num_seqs
 
 
 def _of_batch(config: RunConfig, ranks: int) -> Iterator[Check]:

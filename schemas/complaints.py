@@ -1,7 +1,7 @@
 """What is wrong with a configuration, in words: the key, where it was written, what was given, what may be meant."""
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any, Final, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -11,6 +11,8 @@ from schemas.suggestions import did_you_mean, nearest, nearest_path
 
 Place = tuple[int | str, ...]
 """The parts of a dotted key."""
+_TYPES: Final = ("str", "int", "float", "bool")
+"""By which pydantic names the members of a union, behind the place."""
 
 
 def explain(error: ValidationError, root: type[BaseModel], written: Mapping[str, str] | None = None) -> str:
@@ -21,12 +23,29 @@ def explain(error: ValidationError, root: type[BaseModel], written: Mapping[str,
         root: the model, such as ``RunConfig``.
         written: where each dotted key was written, to be named.
     """
-    faults = error.errors()
     return "\n  ".join(
-        _explain_one(root, fault["loc"], fault["type"], fault["msg"], fault["input"])
-        + _where(".".join(str(part) for part in fault["loc"]), written or {})
-        for fault in faults
+        _explain_one(root, place, *fault) + _where(".".join(map(str, place)), written or {})
+        for place, fault in _faults(error).items()
     )
+
+
+class _Fault(NamedTuple):
+    kind: str
+    message: str
+    given: object
+
+
+def _faults(error: ValidationError) -> dict[Place, _Fault]:
+    """One fault a place: where several types are possible, pydantic says of each that it is not that one."""
+    found: dict[Place, _Fault] = {}
+    for each in error.errors():
+        place, message = each["loc"], each["msg"]
+        if place and place[-1] in _TYPES:
+            place = place[:-1]
+        if place in found:
+            message = f"{found[place].message}, or {message[:1].lower()}{message[1:]}"
+        found[place] = _Fault(each["type"], message, each["input"])
+    return found
 
 
 def _explain_one(root: type[BaseModel], where: Place, kind: str, message: str, given: object) -> str:
@@ -58,8 +77,7 @@ def _known_key(root: type[BaseModel], where: Place) -> str:
     section = field_type(root, where[:-1])
     known = list(section.model_fields) if hasattr(section, "model_fields") else []
     given = str(where[-1])
-    if near := nearest(given, known):
-        return f"did you mean {near}?"
+    # A key of that very name in another section is nearer than one here that looks alike.
     elsewhere = nearest_path(".".join(map(str, where)), leaves(root().model_dump()), cutoff=1)
     return f"did you mean {elsewhere}?" if elsewhere else did_you_mean(given, known, others="known here:")
 

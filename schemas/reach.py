@@ -10,7 +10,7 @@ import socket
 from typing import Final
 
 from schemas.config import KafkaConfig
-from schemas.errors import BrokerError, UserError
+from schemas.errors import BrokerError, ConfigError, UserError
 
 _CONNECT_S: Final = 2.0
 _SAFE: Final = ("security_protocol", "sasl_mechanism", "sasl_plain_username")
@@ -25,7 +25,7 @@ def unreachable(kafka: KafkaConfig, error: Exception) -> UserError:
         error: what the client said.
     """
     if type(error).__name__ == "KafkaConfigurationError":  # named, not imported: schemas know no client
-        return BrokerError(f"kafka.client: kafka-python refuses these settings: {error}; correct them")
+        return ConfigError(f"kafka.client: kafka-python refuses these settings: {error}; correct them")
     said = f"({str(error) or type(error).__name__})"
     if not any(_accepts(address) for address in kafka.bootstrap.split(",")):
         return BrokerError(

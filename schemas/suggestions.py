@@ -33,8 +33,9 @@ def nearest(given: str, known: Iterable[str], cutoff: float = _CLOSE) -> str | N
 
 
 def nearest_path(given: str, known: Iterable[str], cutoff: float = _CLOSE) -> str | None:
-    """As :func:`nearest`, of dotted names; those that end alike, of the same section if there are
-    some, are nearer than one that looks alike.
+    """As :func:`nearest`, of dotted names.
+
+    Those that end alike, of the same section if there are some, are nearer than one that looks alike.
 
     Example: ``--steps`` finds ``--learner.steps or --scorer.steps``.
     """

@@ -86,11 +86,11 @@ def _plain(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
     return annotation, ()
 
 
-def given_flags(kind: type, arguments: Sequence[str]) -> dict[str, str]:
-    """The flags that were given, each as it is listed, with its value; empty where it takes none or lacks it."""
+def given_flags(kind: type, arguments: Sequence[str]) -> list[str]:
+    """The flags that were given, each as it is listed."""
     listed = {_dashed(flag.name): flag for flag in flags_of(kind)}
-    given = ((_dashed(name), value) for name, value in _split(arguments))
-    return {listed[name].name: value for name, value in given if name in listed}
+    given = (_dashed(name) for name, _ in _split(arguments))
+    return [listed[name].name for name in given if name in listed]
 
 
 def refuse_unknown(kind: type, arguments: Sequence[str], *, others: bool = False) -> None:
@@ -116,16 +116,18 @@ def refuse_unknown(kind: type, arguments: Sequence[str], *, others: bool = False
             )
 
 
-def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Every flag with what follows it."""
+def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Every flag with its value; null where another flag, or nothing, follows."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, equals, attached = argument.partition("=")
         if name.startswith("--") and name != "--":
-            yield name, attached if equals else following
+            yield name, attached if equals else None if following.startswith("--") or not following else following
 
 
-def _refuse_value(flag: Flag, value: str) -> None:
-    if flag.takes_value and not flag.many and (not value or value.startswith("--")):
+def _refuse_value(flag: Flag, value: str | None) -> None:
+    if not flag.takes_value or flag.many:
+        return
+    if value is None:
         raise ConfigError(f"{flag.name} is given without a value")
     if flag.choices and value not in flag.choices and nearest(value, flag.choices):
         expected = f"expected one of {', '.join(flag.choices)}"

@@ -51,8 +51,8 @@ def _base(arguments: Sequence[str]) -> RunConfig:
     name = peek(arguments, "--run")
     if name is None:
         return base_config(arguments)
-    if peek(arguments, "--config"):
-        raise ConfigError("name the run by one of --run and --config")
+    if peek(arguments, "--config") or peek(arguments, "--preset"):
+        raise ConfigError("name the run by one of --run and --config, without --preset")
     from pipelines.runs import find_config
 
     return find_config(name)[0]

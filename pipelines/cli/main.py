@@ -58,6 +58,8 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _TOOLS: ("topics", "kafka", "completion", "simulate-users", "simulate-raters", "drill"),
 }
 
+_OUT_OF_MEMORY: Final = "OutOfMemoryError"
+"""Of torch, by its name: torch is not imported for it."""
 _NARROWEST: Final = 40
 """Columns of a box in a terminal that has fewer."""
 
@@ -100,6 +102,19 @@ def _call(verb: str, arguments: list[str]) -> int:
             f"{error.strerror}: {error.filename or 'a file'}; make room there, or choose a place that can be written"
         )
         return _complain(f"asyncflow {verb}", fault, arguments)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != _OUT_OF_MEMORY:
+            raise
+        return _complain(f"asyncflow {verb}", _of_memory(error), arguments)
+
+
+def _of_memory(error: Exception) -> str:
+    said = str(error).split(". ", 1)[0] or "out of memory"
+    return (
+        f"{said}: model, activations and engine do not fit; lower learner.micro_batch_tokens or "
+        "learner.kept_logits_bytes, set learner.activation_checkpointing = true, raise learner.zero_stage with more "
+        "ranks, lower worker.gpu_memory_utilization where both share a GPU, or take a smaller model"
+    )
 
 
 def _interrupted(verb: str, interrupt: KeyboardInterrupt) -> int:

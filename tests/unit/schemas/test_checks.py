@@ -32,6 +32,7 @@ CASES = [
     ({"kafka": {"transaction_timeout_s": 1000}}, 1, "transactions", "1000 ≤ 900", "warning", "lower"),
     ({"worker": {"max_wait_for_version_s": 700}}, 1, "waiting for weights", "700 < ", "warning", "given up"),
     ({"kafka": {"partitions": 3}, "rollout": {"shares": 2}}, 1, "shares", "= 1.5 prompts", "warning", "multiple"),
+    ({"evaluation": {"samples": 8, "pass_at": [1, 8]}}, 1, "pass@k", "pass_at 8 ≤ evaluation.samples 8", "ok", ""),
     ({"gateway": {"port": 8000}}, 1, "ports", "gateway.port 8000", "warning", "gateway.port and worker.port"),
 ]  # fmt: skip
 

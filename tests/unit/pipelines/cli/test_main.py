@@ -200,6 +200,27 @@ def test_a_full_disk_is_told(monkeypatch, capsys):
     assert "No space left on device: /runs/x; make room" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. X")]
+)
+def test_memory_that_does_not_suffice_is_told(monkeypatch, capsys, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(learn, "main", fail)
+    assert main(["learn"]) == 2
+    assert "out of memory: model, activations and engine do not fit; lower learner.micro" in capsys.readouterr().err
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
+    def fail(_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(learn, "main", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["learn"])
+
+
 def test_output_that_nobody_reads_is_no_error():
     command = f"{sys.executable} -m pipelines.cli.main up --help | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)

@@ -62,7 +62,7 @@ MISTAKES = [
     ("submit glue --data data --args tasks=sst --out x", "no task 'sst' in glue; did you mean sst2?"),
     ("simulate-users --first shrt", "did you mean short"),
     ("drill --faults kill-lerner", "no fault 'kill-lerner'; did you mean kill learner?"),
-    ("audit takn", "no run 'takn'; did you mean taken?"),
+    ("audit takn", "no run 'takn'", "did you mean taken?"),
     ("config", "asyncflow config show"),
     ("config shwo", "no subverb 'shwo'; did you mean show?"),
     ("config show nothing.toml", "'nothing.toml' is no file, no run and no preset"),
