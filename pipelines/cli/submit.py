@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pipelines.cli.dry_run import dry_run
 from pipelines.cli.options import parse
 from pipelines.submit import read_lines, submit, write_lines
+from schemas.checks import Check
 from schemas.errors import ConfigError
 
 _DESCRIPTION = """Writes prompts to a run and prints how many: those of a JSON-lines file, with --data those of a task.
@@ -56,6 +58,8 @@ class SubmitOptions:
     the function alone rewards them."""
     json: bool = False
     """Print a JSON object: the run or the file, and how many prompts."""
+    dry_run: bool = False
+    """Say how many prompts would be written where and what is wrong (exit code 2), and write nothing."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
 
@@ -63,6 +67,8 @@ class SubmitOptions:
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     options = parse(SubmitOptions, "submit", arguments, _DESCRIPTION)
+    if options.dry_run:
+        return _rehearse(options, _lines(options))
     told = _write(options, _lines(options))
     sys.stdout.write(f"{json.dumps(told)}\n" if options.json else f"{told['prompts']} prompts\n")
     return 0
@@ -78,6 +84,19 @@ def _write(options: SubmitOptions, lines: Iterable[bytes]) -> dict[str, str | in
     if options.run is not None or options.config is not None:
         raise ConfigError("--out writes to a file: leave --run and --config out, or --out")
     return {"out": str(options.out), "prompts": write_lines(options.out, lines)}
+
+
+def _rehearse(options: SubmitOptions, lines: Iterable[bytes]) -> int:
+    from pipelines.dry_run.show import tell
+    from pipelines.runs import find_run
+
+    sizes = [len(line) for line in lines]
+    said = Check("prompts", f"{len(sizes)} of {options.what}, {sum(sizes):,} bytes", "ok", "")
+    if options.out is None:
+        return dry_run("submit", find_run(options.run, options.config, options.bootstrap), said)
+    there = options.out.exists()
+    place = Check("file", f"{options.out}, {'which exists and is replaced' if there else 'new'}", "ok", "")
+    return tell("submit", {"what would be written": (said, place)})
 
 
 def _lines(options: SubmitOptions) -> Iterable[bytes]:

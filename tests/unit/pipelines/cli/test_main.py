@@ -12,7 +12,7 @@ import pytest
 from pipelines.cli import learn
 from pipelines.cli.completion import flags_by_verb
 from pipelines.cli.main import VERBS, main
-from pipelines.cli.options import parse_process, parse_process_and_rest, peek
+from pipelines.cli.options import parse_process, parse_start_and_rest, peek
 from pipelines.local.ports import free_ports
 from pipelines.submit import key_of, read_lines
 from schemas.config import RunConfig
@@ -241,17 +241,17 @@ def test_flags_may_be_written_with_either_dash():
 
 
 def test_rollout_passes_beams_flags_on_and_keeps_its_own():
-    config, rest = parse_process_and_rest(
+    options, rest = parse_start_and_rest(
         "rollout", ["--runner=FlinkRunner", "--rollout.shares", "2", "--flink_master", "127.0.0.1:8081"], ""
     )
-    assert config.rollout.shares == 2
+    assert options.run.rollout.shares == 2
     assert rest == ["--runner=FlinkRunner", "--flink_master", "127.0.0.1:8081"]
 
 
 @pytest.mark.parametrize(("flag", "hint"), [("--rollout.share", "--rollout.shares"), ("--confg", "--config")])
 def test_rollout_does_not_pass_on_what_looks_like_a_misspelt_flag_of_ours(flag, hint):
     with pytest.raises(ConfigError, match=f"unknown flag {flag}; did you mean {hint}"):
-        parse_process_and_rest("rollout", [flag, "2"], "")
+        parse_start_and_rest("rollout", [flag, "2"], "")
 
 
 def test_peek_finds_both_forms():
