@@ -33,6 +33,21 @@ def submit(config: RunConfig, lines: Iterable[bytes]) -> int:
     return append(config.kafka, topic, entries, "the prompts")
 
 
+def has_prompts(config: RunConfig) -> bool:
+    """Whether anything was ever written to the prompts topic.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or does not have the topic.
+    """
+    from pipelines.log import TopicReader
+
+    reader = TopicReader(config.kafka, config.topics.prompts)
+    try:
+        return any(reader.ends().values())
+    finally:
+        reader.close()
+
+
 def write_lines(file: Path, lines: Iterable[bytes]) -> int:
     """Writes prompts to a file of JSON lines, and returns how many.
 

@@ -10,7 +10,6 @@ the prompt arrives. A program's own things are registered by importing the modul
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from schemas.errors import ConfigError, RecordError
 from schemas.prompts import Call
 from schemas.records import first_fault
+from schemas.suggestions import did_you_mean
 from transforms.modules import load_module
 
 
@@ -104,8 +104,7 @@ class Registry(Generic[ThingT]):
         entry = self._entries.get(name)
         if entry is None:
             known = sorted([*self._entries, *self.reserved])
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            hint = did_you_mean(name, known, form=repr, others="known:")
             raise RecordError(f"unknown_{self._kind}", f"no {self._kind} is registered as {name[:80]!r}; {hint}")
         return entry
 

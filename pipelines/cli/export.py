@@ -53,6 +53,8 @@ class ExportOptions:
     """Name of the evaluation that says which version is the best; by default that of the configuration."""
     bootstrap: str | None = None
     """Brokers as host:port; by default those of the run's configuration."""
+    json: bool = False
+    """Taken, so that programs can say it everywhere: what is printed is JSON in any case."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
 

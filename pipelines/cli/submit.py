@@ -1,5 +1,6 @@
 """``asyncflow submit``."""
 
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,8 +9,10 @@ from typing import Annotated, Literal
 
 import tyro
 
+from pipelines.cli.dry_run import dry_run
 from pipelines.cli.options import parse
 from pipelines.submit import read_lines, submit, write_lines
+from schemas.checks import Check
 from schemas.errors import ConfigError
 from transforms.modules import is_file
 
@@ -58,6 +61,10 @@ class SubmitOptions:
     feedback_share: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
     """Of a task: people judge the answers, and its function remains so much of the reward, from 0 to 1; by default
     the function alone rewards them."""
+    json: bool = False
+    """Print a JSON object: the run or the file, and how many prompts."""
+    dry_run: bool = False
+    """Say how many prompts would be written where and what is wrong (exit code 2), and write nothing."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
 
@@ -65,18 +72,36 @@ class SubmitOptions:
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     options = parse(SubmitOptions, "submit", arguments, _DESCRIPTION)
-    sys.stdout.write(f"{_write(options, _lines(options))} prompts\n")
+    if options.dry_run:
+        return _rehearse(options, _lines(options))
+    told = _write(options, _lines(options))
+    sys.stdout.write(f"{json.dumps(told)}\n" if options.json else f"{told['prompts']} prompts\n")
     return 0
 
 
-def _write(options: SubmitOptions, lines: Iterable[bytes]) -> int:
+def _write(options: SubmitOptions, lines: Iterable[bytes]) -> dict[str, str | int]:
+    """Where the prompts went, and how many."""
     from pipelines.runs import find_run
 
     if options.out is None:
-        return submit(find_run(options.run, options.config, options.bootstrap), lines)
+        config = find_run(options.run, options.config, options.bootstrap)
+        return {"run": config.name, "prompts": submit(config, lines)}
     if options.run is not None or options.config is not None:
         raise ConfigError("--out writes to a file: leave --run and --config out, or --out")
-    return write_lines(options.out, lines)
+    return {"out": str(options.out), "prompts": write_lines(options.out, lines)}
+
+
+def _rehearse(options: SubmitOptions, lines: Iterable[bytes]) -> int:
+    from pipelines.dry_run.show import tell
+    from pipelines.runs import find_run
+
+    sizes = [len(line) for line in lines]
+    said = Check("prompts", f"{len(sizes)} of {options.what}, {sum(sizes):,} bytes", "ok", "")
+    if options.out is None:
+        return dry_run("submit", find_run(options.run, options.config, options.bootstrap), said)
+    there = options.out.exists()
+    place = Check("file", f"{options.out}, {'which exists and is replaced' if there else 'new'}", "ok", "")
+    return tell("submit", {"what would be written": (said, place)})
 
 
 def _lines(options: SubmitOptions) -> Iterable[bytes]:

@@ -1,7 +1,6 @@
 """Tasks by name. A new one is a class in a module of its own and a place in ``TASKS``, or in a file that is named."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from inspect import isabstract
 from typing import Final
 
@@ -21,6 +20,7 @@ from pipelines.tasks.tau_retail import TauRetail
 from pipelines.tasks.translation import Translation
 from schemas.errors import ConfigError
 from schemas.records import first_fault
+from schemas.suggestions import did_you_mean
 from transforms.modules import is_file, load_module
 
 _ALONE: Final[tuple[type[Task], ...]] = (
@@ -54,8 +54,7 @@ def find(name: str, arguments: Iterable[str] = (), flag: str = "--args") -> Task
 
 def hint(name: str) -> str:
     """Which task may have been meant, in words."""
-    near = get_close_matches(name, TASKS, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}"
+    return did_you_mean(name, TASKS)
 
 
 def _task_of_file(name: str) -> type[Task]:
