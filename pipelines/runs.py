@@ -105,6 +105,18 @@ def lock_run(directory: Path) -> IO[str]:
     return lock
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether a living process has a run's directory; the lock of a dead one is none."""
+    try:
+        with (directory / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _bootstrap_of(directory: Path) -> str:
     file = directory / CONFIG_NAME
     return f" (its log: {load(file).kafka.bootstrap})" if file.exists() else ""

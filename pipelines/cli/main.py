@@ -3,7 +3,8 @@
     asyncflow VERB ARGUMENT… ──► pipelines.cli.VERB.main(arguments) ──► exit code
 
 Exit codes: 0 done; 1 something failed; 2 something that the user can mend (one message, no traceback);
-130 ended by Ctrl-C. A verb's module is imported only when it is called, and itself imports heavy
+130 ended by Ctrl-C,
+143 by SIGTERM. A verb's module is imported only when it is called, and itself imports heavy
 packages only when it has read its arguments.
 """
 
@@ -44,6 +45,7 @@ VERBS: Final = {
     "replay": "train a step of a run again from the log and compare the bits",
     "simulate-users": "have a population talk to a gateway and judge its answers",
     "simulate-raters": "have users who know the right answers judge what a run answers",
+    "doctor": "look whether this machine can do what a run needs, and say what to do",
     "drill": "hurt a running stack on purpose and check that nothing is lost",
 }
 
@@ -61,7 +63,7 @@ _OUT_OF_MEMORY: Final = "OutOfMemoryError"
 _NARROWEST: Final = 40
 """Columns of a box in a terminal that has fewer."""
 
-_DONE, _FAILED, _USER_ERROR, _INTERRUPTED = 0, 1, 2, 130
+_DONE, _FAILED, _USER_ERROR = 0, 1, 2
 _DISK_FAULTS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -80,11 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _call(verb: str, arguments: list[str]) -> int:
     from pipelines.cli.logs import configure_logging
 
-    configure_logging()
     try:
+        configure_logging()
         return int(importlib.import_module(f"pipelines.cli.{verb.replace('-', '_')}").main(arguments))
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(verb, interrupt)
     except UserError as error:
         return _complain(f"asyncflow {verb}", str(error), arguments)
     except AsyncFlowError as error:
@@ -113,6 +115,13 @@ def _of_memory(error: Exception) -> str:
         "learner.kept_logits_bytes, set learner.activation_checkpointing = true, raise learner.zero_stage with more "
         "ranks, lower worker.gpu_memory_utilization where both share a GPU, or take a smaller model"
     )
+
+
+def _interrupted(verb: str, interrupt: KeyboardInterrupt) -> int:
+    from pipelines.cli.interrupts import describe, exit_code
+
+    sys.stderr.write(f"asyncflow {verb}: {describe(interrupt)}\n")
+    return exit_code(interrupt)
 
 
 def _complain(who: str, message: str, arguments: Sequence[str] = ()) -> int:

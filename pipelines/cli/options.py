@@ -41,6 +41,14 @@ class ProcessOptions:
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
 
 
+@dataclass(frozen=True)
+class StartOptions(ProcessOptions):
+    """Arguments of a process that can be rehearsed."""
+
+    dry_run: bool = False
+    """Say what would be started where, what it needs and what is wrong (exit code 2), and start and write nothing."""
+
+
 def parse(
     kind: type[Options], verb: str, arguments: Sequence[str], description: str, default: Options | None = None
 ) -> Options:
@@ -82,24 +90,33 @@ def parse_process(verb: str, arguments: Sequence[str], description: str) -> RunC
     return parse(ProcessOptions, verb, arguments, description, default).run
 
 
-def parse_process_and_rest(verb: str, arguments: Sequence[str], description: str) -> tuple[RunConfig, list[str]]:
-    """As :func:`parse_process`; arguments that are not ours are returned as they are.
+def parse_start(verb: str, arguments: Sequence[str], description: str) -> StartOptions:
+    """As :func:`parse_process`, of a verb that can be rehearsed.
+
+    Raises:
+        ConfigError: the configuration file is wrong, or values contradict each other.
+    """
+    return parse(StartOptions, verb, arguments, description, StartOptions(run=base_config(arguments)))
+
+
+def parse_start_and_rest(verb: str, arguments: Sequence[str], description: str) -> tuple[StartOptions, list[str]]:
+    """As :func:`parse_start`; arguments that are not ours are returned as they are.
 
     Raises:
         ConfigError: also an unknown argument that looks like a misspelt one of ours.
     """
-    with _contradictions_told(), _misspelt_told(ProcessOptions, arguments, others=True):
+    with _contradictions_told(), _misspelt_told(StartOptions, arguments, others=True):
         options, rest = tyro.cli(
-            ProcessOptions,
+            StartOptions,
             prog=f"asyncflow {verb}",
             args=list(arguments),
             description=description,
-            default=ProcessOptions(run=base_config(arguments)),
+            default=StartOptions(run=base_config(arguments)),
             return_unknown_args=True,
         )
     for flag in rest:
         _refuse_misspelt(flag)
-    return options.run, rest
+    return options, rest
 
 
 @contextmanager
@@ -145,7 +162,7 @@ def _refuse_misspelt(flag: str) -> None:
     name = flag.partition("=")[0]
     if not name.startswith("--"):
         return
-    near = nearest(name, [each.name for each in flags_of(ProcessOptions)], cutoff=_CLOSE)
+    near = nearest(name, [each.name for each in flags_of(StartOptions)], cutoff=_CLOSE)
     if "." in name or near:
         hint = f"; did you mean {near}?" if near else ""
         raise ConfigError(f"unknown flag {name}{hint}")

@@ -42,7 +42,7 @@ class Batcher:
         rows: most of one pass.
         tokens: most of one pass, padding included; a longer row gets a pass of its own.
         wait_s: how long a row waits for others.
-        most_waiting: rows.
+        most_waiting: rows, those of the pass that runs among them.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Batcher:
         self._forward, self._rows, self._tokens = forward, rows, tokens
         self._wait_s, self._most_waiting = wait_s, most_waiting
         self._waiting: list[_Waiting] = []
+        self._unanswered = 0
         self._some = asyncio.Event()
         self._enough = asyncio.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forward")
@@ -69,17 +70,25 @@ class Batcher:
             ScoringFailed: the forward pass raised for this row alone.
             NotFinite: there is none.
         """
-        if len(self._waiting) >= self._most_waiting:
-            raise TooManyWaiting(f"{len(self._waiting)} answers wait already")
+        if self._unanswered >= self._most_waiting:
+            raise TooManyWaiting(f"{self._unanswered} answers wait already")
+        mine = self._queue(row)
+        self._unanswered += 1
+        try:
+            number = await mine.number
+        finally:
+            self._unanswered -= 1
+        if not math.isfinite(number):
+            raise NotFinite(f"the model gave {number}")
+        return number
+
+    def _queue(self, row: Sequence[int]) -> _Waiting:
         mine = _Waiting(row, asyncio.get_running_loop().create_future())
         self._waiting.append(mine)
         self._some.set()
         if len(self._waiting) >= self._rows:
             self._enough.set()
-        number = await mine.number
-        if not math.isfinite(number):
-            raise NotFinite(f"the model gave {number}")
-        return number
+        return mine
 
     async def run(self) -> None:
         """Works until it is cancelled."""

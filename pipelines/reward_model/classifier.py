@@ -50,7 +50,7 @@ class Classifier:
         self._vocabulary = vocabulary_hash(config.model)
         text_config = self._model.config.get_text_config()
         self.vocabulary_tokens: int = text_config.vocab_size
-        self.max_tokens: int = config.max_tokens or getattr(text_config, "max_position_embeddings", None) or 1 << 20
+        self.max_tokens: int = config.max_tokens or _positions(self._model, text_config)
         self._is_decoder = hasattr(self._model, "score")
         self._check_probe(Path(config.model, MANIFEST_NAME))
 
@@ -144,6 +144,17 @@ def place_and_format(config: ScorerServerConfig) -> tuple[str, str]:
     if config.dtype != "auto":
         return device, config.dtype
     return device, "bfloat16" if device == "cuda" else "float32"
+
+
+def _positions(model: Any, text_config: Any) -> int:
+    """The most tokens that the model has positions for; a large number if it has no limit.
+
+    RoBERTa and its kin count positions from behind that of padding, so that as many rows of the table are never used.
+    """
+    rows: int = getattr(text_config, "max_position_embeddings", None) or 1 << 20
+    tables = (part for name, part in model.named_modules() if name.endswith("position_embeddings"))
+    padding = [table.padding_idx for table in tables if getattr(table, "padding_idx", None) is not None]
+    return rows - padding[0] - 1 if padding else rows
 
 
 def _load_tokenizer(directory: str) -> Any:

@@ -389,10 +389,14 @@ def make_config(options, directory, model, bootstrap):
 
 def gpu_of_worker(options):
     """What the worker's environment says of GPUs; nothing if it has the learner's."""
+    import torch
+
     if options.worker_gpu is None:
         return {}
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = seen.split(",") if seen else [str(number) for number in range(options.worker_gpu + 1)]
+    gpus = seen.split(",") if seen else [str(number) for number in range(torch.cuda.device_count())]
+    if not 0 <= options.worker_gpu < len(gpus):
+        raise SystemExit(f"--worker-gpu {options.worker_gpu}: there are {len(gpus)} GPUs here, counted from 0")
     return {"CUDA_VISIBLE_DEVICES": gpus[options.worker_gpu]}
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -86,7 +87,7 @@ class Rollouts(threading.Thread):
         self.send = send or (lambda group: True)
         self.fault = None
         self.answered = {}
-        self._model_dir, self._ended = model_dir, threading.Event()
+        self._base, self._ended = _base_model(model_dir), threading.Event()
 
     def stop(self):
         self._ended.set()
@@ -171,11 +172,10 @@ class Rollouts(threading.Thread):
     def _load(self, announced):
         import torch
         from safetensors.torch import load_file
-        from transformers import AutoModelForCausalLM
 
         directory = Path(version_path(self.config.weights.root, announced.version))
         manifest = Manifest.decode((directory / MANIFEST_NAME).read_bytes(), announced.manifest_sha256)
-        model = AutoModelForCausalLM.from_pretrained(self._model_dir, dtype=getattr(torch, manifest.facts["dtype"]))
+        model = deepcopy(self._base).to(getattr(torch, manifest.facts["dtype"]))
         if manifest.facts["kind"] == "adapter":
             from peft import PeftModel
 
@@ -184,6 +184,17 @@ class Rollouts(threading.Thread):
         assert not unexpected
         assert missing in ([], ["lm_head.weight"])
         return model.eval()
+
+
+@cache
+def _base_model(directory):
+    """Loaded by the thread that makes the rollouts, before there is a second one.
+
+    transformers takes ``tie_weights`` away from all models while it loads one; two loads at once can leave it so.
+    """
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory)
 
 
 def _logprobs(model, prompt, answer):

@@ -97,11 +97,14 @@ class Breaker:
         self._tell()
 
     def failed(self, why: str, *, probe: bool = False) -> None:
-        """The service did not answer, or answered that nothing can be had of it."""
+        """The service did not answer, or answered that nothing can be had of it.
+
+        A probe that fails after an older request was answered is a failure like any other.
+        """
         self._failures += 1
-        if probe:
+        if probe and self.is_open:
             self._open_s = min(2 * self._open_s, _LONGEST_OPEN_S)
-        elif self._open_until is not None or self._failures < self._open_after:
+        elif self.is_open or self._failures < self._open_after:
             return
         self._open_until, self._probing = self._clock() + self._open_s, False
         _LOG.warning("service_left_alone", service=self._service, for_s=self._open_s, error=why[:300])

@@ -12,9 +12,9 @@ import pytest
 from pipelines.cli import learn
 from pipelines.cli.completion import flags_by_verb
 from pipelines.cli.main import VERBS, main
-from pipelines.cli.options import parse_process, parse_process_and_rest, peek
+from pipelines.cli.options import parse_process, parse_start_and_rest, peek
 from pipelines.local.ports import free_ports
-from pipelines.submit import has_prompts, key_of, read_lines
+from pipelines.submit import find_unusable, has_prompts, key_of, read_lines
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, StateError
 from schemas.prompts import Prompt
@@ -123,6 +123,27 @@ def test_missing_prompts_are_told_before_anything_starts(asyncflow, tmp_path):
     done = asyncflow("up", "--model", tmp_path, "--prompts", tmp_path / "none.jsonl", cwd=tmp_path)
     assert refused(done, "none.jsonl", "No such file")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_reward_of_the_users_that_is_wrong_is_told_before_anything_starts(asyncflow, tmp_path):
+    (tmp_path / "mine.py").write_text("\nraise KeyError('oops')\n")
+    (tmp_path / "run.toml").write_text('[rewards]\nmodules = ["mine.py"]\n')
+    done = asyncflow("up", "--model", tmp_path, "--config", "run.toml", cwd=tmp_path)
+    assert refused(done, "rewards.modules names mine.py", "KeyError: 'oops'", "(mine.py, line 2)")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prompts_that_nobody_can_use_are_told_before_anything_starts(asyncflow, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"text": "?", "reward": {"name": "exact_mach", "args": {"answer": "1"}}}\n{}\n')
+    done = asyncflow("up", "--model", tmp_path, "--prompts", "p.jsonl", cwd=tmp_path)
+    assert refused(done, "none of the prompts can be used", "prompt 1: unknown_reward", "did you mean 'exact_match'?")
+    usable = b'{"text": "?", "reward": {"name": "feedback"}}'
+    assert [each[:9] for each in find_unusable([usable, b"{}", usable])] == ["prompt 2:"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_task_of_the_users_needs_no_directory_of_data(asyncflow, tmp_path):
+    assert refused(asyncflow("submit", "none.py", "--out", "x", cwd=tmp_path), "names none.py", "give an existing file")
 
 
 def test_submit_wants_exactly_one_way_to_name_the_run(asyncflow, tmp_path):
@@ -239,7 +260,8 @@ def test_a_preset_lies_below_the_file_and_the_file_below_flags(tmp_path):
     file = tmp_path / "config.toml"
     file.write_text("[learner]\nsteps = 3\nmax_staleness = 2\n")
     arguments = ["--preset", "demo", "--config", str(file), "--learner.steps", "5", "--runner=X"]
-    config, rest = parse_process_and_rest("rollout", arguments, "")
+    options, rest = parse_start_and_rest("rollout", arguments, "")
+    config = options.run
     assert (config.learner.steps, config.learner.max_staleness, config.rollout.sampling.max_tokens) == (5, 2, 12)
     assert rest == ["--runner=X"]
 
@@ -250,17 +272,17 @@ def test_flags_may_be_written_with_either_dash():
 
 
 def test_rollout_passes_beams_flags_on_and_keeps_its_own():
-    config, rest = parse_process_and_rest(
+    options, rest = parse_start_and_rest(
         "rollout", ["--runner=FlinkRunner", "--rollout.shares", "2", "--flink_master", "127.0.0.1:8081"], ""
     )
-    assert config.rollout.shares == 2
+    assert options.run.rollout.shares == 2
     assert rest == ["--runner=FlinkRunner", "--flink_master", "127.0.0.1:8081"]
 
 
 @pytest.mark.parametrize(("flag", "hint"), [("--rollout.share", "--rollout.shares"), ("--confg", "--config")])
 def test_rollout_does_not_pass_on_what_looks_like_a_misspelt_flag_of_ours(flag, hint):
     with pytest.raises(ConfigError, match=f"unknown flag {flag}; did you mean {hint}"):
-        parse_process_and_rest("rollout", [flag, "2"], "")
+        parse_start_and_rest("rollout", [flag, "2"], "")
 
 
 def test_peek_finds_both_forms():

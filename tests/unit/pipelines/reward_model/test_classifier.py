@@ -144,3 +144,17 @@ def test_an_encoder_is_read_by_its_own_padding(tmp_path):
     with torch.no_grad():
         expected = [float(model(torch.tensor([row])).logits[0, 0]) for row in rows]
     assert classifier.score(rows) == pytest.approx(expected, abs=1e-5)
+
+
+def test_positions_that_a_roberta_keeps_for_padding_are_no_tokens(tmp_path):
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    directory = write_classifier(tmp_path)
+    config = RobertaConfig(vocab_size=83, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+                           intermediate_size=8, max_position_embeddings=12, num_labels=1)  # fmt: skip
+    RobertaForSequenceClassification(config).save_pretrained(directory)
+    encoder = Classifier(ScorerServerConfig(model=str(directory), device="cpu"))
+    assert encoder.max_tokens == 10
+    assert len(encoder.score([[7] * 10])) == 1
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        encoder.score([[7] * 11])

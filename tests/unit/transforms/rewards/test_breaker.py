@@ -112,3 +112,18 @@ async def test_late_failures_of_earlier_requests_do_not_prolong_it(breaker, cloc
     breaker.failed("sent before it opened")
     clock.now += 1.0
     assert await is_let_through(breaker) is True
+
+
+async def test_a_probe_that_fails_after_an_older_request_was_answered_does_not_open_it_again(breaker, clock):
+    await open_it(breaker)
+    clock.now += 5.0
+
+    async def probe():
+        async with breaker.passage() as is_probe:
+            assert is_probe
+            breaker.works()
+            raise ServiceError("too late")
+
+    with pytest.raises(ServiceError, match="too late"):
+        await probe()
+    assert not breaker.is_open
