@@ -64,7 +64,7 @@ def _kinds(verb: str) -> list[type]:
     """A verb's classes of arguments end with ``Options``; a process without any of its own has those that all share."""
     names = vars(importlib.import_module(f"pipelines.cli.{verb.replace('-', '_')}"))
     named: list[type] = [each for name, each in names.items() if name.endswith("Options")]
-    own = [kind for kind in named if is_dataclass(kind) and kind.__module__ != ProcessOptions.__module__]
+    own: list[type] = [kind for kind in named if is_dataclass(kind) and kind.__module__ != ProcessOptions.__module__]
     starts = {"parse_start", "parse_start_and_rest"} & set(names)
     return own or [StartOptions if starts else ProcessOptions]
 
