@@ -9,6 +9,8 @@ from kafka import KafkaAdminClient
 
 from pipelines.cli import logs
 from pipelines.cli.main import main
+from pipelines.dry_run import facts, scorer
+from pipelines.local.machine import Memory
 from tests.support.models import write_model
 
 PROMPT = {"prompt_id": "1", "messages": [{"role": "user", "content": "2+3?"}],
@@ -17,9 +19,13 @@ PROMPT = {"prompt_id": "1", "messages": [{"role": "user", "content": "2+3?"}],
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A working directory with a model and prompts, and an empty cache that nobody makes."""
+    """A working directory with a model and prompts, an empty cache that nobody makes, and room, whatever else runs."""
     monkeypatch.setattr(logs, "configure_logging", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for module in (facts, scorer):
+        monkeypatch.setattr(module, "memory", lambda: Memory(16 << 30, 12 << 30))
+        monkeypatch.setattr(module, "gpus", lambda: ())
+    monkeypatch.setattr(facts, "free_bytes", lambda _: 50 << 30)
     write_model(tmp_path / "model")
     (tmp_path / "prompts.jsonl").write_text(json.dumps(PROMPT) + "\n")
     with contextlib.chdir(tmp_path):
