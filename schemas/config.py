@@ -213,7 +213,7 @@ class EnvironmentsConfig(Section):
     memory_bytes: Positive = 4 << 30
     """Address space of one of these processes."""
     modules: tuple[str, ...] = ()
-    """Importable modules that register further environments."""
+    """Modules that register further environments: names that Python can import, or files, such as ``my_games.py``."""
     data: dict[str, Path] = Field(default_factory=dict)
     """The directory that an environment reads, by its name; ``tau_retail`` needs one."""
     user: UserModelConfig = UserModelConfig()
@@ -263,7 +263,7 @@ class RewardsConfig(Section):
     memory_bytes: Positive = 4 << 30
     """Address space of one process."""
     modules: tuple[str, ...] = ()
-    """Importable modules that register further rewards."""
+    """Modules that register further rewards: names that Python can import, or files, such as ``my_rewards.py``."""
     sandbox: Literal["isolated", "required", "rlimits"] = "isolated"
     """Where the reward ``code`` runs what models write: isolated by namespaces, or, where those cannot be had, not at
     all (the reward is null, ``sandbox_unavailable``). ``required``: the same, and the pipeline does not start where

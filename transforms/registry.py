@@ -8,7 +8,6 @@ The class of the arguments is taken from an annotation, so that a prompt's argum
 the prompt arrives. A program's own things are registered by importing the modules that it names.
 """
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, get_type_hints
@@ -19,6 +18,7 @@ from schemas.errors import ConfigError, RecordError
 from schemas.prompts import Call
 from schemas.records import first_fault
 from schemas.suggestions import did_you_mean
+from transforms.modules import load_module
 
 
 class Arguments(BaseModel):
@@ -83,7 +83,7 @@ class Registry(Generic[ThingT]):
         return annotation
 
     def load(self, modules: Iterable[str] = ()) -> list[str]:
-        """Imports what comes with the project and ``modules``.
+        """Imports what comes with the project and ``modules``, which may be files (:mod:`transforms.modules`).
 
         Returns:
             All registered names.
@@ -92,10 +92,7 @@ class Registry(Generic[ThingT]):
             ConfigError: a module cannot be imported.
         """
         for module in (*self._built_in, *modules):
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                raise ConfigError(f"{self._setting} names {module}, which cannot be imported: {error}") from error
+            load_module(module, self._setting)
         return sorted(self._entries)
 
     def find(self, name: str) -> Entry[ThingT]:

@@ -23,10 +23,10 @@ _DESCRIPTION = """Starts everything that a run needs on this machine and keeps i
 
 In this order: a Kafka broker, the topics, a vLLM worker, the learner and Prism, the rollout pipeline, and with
 --gateway the feedback pipeline and a web page where people chat with the model and judge its answers. With --evaluate
-held-out prompts are asked of the weights as they come. A process that dies is started again, five times at most. It
-ends with code 0 when the learner has done all its steps and the last weights are evaluated. Ctrl-C and SIGTERM end all
-of it in good order, with code 130 and 143.
-Ports are chosen free unless given. Everything lies in runs/NAME/. Examples:
+held-out prompts are asked of the weights as they come. A process that dies is started again, five times at most. Every
+step is told in a line. It ends with code 0 when the learner has done all its steps and the last weights are evaluated.
+Ctrl-C and SIGTERM end all of it in good order, with code 130 and 143. Ports are chosen free unless given. Everything
+lies in runs/NAME/. Examples:
 
   asyncflow up --name sums --prompts sums.jsonl --steps 48
   asyncflow up --name sums --resume --steps 96
@@ -71,22 +71,46 @@ def _main(arguments: Sequence[str]) -> int:
     start = _start(arguments)
     options = parse(UpOptions, "up", arguments, _DESCRIPTION, UpOptions(run=_base(arguments, start)))
     config = _complete(options, start)
+    _find_own_code(config)
     said = list(_read_files(options))
     return _rehearse(config, options, start, said) if options.dry_run else _run(config, options, start)
+
+
+def _find_own_code(config: RunConfig) -> None:
+    """Imports the user's rewards and environments: what is wrong with them shows before anything starts."""
+    from transforms.environments import registry as environments
+    from transforms.rewards import registry as rewards
+
+    rewards.load(config.rewards.modules)
+    environments.load(config.rollout.environments)
 
 
 def _read_files(options: UpOptions) -> Iterator[Check]:
     """Finds what is wrong with files before anything starts."""
     if options.prompts is not None:
-        from pipelines.submit import read_lines
-
-        lines = sum(1 for _ in read_lines(options.prompts))
-        yield Check("submit", f"{lines} prompts of {options.prompts}", "ok", "")
+        yield Check("submit", f"{_look_at(options.prompts)} prompts of {options.prompts}", "ok", "")
     if options.evaluate is not None:
         from pipelines.evaluation.prompts import read_held_out
 
         held_out = len(read_held_out(options.evaluate).prompts)
         yield Check("held-out prompts", f"{held_out} of {options.evaluate}", "ok", "")
+
+
+def _look_at(file: Path) -> int:
+    """How many prompts there are.
+
+    Raises:
+        ConfigError: the file cannot be read, or none of its prompts can be used.
+    """
+    from pipelines.submit import LOOKED_AT, find_unusable, read_lines
+
+    lines = list(read_lines(file))
+    unusable = find_unusable(lines)
+    if lines and len(unusable) == min(len(lines), LOOKED_AT):
+        raise ConfigError(f"--prompts {file}: none of the prompts can be used; {unusable[0]}")
+    if unusable:
+        _log.warning("prompts that will be dead letters", number=len(unusable), first=unusable[0])
+    return len(lines)
 
 
 def _rehearse(config: RunConfig, options: UpOptions, start: Start, said: list[Check]) -> int:
@@ -120,6 +144,7 @@ def _start(arguments: Sequence[str]) -> Start:
 
 
 def _run(config: RunConfig, options: UpOptions, start: Start) -> int:
+    from pipelines.local.progress import Progress
     from pipelines.local.stack import Stack
 
     with Stack(config, resume=start.resumes, restarts=_RESTARTS, held_out=options.evaluate) as stack:
@@ -135,8 +160,15 @@ def _run(config: RunConfig, options: UpOptions, start: Start) -> int:
             stack.start_gateway()
             sys.stdout.write(f"gateway http://{stack.config.gateway.host}:{stack.config.gateway.port}\n")
         sys.stdout.flush()
-        stack.wait()
+        with Progress(stack.config, _say, since_start=not start.resumes):
+            stack.wait()
+        _say(f"done: {stack.directory}")
     return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _submit(config: RunConfig, options: UpOptions, start: Start) -> None:

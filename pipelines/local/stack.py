@@ -37,6 +37,7 @@ from schemas.errors import ConfigError, DiskError, ModelError, RunError
 from schemas.gateway import GatewayConfig
 from schemas.receipts import KEY_NAME, make_key
 from schemas.weights import held_versions
+from transforms.modules import absolute
 
 BROKER: Final = "kafka"
 PRISM: Final = "prism"
@@ -283,8 +284,10 @@ def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
     tree["worker"] |= {"host": LOOPBACK, "port": worker_port or ports[1]}
     environments = config.rollout.environments
     data = {name: str(directory.absolute()) for name, directory in environments.data.items()}
+    own_environments = [absolute(name) for name in environments.modules]
+    tree["rewards"]["modules"] = [absolute(name) for name in config.rewards.modules]
     tree["rollout"] |= {
-        "environments": {**tree["rollout"]["environments"], "data": data},
+        "environments": {**tree["rollout"]["environments"], "data": data, "modules": own_environments},
         "workers": [f"http://{LOOPBACK}:{worker_port or ports[1]}", *_other_workers(config)],
         "metrics_port": rollout_metrics or ports[2],
     }

@@ -16,6 +16,7 @@ from schemas.config import (
     EnvironmentsConfig,
     LearnerConfig,
     ModelConfig,
+    RewardsConfig,
     RolloutConfig,
     RunConfig,
     WeightsConfig,
@@ -102,8 +103,9 @@ def _port(stack, key):
 def test_the_resolved_configuration_is_whole_and_every_process_reads_it(tmp_path, model):
     data = EnvironmentsConfig(data={"tau_retail": Path("data/retail")})
     given = RunConfig(
-        name="run", model=model, weights=WeightsConfig(root="mem://store"), rollout=RolloutConfig(environments=data)
-    )
+        name="run", model=model, weights=WeightsConfig(root="mem://store"), rollout=RolloutConfig(environments=data),
+        rewards=RewardsConfig(modules=("mine.py", "my.rewards")),
+    )  # fmt: skip
     with Stack(given, runs=tmp_path) as stack:
         stack.start_serving()
         stack.start_rollout()
@@ -112,6 +114,7 @@ def test_the_resolved_configuration_is_whole_and_every_process_reads_it(tmp_path
         assert written == stack.config
         assert written.weights.root == "mem://store"
         assert written.rollout.environments.data == {"tau_retail": Path.cwd() / "data" / "retail"}
+        assert written.rewards.modules == (str(Path.cwd() / "mine.py"), "my.rewards")
         assert written.learner.checkpoint_root == str(tmp_path / "run" / "checkpoints")
         assert written.rollout.workers == (f"http://127.0.0.1:{written.worker.port}",)
         assert 0 not in (written.rollout.metrics_port, written.learner.metrics_port)

@@ -14,7 +14,7 @@ from pipelines.cli.completion import flags_by_verb
 from pipelines.cli.main import VERBS, main
 from pipelines.cli.options import parse_process, parse_start_and_rest, peek
 from pipelines.local.ports import free_ports
-from pipelines.submit import key_of, read_lines
+from pipelines.submit import find_unusable, key_of, read_lines
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, StateError
 from schemas.prompts import Prompt
@@ -116,13 +116,34 @@ def test_a_run_to_resume_that_does_not_exist_is_named(asyncflow, tmp_path):
 
 
 def test_resume_refuses_another_configuration(asyncflow, tmp_path):
-    assert refused(asyncflow("up", "--resume", "--config", "x.toml", cwd=tmp_path), "leave --config out")
+    assert refused(asyncflow("up", "--resume", "--config", "x.toml", cwd=tmp_path), "leave --config and --preset out")
 
 
 def test_missing_prompts_are_told_before_anything_starts(asyncflow, tmp_path):
     done = asyncflow("up", "--model", tmp_path, "--prompts", tmp_path / "none.jsonl", cwd=tmp_path)
     assert refused(done, "none.jsonl", "No such file")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_reward_of_the_users_that_is_wrong_is_told_before_anything_starts(asyncflow, tmp_path):
+    (tmp_path / "mine.py").write_text("\nraise KeyError('oops')\n")
+    (tmp_path / "run.toml").write_text('[rewards]\nmodules = ["mine.py"]\n')
+    done = asyncflow("up", "--model", tmp_path, "--config", "run.toml", cwd=tmp_path)
+    assert refused(done, "rewards.modules names mine.py", "KeyError: 'oops'", "(mine.py, line 2)")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prompts_that_nobody_can_use_are_told_before_anything_starts(asyncflow, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"text": "?", "reward": {"name": "exact_mach", "args": {"answer": "1"}}}\n{}\n')
+    done = asyncflow("up", "--model", tmp_path, "--prompts", "p.jsonl", cwd=tmp_path)
+    assert refused(done, "none of the prompts can be used", "prompt 1: unknown_reward", "did you mean 'exact_match'?")
+    usable = b'{"text": "?", "reward": {"name": "feedback"}}'
+    assert [each[:9] for each in find_unusable([usable, b"{}", usable])] == ["prompt 2:"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_task_of_the_users_needs_no_directory_of_data(asyncflow, tmp_path):
+    assert refused(asyncflow("submit", "none.py", "--out", "x", cwd=tmp_path), "names none.py", "give an existing file")
 
 
 def test_submit_wants_exactly_one_way_to_name_the_run(asyncflow, tmp_path):
