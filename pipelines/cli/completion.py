@@ -13,7 +13,7 @@ from typing import Final, Literal, get_args
 import tyro
 
 from pipelines.cli.flags import Flag, flags_of
-from pipelines.cli.options import ProcessOptions, parse
+from pipelines.cli.options import ProcessOptions, StartOptions, parse
 from pipelines.presets import preset_names
 
 Shell = Literal["bash", "zsh", "fish"]
@@ -61,10 +61,12 @@ def flags_by_verb(verbs: Sequence[str] | dict[str, str]) -> Table:
 
 
 def _kinds(verb: str) -> list[type]:
-    """A verb's classes of arguments end with ``Options``; a process without any of its own has those of all."""
-    module = importlib.import_module(f"pipelines.cli.{verb.replace('-', '_')}")
-    named: list[type] = [each for name, each in vars(module).items() if name.endswith("Options")]
-    return [kind for kind in named if is_dataclass(kind) and kind is not ProcessOptions] or [ProcessOptions]
+    """A verb's classes of arguments end with ``Options``; a process without any of its own has those that all share."""
+    names = vars(importlib.import_module(f"pipelines.cli.{verb.replace('-', '_')}"))
+    named: list[type] = [each for name, each in names.items() if name.endswith("Options")]
+    own: list[type] = [kind for kind in named if is_dataclass(kind) and kind.__module__ != ProcessOptions.__module__]
+    starts = {"parse_start", "parse_start_and_rest"} & set(names)
+    return own or [StartOptions if starts else ProcessOptions]
 
 
 def _words(kind: type) -> str:

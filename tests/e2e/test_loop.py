@@ -38,7 +38,13 @@ def configuration(name, model, **learner):
         "worker": {"max_model_len_tokens": 512, "max_num_seqs": 32, "kv_cache_gib": 0.25},
         "rollout": {"group_size": 4, "max_in_flight": 16, "sampling": {"max_tokens": 192}},
         "rewards": {"modules": ["pipelines.drill.rewards"]},
-        "learner": {"groups_per_step": 4, "learning_rate": 1e-2, "checkpoint_every": 4, **learner},
+        "learner": {
+            "groups_per_step": 4,
+            "learning_rate": 1e-2,
+            "checkpoint_every": 4,
+            "keep_checkpoints": 2,
+            **learner,
+        },
     }
     return from_layers([preset_layer("cpu-small"), Layer("the test", "", tree)], "of the test")
 

@@ -1,9 +1,11 @@
 """Presets: each is loaded, checked, explained line by line, and what its processes would get is what it says."""
 
+import inspect
 import tomllib
 
 import pytest
 
+from pipelines.cli.options import ProcessOptions
 from pipelines.presets import load_preset, preset_layer, preset_names
 from schemas.checks import check
 from schemas.config import from_layers
@@ -13,7 +15,9 @@ RANKS = {"gpu-8": 4}
 
 
 def test_there_are_those_that_the_help_names():
-    assert preset_names() == ["cpu-small", "demo", "gpu-1", "gpu-8", "live-feedback"]
+    names = preset_names()
+    assert names == ["cpu-small", "demo", "gpu-1", "gpu-8", "live-feedback"]
+    assert f"{', '.join(names[:-1])} or {names[-1]};" in inspect.getsource(ProcessOptions)
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -49,7 +49,7 @@ def test_a_secret_that_is_written_out_is_refused_and_not_repeated(key):
 
 def test_a_secret_beside_another_fault_is_not_shown():
     with pytest.raises(ConfigError) as caught:
-        validate({"kafka": {"partitons": 3, "client": {"sasl_plain_password": ["hunter2"]}}}, "run.toml")
+        validate({"kafka": {"partition": 3, "client": {"sasl_plain_password": ["hunter2"]}}}, "run.toml")
     assert "hunter2" not in str(caught.value)
 
 

@@ -14,7 +14,7 @@ from pipelines.cli.completion import flags_by_verb
 from pipelines.cli.main import VERBS, main
 from pipelines.cli.options import parse_process, parse_start_and_rest, peek
 from pipelines.local.ports import free_ports
-from pipelines.submit import find_unusable, key_of, read_lines
+from pipelines.submit import find_unusable, has_prompts, key_of, read_lines
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, StateError
 from schemas.prompts import Prompt
@@ -256,6 +256,16 @@ def test_flags_override_the_file(tmp_path):
     assert config.kafka.client == {"client_id": "x"}
 
 
+def test_a_preset_lies_below_the_file_and_the_file_below_flags(tmp_path):
+    file = tmp_path / "config.toml"
+    file.write_text("[learner]\nsteps = 3\nmax_staleness = 2\n")
+    arguments = ["--preset", "demo", "--config", str(file), "--learner.steps", "5", "--runner=X"]
+    options, rest = parse_start_and_rest("rollout", arguments, "")
+    config = options.run
+    assert (config.learner.steps, config.learner.max_staleness, config.rollout.sampling.max_tokens) == (5, 2, 12)
+    assert rest == ["--runner=X"]
+
+
 def test_flags_may_be_written_with_either_dash():
     for flag in ("--learner.max-staleness", "--learner.max_staleness"):
         assert parse_process("learn", [flag, "3"], "").learner.max_staleness == 3
@@ -317,11 +327,13 @@ def test_submit_writes_every_line_over_the_partitions_in_turn(run_config, tmp_pa
     file = tmp_path / "prompts.jsonl"
     lines = [b'{"prompt_id": "%d"}' % index for index in range(4)] + [b"not json"]
     file.write_bytes(b"\n".join(lines))
+    assert not has_prompts(run_config)
     done = in_process_of_its_own(
         "submit", file, "--run", run_config.name, "--bootstrap", run_config.kafka.bootstrap, cwd=tmp_path
     )
     assert (done.returncode, done.stdout) == (0, "5 prompts\n"), done.stderr
     assert _consume(run_config, run_config.topics.prompts) == lines[::2]
+    assert has_prompts(run_config)
 
 
 def test_submit_to_a_run_without_topics_is_told(asyncflow, broker, tmp_path):

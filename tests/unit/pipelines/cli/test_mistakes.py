@@ -64,7 +64,7 @@ MISTAKES = [
     ("drill --faults kill-lerner", "no fault 'kill-lerner'; did you mean kill learner?"),
     ("audit takn", "no run 'takn'", "did you mean taken?"),
     ("config", "asyncflow config show"),
-    ("config shwo", "no subverb 'shwo'; did you mean show?"),
+    ("config sho", "no subverb 'sho'; did you mean show?"),
     ("config show nothing.toml", "'nothing.toml' is no file, no run and no preset"),
     ("config show key.toml --preset demo", "give the one configuration that is meant"),
     ("config check --ranks 0", "--ranks 0: expected 1 or more"),
