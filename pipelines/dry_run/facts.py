@@ -19,6 +19,7 @@ from schemas.config import RunConfig
 from schemas.errors import BrokerError, ConfigError, ModelError
 from schemas.receipts import KEY_NAME
 from trainers.deepspeed_config import deepspeed_settings
+from transforms.modules import is_file
 
 _BROKER_TIMEOUT_S = 3.0
 
@@ -143,6 +144,8 @@ def _missing(config: RunConfig, directory: Path | None) -> Iterator[tuple[str, s
 
 
 def _is_importable(name: str) -> bool:
+    if is_file(name):
+        return Path(name).is_file()
     try:
         return find_spec(name) is not None
     except (ImportError, ValueError):

@@ -68,11 +68,19 @@ def test_up_and_demo_tell_what_they_would_start(rehearse):
 
 
 def test_up_says_what_is_wrong(rehearse):
-    code, page = rehearse("up", "--model", "nowhere", "--rewards.modules", "no_such_module")
+    code, page = rehearse("up", "--model", "nowhere", "--feedback.key-file", "none.key")
     assert code == 2
     assert "2 wrong:\n" in page
     assert "'nowhere': no such directory" in page
-    assert "no_such_module cannot be imported here" in page
+    assert "feedback.key_file: none.key: no such file" in page
+
+
+def test_modules_and_files_that_hold_rewards_are_looked_for(rehearse, place):
+    (place / "mine.py").write_text("")
+    _, page = rehearse(
+        "rollout", "--kafka.bootstrap", "127.0.0.1:1", "--rewards.modules", "mine.py", "no_such", "no.py"
+    )
+    assert "rewards.modules: no_such, no.py cannot be imported here" in page
 
 
 def test_a_run_that_another_process_has_and_one_whose_process_is_dead(rehearse, place):
