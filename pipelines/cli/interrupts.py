@@ -27,8 +27,10 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def sigterm_is_ctrl_c() -> Iterator[None]:
-    """While it is open, SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """While it is open, SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`; under ``nohup`` SIGHUP does nothing."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     _last.clear()
     before = [signal.signal(number, _interrupt) for number in numbers]
     try:

@@ -311,7 +311,8 @@ def signals_go_to(handle: Callable[[int], None]) -> Iterator[None]:
     if current_thread() is not main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    all_three = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [each for each in all_three if signal.getsignal(each) is not signal.SIG_IGN]  # as nohup has it
     before = [signal.signal(number, lambda number, _: handle(number)) for number in numbers]
     try:
         yield

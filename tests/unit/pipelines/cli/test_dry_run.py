@@ -9,6 +9,8 @@ from kafka import KafkaAdminClient
 
 from pipelines.cli import logs
 from pipelines.cli.main import main
+from pipelines.dry_run import facts, scorer
+from pipelines.local.machine import Memory
 from tests.support.models import write_model
 
 PROMPT = {"prompt_id": "1", "messages": [{"role": "user", "content": "2+3?"}],
@@ -17,9 +19,13 @@ PROMPT = {"prompt_id": "1", "messages": [{"role": "user", "content": "2+3?"}],
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A working directory with a model and prompts, and an empty cache that nobody makes."""
+    """A working directory with a model and prompts, an empty cache that nobody makes, and room, whatever else runs."""
     monkeypatch.setattr(logs, "configure_logging", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for module in (facts, scorer):
+        monkeypatch.setattr(module, "memory", lambda: Memory(16 << 30, 12 << 30))
+        monkeypatch.setattr(module, "gpus", lambda: ())
+    monkeypatch.setattr(facts, "free_bytes", lambda _: 50 << 30)
     write_model(tmp_path / "model")
     (tmp_path / "prompts.jsonl").write_text(json.dumps(PROMPT) + "\n")
     with contextlib.chdir(tmp_path):
@@ -62,11 +68,19 @@ def test_up_and_demo_tell_what_they_would_start(rehearse):
 
 
 def test_up_says_what_is_wrong(rehearse):
-    code, page = rehearse("up", "--model", "nowhere", "--rewards.modules", "no_such_module")
+    code, page = rehearse("up", "--model", "nowhere", "--feedback.key-file", "none.key")
     assert code == 2
     assert "2 wrong:\n" in page
     assert "'nowhere': no such directory" in page
-    assert "no_such_module cannot be imported here" in page
+    assert "feedback.key_file: none.key: no such file" in page
+
+
+def test_modules_and_files_that_hold_rewards_are_looked_for(rehearse, place):
+    (place / "mine.py").write_text("")
+    _, page = rehearse(
+        "rollout", "--kafka.bootstrap", "127.0.0.1:1", "--rewards.modules", "mine.py", "no_such", "no.py"
+    )
+    assert "rewards.modules: no_such, no.py cannot be imported here" in page
 
 
 def test_a_run_that_another_process_has_and_one_whose_process_is_dead(rehearse, place):

@@ -41,7 +41,11 @@ def test_a_signal_ends_a_verb_with_the_code_of_shells_and_one_line(monkeypatch, 
 
     monkeypatch.setattr(logs, "configure_logging", lambda: None)
     monkeypatch.setattr(learn, "main", verb)
-    assert main(["learn"]) == code
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # pytest itself may run under nohup
+    try:
+        assert main(["learn"]) == code
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert capsys.readouterr().err == f"asyncflow learn: ended by {how}; ended worker, kafka\n"
 
 
@@ -54,6 +58,15 @@ def test_a_second_signal_at_once_is_the_same_one_and_a_later_one_counts(monkeypa
         monkeypatch.setattr("pipelines.cli.interrupts.time.monotonic", lambda: later)
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with sigterm_is_ctrl_c():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_while_a_process_is_started_comes_when_it_is_known():
