@@ -149,6 +149,7 @@ class Learner:
             if self._at.settle(wait=False):
                 self._deliver_as_files()
                 self._admit()
+            self._gauges.wait(len(self._planner.waiting))
             if self._planner.is_ready():
                 self._waited_s = time.monotonic() - started
                 return self._planner.take(self._at.steps_done)
@@ -205,6 +206,7 @@ class Learner:
 
     def _step(self, plan: Plan) -> None:
         started, self._held_s = time.monotonic(), 0.0
+        self._gauges.train()
         figures = metrics.of_plan(plan, self._planner.versions, self._at.steps_done)
         rate = learning_rate(self._config.learner, self._at.steps_done, self._config.learner.steps)
         outcome = self._at.updates.train(plan, rate, self._settle) if plan.arrivals else None
@@ -263,6 +265,7 @@ class Learner:
     def _show(self, entry: StepEntry) -> None:
         totals = {"step": entry.step, "version": entry.version, "generation": entry.generation}
         self._gauges.show({**totals, "groups_trained": len(entry.trained), **entry.metrics})
+        self._gauges.drop(group.reason for group in entry.dropped)
         rounded = {name: round(value, 5) for name, value in entry.metrics.items()}
         _log.info("step", **totals, trained=len(entry.trained), dropped=len(entry.dropped), **rounded)
 
