@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import structlog
 
@@ -14,11 +14,9 @@ from trainers.engine import Outcome
 from trainers.masks import trained_mask
 from trainers.planner import Plan, known_rewards
 
-if TYPE_CHECKING:
-    from prometheus_client import Gauge
-
 _log = structlog.get_logger(__name__)
 _HOST: Final = "127.0.0.1"
+_STATES: Final = ("starting", "waiting", "training")
 
 
 def of_plan(plan: Plan, versions: Versions, steps_done: int) -> dict[str, float]:
@@ -137,13 +135,14 @@ class Gauges:
         self._waiting = Gauge(
             "asyncflow_learner_groups_waiting", "Groups at hand for the next step.", registry=self.registry
         )
-        self._training = Gauge(
-            "asyncflow_learner_training", "1 while a step is computed, 0 while groups are waited for.",
-            registry=self.registry,
+        self._state = Gauge(
+            "asyncflow_learner_state", "1 for what it does now (starting, waiting, training), 0 for the rest.",
+            ["state"], registry=self.registry,
         )  # fmt: skip
         self._dropped = Counter(
             "asyncflow_learner_dropped_total", "Groups dropped, by reason.", ["reason"], registry=self.registry
         )
+        self._enter("starting")
         if port:
             try:
                 start_http_server(port, addr=_HOST, registry=self.registry)
@@ -154,12 +153,16 @@ class Gauges:
 
     def wait(self, groups: int) -> None:
         """So many groups are at hand, and more are waited for."""
-        self._training.set(0)
+        self._enter("waiting")
         self._waiting.set(groups)
 
     def train(self) -> None:
         """A step is computed."""
-        self._training.set(1)
+        self._enter("training")
+
+    def _enter(self, state: str) -> None:
+        for each in _STATES:
+            self._state.labels(each).set(each == state)
 
     def drop(self, reasons: Iterable[str]) -> None:
         """Groups of a committed step that did not contribute."""

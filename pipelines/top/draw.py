@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -21,7 +20,7 @@ _STYLES: Final[Mapping[Level, str]] = {"fault": "bold red", "wait": "bold", "not
 _MARKS: Final[Mapping[Level, str]] = {"fault": "✗", "wait": "→", "note": "·"}
 _FIGURES: Final = (
     ("kl", "KL"), ("entropy", "entropy"), ("loss", "loss"), ("grad_norm", "grad norm"), ("clip_fraction", "clipped"),
-    ("logprob_gap_mean", "logprob gap"), ("response_tokens_mean", "tokens an answer"), ("seconds_step", "s a step"),
+    ("logprob_gap_mean", "logprob gap"), ("response_tokens_mean", "answer tokens"), ("seconds_step", "s a step"),
     ("prompts_parked", "parked"),
 )  # fmt: skip
 """Of ``docs/metrics.md``, those that stand on the screen where the newest step has them."""
@@ -37,10 +36,11 @@ def render(now: Snapshot, sentences: Sequence[Sentence], title: str = "") -> Ren
     """
     parts: list[RenderableType] = [
         _sentences(sentences), _flow(now.stages), _learner(now.learner), _engine(now.engine),
-        *([_workers(now.workers)] if now.workers else []),
-        _losses(now), _answers(now.samples[-_SAMPLES:]),
+        *([_workers(now.workers)] if now.workers else []), _losses(now),
+        *([_answers(now.samples[-_SAMPLES:])] if now.samples else []),
     ]  # fmt: skip
-    return Panel(Group(*parts), title=title or now.run, title_align="left")
+    spaced = [each for part in parts for each in (part, Text(""))]
+    return Panel(Group(*spaced[:-1]), title=title or now.run, title_align="left")
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -51,7 +51,7 @@ def sparkline(values: Sequence[float]) -> str:
 
 def _sentences(sentences: Sequence[Sentence]) -> Text:
     lines = [Text(f"{_MARKS[each.level]} {each.text}", style=_STYLES[each.level]) for each in sentences]
-    return Text("\n").join([*lines, Text("")])
+    return Text("\n").join(lines)
 
 
 def _flow(stages: Sequence[Stage]) -> Table:
@@ -67,12 +67,11 @@ def _flow(stages: Sequence[Stage]) -> Table:
 def _learner(learner: Learner) -> Text:
     steps = f"{learner.step}/{learner.steps}" if learner.steps else str(learner.step)
     reward = f"{learner.rewards[-1]:.2f} {sparkline(learner.rewards)}" if learner.rewards else "none yet"
-    figures = [f"{label} {_figure(learner.metrics[name])}" for name, label in _FIGURES if name in learner.metrics]
+    figures = [f"{label} {_figure(learner.metrics[name])}" for name, label in _FIGURES
+               if name in learner.metrics and (learner.metrics[name] or name != "prompts_parked")]  # fmt: skip
     need = "" if learner.need is None else f"   has {learner.have} of {learner.need} groups"
-    return Text(
-        f"\nstep {steps}   reward {reward}   version {learner.version}   generation {learner.generation}{need}\n"
-        + "   ".join(figures)
-    )
+    line = f"step {steps}   reward {reward}   version {learner.version}   generation {learner.generation}{need}"
+    return Text("\n".join([line, *(["   ".join(figures)] if figures else [])]))
 
 
 def _engine(engine: Engine) -> Text:
@@ -81,12 +80,12 @@ def _engine(engine: Engine) -> Text:
         filled = round(engine.occupancy * _BAR_CELLS)
         parts.append(f"engine {'█' * filled}{'░' * (_BAR_CELLS - filled)} {engine.occupancy:.0%}")
         if engine.occupancy < 0.995 and engine.empty:
-            parts.append(f"the rest is empty: {reason(engine.empty)}")
+            parts.append(f"({reason(engine.empty)})")
     if engine.tokens_per_s is not None:
         parts.append(f"{engine.tokens_per_s:.0f} tokens/s")
     if engine.workers_up is not None:
         parts.append(f"{engine.workers_up} worker{'' if engine.workers_up == 1 else 's'} up")
-    return Text("\n" + "   ".join(parts or ["engine: no endpoint tells"]) + "\n")
+    return Text("   ".join(parts or ["engine: no endpoint tells"]))
 
 
 def _workers(workers: Sequence[Worker]) -> Table:
@@ -102,7 +101,7 @@ def _workers(workers: Sequence[Worker]) -> Table:
     return table
 
 
-def _losses(now: Snapshot) -> RenderableType:
+def _losses(now: Snapshot) -> Text:
     total = sum(now.learner.staleness.values())
     staleness = "   ".join(
         f"{age}: {'█' * max(1, round(_BAR_CELLS * number / total))} {number}"
@@ -113,7 +112,7 @@ def _losses(now: Snapshot) -> RenderableType:
         lines.append(f"dropped   {listed(now.learner.dropped)}")
     if now.dead_letters:
         lines.append(f"dead letters   {listed(now.dead_letters)}")
-    return Columns([Text("\n" + "\n".join(lines) + "\n")])
+    return Text("\n".join(lines))
 
 
 def _answers(samples: Sequence[ShownSample]) -> Table:
@@ -142,7 +141,7 @@ def _table(first: str, *others: str) -> Table:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
-    return str(value) if isinstance(value, int) else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+    return f"{value:.0f}" if value == int(value) else f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
 def _figure(value: float) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final, Literal
 
-from pipelines.top.state import Learner, Snapshot
+from pipelines.top.state import Learner, Process, Snapshot
 
 Level = Literal["fault", "wait", "note"]
 History = Sequence[Snapshot]
@@ -62,7 +62,7 @@ def _endpoints(history: History) -> Iterator[Sentence]:
     for endpoint in now.endpoints if now.is_live and not _is_done(now.learner) else ():
         where = f"{endpoint.process} does not answer at {endpoint.url}"
         if endpoint.silent_s is None and endpoint.process in _SERVED_BY_A_STACK:
-            yield Sentence("fault", where)
+            yield Sentence("fault", f"{endpoint.process} has not answered yet at {endpoint.url}")
         elif endpoint.silent_s is not None and endpoint.silent_s > _SILENT_S and endpoint.process != "worker":
             yield Sentence("fault", f"{where} since {seconds(endpoint.silent_s)}")
 
@@ -85,7 +85,9 @@ def _workers(history: History) -> Iterator[Sentence]:
     if not now.is_live or _is_done(now.learner) or now.broker_silent_s:
         return
     silent = [worker for worker in now.workers if worker.state == "silent"]
-    if now.engine.workers_up == 0:
+    if now.engine.workers_up is None and not now.workers and now.learner.generation:
+        yield Sentence("fault", "no worker has announced itself yet: prompts pause")
+    elif now.engine.workers_up == 0:
         since_s = _lasted_s(history, lambda each: each.engine.workers_up == 0)
         heard_s = min((worker.heard_s for worker in now.workers), default=0.0)
         yield Sentence("fault", f"no worker answers since {seconds(max(since_s, heard_s))}: prompts pause")
@@ -137,12 +139,15 @@ def _gradients(history: History) -> Iterator[Sentence]:
 
 def _waits(history: History) -> Iterator[Sentence]:
     now, learner = history[-1], history[-1].learner
-    if now.broker_silent_s:
-        return
+    if now.broker_silent_s or (_is_away(now, "learner") and not _is_done(learner)):
+        return  # whatever it was at, it is not now
     if not now.is_live:
         yield Sentence("wait", f"the run has ended after {_count(learner.step, 'step')}; this is its log")
     elif _is_done(learner):
         yield Sentence("wait", f"all {learner.steps} steps are done")
+    elif learner.state == "starting":
+        since_s = _lasted_s(history, lambda each: each.learner.state == "starting")
+        yield Sentence("wait", f"learner starts since {seconds(since_s)}: it reads model, checkpoint and log")
     elif learner.generation == 0:
         yield Sentence("wait", "no learner has started yet, so no prompt is admitted")
     elif learner.step < learner.continues + learner.lost_steps:
@@ -156,22 +161,29 @@ def _waits(history: History) -> Iterator[Sentence]:
         yield Sentence("wait", f"learner waits for {_count(missing, 'group')} since {seconds(since_s)}: {_why(now)}")
 
 
+def _is_away(now: Snapshot, process: Process) -> bool:
+    return any(each.process == process and (each.silent_s or 0.0) > _SILENT_S for each in now.endpoints)
+
+
 def _trains(now: Snapshot) -> bool:
-    if now.learner.trains is not None:
-        return now.learner.trains
+    if now.learner.state is not None:
+        return now.learner.state == "training"
     return now.learner.need is not None and now.learner.have >= now.learner.need
 
 
 def _why(now: Snapshot) -> str:
     """Why groups do not come: the nearest cause that a person could do something about."""
     unadmitted, in_flight = now.stage("prompts").waiting or 0, now.stage("in flight").waiting or 0
-    if now.engine.workers_up == 0:
+    if now.engine.workers_up == 0 or (now.engine.workers_up is None and not now.workers):
         return "no worker is up"
     if in_flight:
         return f"admission is open, {_engine(now)}"
     if not unadmitted:
         parked = int(now.learner.metrics.get("prompts_parked", 0))
-        return f"{_count(parked, 'group')} wait for feedback" if parked else "no prompts are left, submit more"
+        missing = (
+            "no prompts are left, submit more" if now.stage("prompts").total else "there are no prompts, submit some"
+        )
+        return f"{_count(parked, 'group')} wait for feedback" if parked else missing
     return f"nothing is in flight and {_count(unadmitted, 'prompt')} are not admitted"
 
 

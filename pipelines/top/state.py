@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 WorkerState = Literal["up", "leaving", "silent"]
+LearnerState = Literal["starting", "waiting", "training"]
 Process = Literal["worker", "rollout", "learner", "join-feedback", "gateway", "scorer", "unknown"]
 
 
@@ -47,8 +48,8 @@ class Learner:
     have: int = 0
     """Groups at hand for the next step; where the learner does not tell, those that no step has consumed, of which it
     will drop some."""
-    trains: bool | None = None
-    """Whether it computes a step; null where it does not tell."""
+    state: LearnerState | None = None
+    """What it does now; null where it does not tell."""
     need: int | None = None
     """Groups of a step."""
     version: int = 0

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
 import structlog
 
 from pipelines.top.endpoints import RATE_WINDOW_S, Endpoints, Reading
-from pipelines.top.state import Engine, Learner, Process, Snapshot, Stage, Worker
+from pipelines.top.state import Engine, Learner, LearnerState, Process, Snapshot, Stage, Worker
 from pipelines.top.topics import LogView, TopicsWatcher
 from schemas.config import RunConfig
 
@@ -157,10 +157,12 @@ def _with_rate(stage: Stage, views: Sequence[LogView]) -> Stage:
 def _learner(learner: Learner, readings: Sequence[Reading]) -> Learner:
     """What the learner itself tells, where it does."""
     have = _newest(readings, "learner", "asyncflow_learner_groups_waiting")
-    trains = _newest(readings, "learner", "asyncflow_learner_training")
-    if have is None or trains is None:
+    if have is None:
         return learner
-    return replace(learner, have=int(have), trains=bool(trains))
+    pages = [reading.pages[-1] for reading in readings if reading.endpoint.process == "learner" and reading.pages]
+    told = [page.by("asyncflow_learner_state", "state") for page in pages]
+    state = next((each for each in get_args(LearnerState) if any(page.get(each) for page in told)), None)
+    return replace(learner, have=int(have), state=state)
 
 
 def _worker(worker: Worker, reading: Reading | None) -> Worker:
@@ -187,13 +189,14 @@ def _engine(workers: Sequence[Worker], readings: Sequence[Reading]) -> Engine:
             left_alone |= {service for service, value in alone.items() if value}
     total = sum(slots.values())
     shares = {state: seconds / total for state, seconds in slots.items()} if total else {}
-    up = _newest(readings, "rollout", "asyncflow_rollout_workers_up")
+    up = [count for reading in readings if reading.endpoint.process == "rollout" and reading.pages
+          for count in reading.pages[-1].by("asyncflow_rollout_workers_up", "share").values()]  # fmt: skip
     announced = [worker for worker in workers if worker.state == "up"]
     return Engine(
         occupancy=shares.pop("filled", None) if shares else _busy(announced),
         empty={state: share for state, share in shares.items() if share > 0.005},
         tokens_per_s=_tokens_per_s(workers, readings),
-        workers_up=_whole(up) if up is not None else len(announced) if workers else None,
+        workers_up=int(max(up)) if up else len(announced) if workers else None,  # all shares ask the same ones
         left_alone=tuple(sorted(left_alone)),
     )
 
