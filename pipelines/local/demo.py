@@ -92,7 +92,7 @@ def _run_stack(console: Console, stack: Stack, prompts: DemoPrompts) -> Summary:
     clock = _Clock(time.monotonic())
     console.print(f"run [bold]{stack.config.name}[/bold] in {stack.directory}")
     stack.start_serving()
-    monitor = Monitor(stack.config, stack.directory)
+    monitor = Monitor(stack.config)
     try:
         _submit(stack.config, prompts)
         held_out = Measure(stack.config, HeldOut(prompts.held_out))

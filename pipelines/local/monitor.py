@@ -1,11 +1,10 @@
 """Everything that a run has done, read from its topics whole: for the summary, the report and the audit.
 
-topics ──► RunReader ──► Monitor ──► metrics.jsonl, summary.json, report.html
+topics ──► RunReader ──► Monitor ──► summary.json, report.html
 
 What a run is doing at the moment is shown by ``pipelines.top``, which reads no more than it shows.
 """
 
-import json
 from collections import deque
 from pathlib import Path
 
@@ -25,17 +24,13 @@ class Monitor:
 
     Args:
         config: of the run.
-        directory: of the run; the metrics of every step are appended to its ``metrics.jsonl``.
     """
 
-    def __init__(self, config: RunConfig, directory: Path) -> None:
+    def __init__(self, config: RunConfig) -> None:
         from tokenizers import Tokenizer
 
         self._config = config
         self._tokenizer = Tokenizer.from_file(str(Path(config.model.path) / "tokenizer.json"))
-        self._metrics = directory / "metrics.jsonl"
-        self._metrics.write_text("")
-        self._steps_written = 0
         self._steps_done = 0
         self._reader = RunReader(config.kafka, config.name, self._on_group)
         self.samples: deque[ShownSample] = deque(maxlen=_SAMPLES_KEPT)
@@ -59,9 +54,8 @@ class Monitor:
         self._reader.close()
 
     def advance(self) -> None:
-        """Reads on and writes new steps to ``metrics.jsonl``."""
+        """Reads on."""
         self._reader.advance()
-        self._write_metrics()
         self._steps_done = len(self.line)
 
     def _on_group(self, samples: list[Sample]) -> None:
@@ -79,11 +73,3 @@ class Monitor:
             versions=(sample.weight_version_min, sample.weight_version_max),
             step=self._steps_done,
         )
-
-    def _write_metrics(self) -> None:
-        steps = [entry for entry in self.log.ledger if isinstance(entry, StepEntry)]
-        with self._metrics.open("a") as stream:
-            for entry in steps[self._steps_written :]:
-                facts = {"step": entry.step, "generation": entry.generation, "version": entry.version}
-                stream.write(json.dumps({"at": entry.at.isoformat(), **facts, **entry.metrics}) + "\n")
-        self._steps_written = len(steps)

@@ -6,7 +6,7 @@ from typing import Final
 
 from pipelines.top.state import Learner
 from schemas.identity import GroupId
-from schemas.ledger import CheckpointEntry, LedgerEntry, StartEntry, StepEntry
+from schemas.ledger import LedgerEntry, StartEntry, StepEntry
 from schemas.weights import WeightVersion
 
 _REWARDS: Final = 40
@@ -36,18 +36,18 @@ class Line:
         self._start: StartEntry | None = None
         self._lost_steps = 0
 
-    def add(self, entry: LedgerEntry) -> None:
-        """One entry of the ledger."""
-        if isinstance(entry, CheckpointEntry):
-            return
+    def add(self, entry: LedgerEntry) -> list[StepEntry]:
+        """One entry of the ledger; returns the steps that leave the line with it."""
         if isinstance(entry, StepEntry):
             self._append(entry)
-            return
+        if not isinstance(entry, StartEntry):
+            return []
         kept = entry.continues.step if entry.continues else 0
-        self._lost_steps = sum(step.step > kept for step in self.steps)
-        self._start = entry
-        if self._lost_steps:
+        lost = [step for step in self.steps if step.step > kept]
+        self._start, self._lost_steps = entry, len(lost)
+        if lost:
             self._rebuild([step for step in self.steps if step.step <= kept])
+        return lost
 
     def announce(self, version: WeightVersion) -> None:
         """A weight version, after the entry of its step."""

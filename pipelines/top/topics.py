@@ -140,7 +140,8 @@ class TopicsWatcher:
                 yield record, decoder(record.value or b"")
 
     def _take(self, entry: LedgerEntry) -> None:
-        self._facts.line.add(entry)
+        for lost in self._facts.line.add(entry):  # their groups wait once more
+            self._facts.waiting.update({group: _Waiting(at, lost.at.timestamp()) for group, at in endings(lost)})
         if isinstance(entry, StepEntry):
             for group, _ in endings(entry):
                 self._facts.waiting.pop(group, None)

@@ -89,6 +89,7 @@ def test_a_screen_has_what_the_topics_say_and_follows_them(run, send):
 
         send(run.topics.ledger, StartEntry(generation=2, continues=Position(generation=1, step=0)), step(1, 0, 2))
         send(run.topics.workers, WorkerEntry(url="http://127.0.0.1:1", state="leaving", version=2, max_num_seqs=64))
+        assert watch.look().stage("trajectories").total == 3, "one trained again, one that waits again, one that waits"
         texts = [sentence.text for sentence in (watch.look(), explain(watch.history))[1]]
         assert any("learner died and was started again" in text for text in texts)
         assert any("worker http://127.0.0.1:1 left" in text for text in texts)
