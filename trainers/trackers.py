@@ -108,7 +108,7 @@ class Trackio:
 
     def log(self, entry: StepEntry, figures: Mapping[str, float]) -> None:
         """Sends the figures."""
-        self._trackio.log(dict(figures), step=entry.step)
+        self._trackio.log({name: value for name, value in figures.items() if name != "step"}, step=entry.step)
 
     def close(self) -> None:
         """Waits until all is sent."""
