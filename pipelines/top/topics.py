@@ -138,6 +138,7 @@ class TopicsWatcher:
             self.heard_at = time.time()
             with suppress(RecordError):  # the audit's business
                 yield record, decoder(record.value or b"")
+        self.heard_at = time.time()  # it has said that there is no more
 
     def _take(self, entry: LedgerEntry) -> None:
         for lost in self._facts.line.add(entry):  # their groups wait once more

@@ -24,8 +24,8 @@ PAUSE_S: Final = 1.0
 """Between two looks."""
 _HISTORY: Final = 900
 """Snapshots that are kept: what has lasted longer is said to have lasted that long."""
-_AWAY_AFTER_S: Final = 3.0
-"""Silence that is no longer a slow look."""
+_AWAY_AFTER_S: Final = 4.0
+"""Silence that is no longer a slow answer, the pause between two looks included."""
 
 _log = structlog.get_logger(__name__)
 
