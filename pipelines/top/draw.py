@@ -35,9 +35,9 @@ def render(now: Snapshot, sentences: Sequence[Sentence], title: str = "") -> Ren
         title: of the frame; the run's name unless given.
     """
     parts: list[RenderableType] = [
-        _sentences(sentences), _flow(now.stages), _learner(now.learner), _engine(now.engine),
-        *([_workers(now.workers)] if now.workers else []), _losses(now),
-        *([_answers(now.samples[-_SAMPLES:])] if now.samples else []),
+        _sentences(sentences), _flow(now.stages), _learner(now.learner),
+        *([_engine(now.engine)] if now.is_live else []), *([_workers(now.workers)] if now.workers else []),
+        _losses(now), *([_answers(now.samples[-_SAMPLES:])] if now.samples else []),
     ]  # fmt: skip
     spaced = [each for part in parts for each in (part, Text(""))]
     return Panel(Group(*spaced[:-1]), title=title or now.run, title_align="left")

@@ -127,7 +127,8 @@ def compose(watched: Watched, views: Sequence[LogView], readings: Sequence[Readi
     """
     newest = views[-1]
     by_url = {reading.endpoint.url: reading for reading in readings}
-    workers = tuple(_worker(worker, by_url.get(f"{worker.url}/metrics")) for worker in newest.workers)
+    known = newest.workers if watched.is_live else ()  # what announced itself has ended with its run
+    workers = tuple(_worker(worker, by_url.get(f"{worker.url}/metrics")) for worker in known)
     return Snapshot(
         run=watched.config.name,
         at=newest.at if silent_s < _AWAY_AFTER_S else time.time(),

@@ -142,6 +142,12 @@ def test_a_screen_holds_all_of_it_at_any_width():
     Console(width=40, file=io.StringIO()).print(render(Snapshot("x", 0.0, "k"), ()))
 
 
+def test_a_run_that_has_ended_has_no_engine():
+    console = Console(record=True, width=118, file=io.StringIO())
+    console.print(render(Snapshot("x", 0.0, "k", is_live=False), ()))
+    assert "engine" not in console.export_text()
+
+
 def test_rewards_are_drawn_from_0_to_1_or_as_far_as_they_go():
     assert sparkline([0, 0.5, 1]) == " ▄█"
     assert sparkline([-1, 0, 3]) == " ▂█"
