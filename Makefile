@@ -6,6 +6,7 @@
 #   make bench     BENCH=generation: measures, prints one JSON object, fails if a figure misses its bar
 #   make lint      ruff, mypy, import-linter, codespell
 #   make format    let ruff rewrite the files
+#   make docs      write docs/reference/ from the code again
 #   make lock      resolve the requirements again
 #   make clean     remove what the other targets made, runs excepted
 #
@@ -31,7 +32,7 @@ COMPILE = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --g
 export HF_HUB_OFFLINE = 1
 export DS_BUILD_OPS = 0
 
-.PHONY: demo test fuzz bench lint format lock clean
+.PHONY: demo test fuzz bench lint format docs lock clean
 
 demo: $(READY)
 	$(BIN)/asyncflow demo $(DEMO_ARGS)
@@ -55,6 +56,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)
+	$(BIN)/python docs/generate.py
 
 lock: $(UV)
 	$(COMPILE) --extra cpu --override $(LOCKS)/overrides-cpu.txt --excludes $(LOCKS)/excludes-cpu.txt -o $(LOCKS)/cpu.txt

@@ -20,6 +20,7 @@ from schemas.errors import BrokerError, RecordError
 from schemas.feedback import Feedback, FeedbackKind
 from schemas.identity import GroupId, RolloutId
 from schemas.prompts import FEEDBACK_REWARD, Message, Prompt, RewardSpec
+from schemas.reach import unreachable
 from schemas.records import first_fault
 from schemas.topics import Topics
 
@@ -72,12 +73,13 @@ class Client:
         from kafka import KafkaProducer
         from kafka.errors import KafkaError
 
-        self._kafka = KafkaConfig(bootstrap=bootstrap, client=dict(options or {}))
+        # As they are: a program may hold a password, which a configuration, being written to files, may not.
+        self._kafka = KafkaConfig(bootstrap=bootstrap).model_copy(update={"client": dict(options or {})})
         self._run, self._topics = run, Topics(run)
         try:
             self._producer = KafkaProducer(**self._kafka.producer_options())
         except KafkaError as error:
-            raise BrokerError(f"Kafka at {bootstrap} cannot be reached ({error!r}); start it, or correct it") from error
+            raise unreachable(self._kafka, error) from error
 
     def __enter__(self) -> Self:
         return self

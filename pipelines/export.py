@@ -88,12 +88,11 @@ def export(config: RunConfig, wanted: Wanted, target: Path, *, as_adapter: bool 
         StateError: the version is not what was announced.
         DiskError: there is no room or no permission.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"--to {target}: exists and is not an empty directory; give another one")
+    require_free_place(target)
     if as_adapter and not config.learner.lora.trains_adapter:
         raise ConfigError(f"--adapter: run {config.name!r} trains whole weights (learner.lora.rank = 0); leave it out")
     announced = find_version(config, wanted)
-    with disk_errors("export", target), _beside(target) as partial:
+    with disk_errors("export", target), beside(target) as partial:
         with _fetched(config, announced) as (source, manifest):
             if config.learner.lora.trains_adapter and not as_adapter:
                 _merge(config, announced, source, partial)
@@ -101,7 +100,8 @@ def export(config: RunConfig, wanted: Wanted, target: Path, *, as_adapter: bool 
                 _copy(source, manifest, partial)
         if not as_adapter:
             _complete(config, announced, partial)
-        digest, sizes = _seal(config, announced, partial)
+        facts = announced.model_dump(mode="json", exclude={"schema_version"})
+        digest, sizes = seal(partial, {"kind": "export", "run": config.name, **facts})
     return Exported(
         directory=str(target), run=config.name, version=announced.version, step=announced.step,
         dtype=announced.dtype, files=len(sizes), size_bytes=sum(sizes), manifest_sha256=digest,
@@ -149,8 +149,14 @@ def _announcements(config: RunConfig) -> dict[int, WeightVersion]:
     return found
 
 
+def require_free_place(target: Path) -> None:
+    """Raises ``ConfigError`` unless a directory does not exist, or is empty."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"--to {target}: exists and is not an empty directory; give another one")
+
+
 @contextmanager
-def _beside(target: Path) -> "Iterator[Path]":
+def beside(target: Path) -> "Iterator[Path]":
     """A directory that becomes ``target`` if all goes well, and else is removed."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -249,11 +255,10 @@ def _write_generation_config(directory: Path) -> None:
     GenerationConfig.from_model_config(AutoConfig.from_pretrained(directory)).save_pretrained(directory)
 
 
-def _seal(config: RunConfig, announced: WeightVersion, directory: Path) -> tuple[str, list[int]]:
-    """Writes the directory's own manifest; returns its sha256 and the sizes of the files."""
-    names = sorted(path.name for path in directory.iterdir())
+def seal(directory: Path, facts: dict[str, Any]) -> tuple[str, list[int]]:
+    """Writes a directory's own manifest; returns its sha256 and the sizes of the files."""
+    names = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
     entries = tuple(describe(LocalFileSystem(), str(directory), name) for name in names)
-    facts = {"kind": "export", "run": config.name, **announced.model_dump(mode="json", exclude={"schema_version"})}
     manifest = Manifest(files=entries, facts=facts).encode()
     (directory / MANIFEST_NAME).write_bytes(manifest)
     return sha256(manifest), [entry.size for entry in entries]

@@ -17,6 +17,7 @@ from schemas.evals import EvalResult
 from schemas.identity import GroupId
 from schemas.ledger import LedgerEntry, decode_entry
 from schemas.offsets import OffsetSet
+from schemas.reach import unreachable
 from schemas.topics import Topics
 from schemas.trajectories import Sample, decode
 from schemas.weights import WeightVersion
@@ -46,9 +47,7 @@ class TopicReader:
                 opened.callback(self._consumer.close)
                 self.partitions = self._assign(topic, kafka.bootstrap)
             except KafkaError as error:
-                raise BrokerError(
-                    f"Kafka at {kafka.bootstrap} cannot be reached ({error}); start it, or give its address"
-                ) from error
+                raise unreachable(kafka, error) from error
             opened.pop_all()
 
     def _assign(self, topic: str, bootstrap: str) -> list[Any]:

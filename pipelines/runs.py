@@ -3,11 +3,14 @@
 import fcntl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import IO
 
+from pipelines.local.paths import DEFAULT_RUNS
 from schemas.config import RunConfig, load
 from schemas.errors import ConfigError, RunError
+from schemas.suggestions import did_you_mean
 
 CONFIG_NAME = "config.toml"
 KAFKA_NAME = "kafka"
@@ -31,9 +34,10 @@ def find_config(
             config = load(directory / CONFIG_NAME)
             return with_bootstrap(config, bootstrap), directory
     if bootstrap is None or "/" in run:
-        known = ", ".join(sorted(path.parent.name for path in Path("runs").glob(f"*/{CONFIG_NAME}"))) or "none"
+        known = sorted(path.parent.name for path in Path("runs").glob(f"*/{CONFIG_NAME}"))
+        hint = did_you_mean(run, known, others="runs here:") if known else "runs here: none"
         raise RunError(
-            f"no run {run!r}: neither {run}/{CONFIG_NAME} nor runs/{run}/{CONFIG_NAME} exists (runs here: {known}); "
+            f"no run {run!r}: neither {run}/{CONFIG_NAME} nor runs/{run}/{CONFIG_NAME} exists ({hint}); "
             f"give its directory, or {or_else}"
         )
     return with_bootstrap(RunConfig(name=run), bootstrap), None
@@ -66,6 +70,25 @@ def with_bootstrap(config: RunConfig, bootstrap: str | None) -> RunConfig:
     return config.model_copy(update={"kafka": config.kafka.model_copy(update={"bootstrap": bootstrap})})
 
 
+def run_exists(name: str, runs: Path = DEFAULT_RUNS) -> bool:
+    """Whether a run of that name was started on this machine."""
+    return (runs / name / CONFIG_NAME).exists()
+
+
+def free_name(name: str, runs: Path = DEFAULT_RUNS) -> str:
+    """The name, or the first of ``name-2``, ``name-3`` and so on that no run has."""
+    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+    return next(each for each in names if not run_exists(each, runs))
+
+
+def name_taken(name: str, runs: Path = DEFAULT_RUNS) -> RunError:
+    """What to say of a run that exists already."""
+    return RunError(
+        f"run {name!r} exists already ({(runs / name).absolute()}); give another --name, go on with it (asyncflow up "
+        f"--name {name} --resume), or take the next free name (--if-exists new)"
+    )
+
+
 def lock_run(directory: Path) -> IO[str]:
     """Takes a run's directory for this process, until the returned file is closed.
 
@@ -80,6 +103,18 @@ def lock_run(directory: Path) -> IO[str]:
         where = _bootstrap_of(directory)
         raise RunError(f"run {directory.name!r} is in use by another process{where}; end that one first") from error
     return lock
+
+
+def is_locked(directory: Path) -> bool:
+    """Whether a living process has a run's directory; the lock of a dead one is none."""
+    try:
+        with (directory / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _bootstrap_of(directory: Path) -> str:

@@ -2,15 +2,19 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 from pipelines.append import Entry, append
 from schemas.config import RunConfig
-from schemas.errors import ConfigError
+from schemas.errors import ConfigError, RecordError
 from schemas.limits import MAX_PROMPTS_MESSAGE_BYTES
+from schemas.prompts import Prompt
 
 _LONGEST_LINE_BYTES: Final = MAX_PROMPTS_MESSAGE_BYTES - 4096  # Kafka adds the key, headers and framing
+LOOKED_AT: Final = 1000
+"""Prompts of a file that are checked before a stack is started for it."""
 
 
 def submit(config: RunConfig, lines: Iterable[bytes]) -> int:
@@ -27,6 +31,21 @@ def submit(config: RunConfig, lines: Iterable[bytes]) -> int:
     partitions, topic = topic_partitions(config.kafka, config.topics.prompts), config.topics.prompts
     entries = (Entry(line, key_of(line), index % partitions) for index, line in enumerate(lines))
     return append(config.kafka, topic, entries, "the prompts")
+
+
+def has_prompts(config: RunConfig) -> bool:
+    """Whether anything was ever written to the prompts topic.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or does not have the topic.
+    """
+    from pipelines.log import TopicReader
+
+    reader = TopicReader(config.kafka, config.topics.prompts)
+    try:
+        return any(reader.ends().values())
+    finally:
+        reader.close()
 
 
 def write_lines(file: Path, lines: Iterable[bytes]) -> int:
@@ -61,6 +80,26 @@ def read_lines(file: Path) -> Iterator[bytes]:
             )
         if line.strip():
             yield line.rstrip(b"\r")
+
+
+def find_unusable(lines: Iterable[bytes]) -> list[str]:
+    """Which prompts will become dead letters as they are, in words; rewards and environments have been loaded.
+
+    Only the first thousand are looked at.
+    """
+    from transforms.environments import registry as environments
+    from transforms.rewards import registry as rewards
+
+    found: list[str] = []
+    for number, line in enumerate(islice(lines, LOOKED_AT), start=1):
+        try:
+            prompt = Prompt.decode(line)
+            rewards.check(prompt.function or prompt.reward)
+            if prompt.environment:
+                environments.check(prompt.environment)
+        except RecordError as error:
+            found.append(f"prompt {number}: {error}")
+    return found
 
 
 def key_of(line: bytes) -> bytes | None:

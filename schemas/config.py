@@ -5,21 +5,23 @@ Units are in the names: ``_s`` seconds, ``_bytes``, ``_tokens``.
 """
 
 import re
-import tomllib
-from difflib import get_close_matches
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from schemas.complaints import explain
 from schemas.errors import ConfigError
 from schemas.evaluation import EvaluationConfig
 from schemas.gateway import GatewayConfig
 from schemas.joining import FeedbackConfig
+from schemas.layers import Layer, merge, origins, read_layers
 from schemas.limits import MAX_GROUP_SIZE, MAX_RESPONSE_TOKENS, MAX_TRAJECTORY_BYTES
 from schemas.lora import LoraConfig
 from schemas.objectives import ObjectiveConfig
 from schemas.scorers import ScorerConfig
+from schemas.secrets import is_reference, is_secret, reveal
 from schemas.sections import Positive, Section
 from schemas.services import JudgeConfig, RewardModelConfig, ServiceName, UserModelConfig
 from schemas.topics import Topics
@@ -43,17 +45,33 @@ class KafkaConfig(Section):
     transaction_timeout_s: Seconds = 60.0
     """How long a transaction may stay open before the broker aborts it."""
     client: dict[str, str | int | bool] = Field(default_factory=dict)
-    """Further arguments of kafka-python's clients, such as ``security_protocol``."""
+    """Further arguments of kafka-python's clients, such as ``security_protocol``. A password is not written here: say
+    where it is, ``"{env:NAME}"`` or ``"{file:PATH}"``, and each process looks there when it connects."""
+
+    @field_validator("client")
+    @classmethod
+    def _says_where_secrets_are(cls, client: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
+        for key, value in client.items():
+            if is_secret(key) and isinstance(value, str) and value and not is_reference(value):
+                raise ValueError(
+                    f"{key} is written out, and would be copied into the run's directory and its report; give "
+                    '"{env:NAME}" for an environment variable, or "{file:PATH}"'
+                )
+        return client
 
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments that every client of kafka-python takes."""
+        """Keyword arguments that every client of kafka-python takes, secrets among them.
+
+        Raises:
+            ConfigError: a secret is not where the configuration says.
+        """
         return {
             "bootstrap_servers": self.bootstrap.split(","),
             "request_timeout_ms": int(self.request_timeout_s * 1000),
             "reconnect_backoff_ms": 50,
             "reconnect_backoff_max_ms": 500,
             "retry_backoff_ms": 50,
-            **self.client,
+            **{key: reveal(f"kafka.client.{key}", value) for key, value in self.client.items()},
         }
 
     def consumer_options(self) -> dict[str, Any]:
@@ -196,7 +214,7 @@ class EnvironmentsConfig(Section):
     memory_bytes: Positive = 4 << 30
     """Address space of one of these processes."""
     modules: tuple[str, ...] = ()
-    """Importable modules that register further environments."""
+    """Modules that register further environments: names that Python can import, or files, such as ``my_games.py``."""
     data: dict[str, Path] = Field(default_factory=dict)
     """The directory that an environment reads, by its name; ``tau_retail`` needs one."""
     user: UserModelConfig = UserModelConfig()
@@ -246,7 +264,7 @@ class RewardsConfig(Section):
     memory_bytes: Positive = 4 << 30
     """Address space of one process."""
     modules: tuple[str, ...] = ()
-    """Importable modules that register further rewards."""
+    """Modules that register further rewards: names that Python can import, or files, such as ``my_rewards.py``."""
     sandbox: Literal["isolated", "required", "rlimits"] = "isolated"
     """Where the reward ``code`` runs what models write: isolated by namespaces, or, where those cannot be had, not at
     all (the reward is null, ``sandbox_unavailable``). ``required``: the same, and the pipeline does not start where
@@ -451,18 +469,26 @@ class RunConfig(Section):
 
 
 def load(path: Path) -> RunConfig:
-    """Reads a TOML file.
+    """Reads a TOML file and what it includes.
 
     Raises:
-        ConfigError: the file cannot be read, or a key or value is wrong.
+        ConfigError: a file cannot be read, or a key or value is wrong.
     """
+    return from_layers(read_layers(path), str(path))
+
+
+def from_layers(layers: Iterable[Layer], source: str) -> RunConfig:
+    """Checks what files say together.
+
+    Raises:
+        ConfigError: naming every wrong key, where it was written, what was given and what was expected.
+    """
+    read = list(layers)
+    tree = merge(read)
     try:
-        tree = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"configuration {path}: {error.strerror}; give an existing TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path}: not TOML: {error}") from error
-    return validate(tree, str(path))
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"configuration {source}: {explain(error, RunConfig, origins(read))}") from error
 
 
 def validate(tree: dict[str, Any], source: str) -> RunConfig:
@@ -474,29 +500,4 @@ def validate(tree: dict[str, Any], source: str) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"configuration {source}: {explain(error)}") from error
-
-
-def explain(error: ValidationError) -> str:
-    """Pydantic's complaints, one line a key, with the nearest known key for a misspelt one."""
-    return "\n  ".join(
-        _explain_one(fault["loc"], fault["type"], fault["msg"], fault["input"]) for fault in error.errors()
-    )
-
-
-def _explain_one(where: tuple[int | str, ...], kind: str, message: str, given: object) -> str:
-    key = ".".join(str(part) for part in where)
-    if kind == "extra_forbidden":
-        return f"unknown key {key}{_did_you_mean(where)}"
-    message = message.removeprefix("Value error, ")
-    return f"{key} = {given!r}: {message}" if key else message
-
-
-def _did_you_mean(where: tuple[int | str, ...]) -> str:
-    section: Any = RunConfig
-    for part in where[:-1]:
-        table = get_args(section)  # of a table of sections the part is a name, of a section a field
-        section = table[1] if table else section.model_fields[str(part)].annotation
-    known = list(section.model_fields)
-    near = get_close_matches(str(where[-1]), known, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(known)}"
+        raise ConfigError(f"configuration {source}: {explain(error, RunConfig)}") from error

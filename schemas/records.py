@@ -75,6 +75,11 @@ def first_fault(error: ValidationError) -> str:
     """The first complaint of pydantic as one line: where, what is wrong, what was given."""
     fault = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in fault["loc"]) or "record"
+    if fault["type"] == "literal_error" and fault["loc"][-1:] == ("schema",):
+        return (
+            f"schema: version {_cut(repr(fault['input']), 80)} of the record, this release reads version 1; "
+            "use the release that wrote it"
+        )
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{_cut(where, 80)}: {_cut(fault['msg'], 300)}, given {_cut(repr(fault['input']), 80)}{more}"
 

@@ -300,7 +300,9 @@ def _check_headers(value: bytes, headers: Mapping[str, bytes | None]) -> int:
         raise RecordError("bad_headers", "expected the headers schema, fingerprint, rows and sha256, none of them null")
     if schema != str(SCHEMA_VERSION).encode() or own != FINGERPRINT.encode():
         given = f"version {schema[:40]!r} with fingerprint {own[:40]!r}"
-        raise RecordError("old_schema", f"{given}, this program reads version {SCHEMA_VERSION} with {FINGERPRINT}")
+        raise RecordError(
+            "old_schema", f"{given}, this release reads {SCHEMA_VERSION} with {FINGERPRINT}; use the one that wrote it"
+        )
     if hashlib.sha256(value).hexdigest().encode() != digest:
         raise RecordError("bad_sha256", "the value is not the one that was written")
     try:

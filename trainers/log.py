@@ -10,6 +10,7 @@ from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, Of
 
 from schemas.config import RunConfig
 from schemas.errors import BrokerError, StateError
+from schemas.reach import unreachable
 
 CONNECT_TIMEOUT_MS: Final = 15_000
 """How long the first contact with the brokers may take before the user is told."""
@@ -27,10 +28,7 @@ def broker_errors(config: RunConfig) -> Iterator[None]:
     try:
         yield
     except (KafkaTimeoutError, KafkaConnectionError) as error:
-        raise BrokerError(
-            f"Kafka at kafka.bootstrap = {config.kafka.bootstrap!r} does not answer ({error}); "
-            "start it, or correct the address"
-        ) from error
+        raise unreachable(config.kafka, error) from error
     except OffsetOutOfRangeError as error:
         raise StateError(f"records that were not read yet are gone from the log, by retention: {error}") from error
 

@@ -8,10 +8,8 @@ The class of the arguments is taken from an annotation, so that a prompt's argum
 the prompt arrives. A program's own things are registered by importing the modules that it names.
 """
 
-import importlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -19,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from schemas.errors import ConfigError, RecordError
 from schemas.prompts import Call
 from schemas.records import first_fault
+from schemas.suggestions import did_you_mean
+from transforms.modules import load_module
 
 
 class Arguments(BaseModel):
@@ -83,7 +83,7 @@ class Registry(Generic[ThingT]):
         return annotation
 
     def load(self, modules: Iterable[str] = ()) -> list[str]:
-        """Imports what comes with the project and ``modules``.
+        """Imports what comes with the project and ``modules``, which may be files (:mod:`transforms.modules`).
 
         Returns:
             All registered names.
@@ -92,10 +92,7 @@ class Registry(Generic[ThingT]):
             ConfigError: a module cannot be imported.
         """
         for module in (*self._built_in, *modules):
-            try:
-                importlib.import_module(module)
-            except ImportError as error:
-                raise ConfigError(f"{self._setting} names {module}, which cannot be imported: {error}") from error
+            load_module(module, self._setting)
         return sorted(self._entries)
 
     def find(self, name: str) -> Entry[ThingT]:
@@ -107,8 +104,7 @@ class Registry(Generic[ThingT]):
         entry = self._entries.get(name)
         if entry is None:
             known = sorted([*self._entries, *self.reserved])
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            hint = did_you_mean(name, known, form=repr, others="known:")
             raise RecordError(f"unknown_{self._kind}", f"no {self._kind} is registered as {name[:80]!r}; {hint}")
         return entry
 

@@ -23,6 +23,8 @@ class AuditOptions:
     """Directory or name of the run."""
     bootstrap: str | None = None
     """Brokers as host:port, for a run without a directory here; by default those of its configuration."""
+    json: bool = False
+    """Taken, so that programs can say it everywhere: what is printed is JSON in any case."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
 

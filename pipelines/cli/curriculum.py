@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import structlog
 import tyro
 
+from pipelines.cli.dry_run import dry_run
 from pipelines.cli.interrupts import sigterm_is_ctrl_c
 from pipelines.cli.options import parse
 from pipelines.curriculum.settings import Selection
+from schemas.checks import Check
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +59,8 @@ class CurriculumOptions:
     seed: int = 0
     """Of the draws."""
     selection: Annotated[Selection, tyro.conf.arg(name="")] = field(default_factory=Selection)
+    dry_run: bool = False
+    """Say what would be started where, what it needs and what is wrong (exit code 2), and start and write nothing."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
 
@@ -69,7 +73,10 @@ def main(arguments: Sequence[str]) -> int:
     from pipelines.runs import find_run
 
     config = find_run(options.run, options.config, options.bootstrap)
-    curriculum = Curriculum(config, _order(options, config))
+    order = _order(options, config)
+    if options.dry_run:
+        return dry_run("curriculum", config, *_said(order))
+    curriculum = Curriculum(config, order)
     try:
         with sigterm_is_ctrl_c():
             curriculum.run()
@@ -85,6 +92,15 @@ def _check(options: CurriculumOptions) -> None:
     for flag, given in (("--prompts", options.prompts), ("--ahead", options.ahead)):
         if given is not None and given < 1:
             raise ConfigError(f"{flag} {given}: expected 1 or more")
+
+
+def _said(order: "Order") -> list[Check]:
+    """The pools, and how much is drawn of each."""
+    whole = sum(pool.weight for pool in order.pools)
+    return [
+        Check(f"pool {pool.name}", f"{len(pool.ids)} prompts, {pool.weight / whole:.0%} of the draws", "ok", "")
+        for pool in order.pools
+    ]
 
 
 def _order(options: CurriculumOptions, config: "RunConfig") -> "Order":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipelines.cli.interrupts import end_fork_server, sigterm_is_ctrl_c
 from pipelines.cli.options import parse
 from pipelines.local.demo_options import DemoOptions
 
@@ -16,7 +17,12 @@ runs/NAME/ holds report.html, summary.json and the log. Example:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    options = parse(DemoOptions, "demo", arguments, _DESCRIPTION)
-    from pipelines.local.demo import run
+    with sigterm_is_ctrl_c():
+        options = parse(DemoOptions, "demo", arguments, _DESCRIPTION)
+        from pipelines.local.demo import run
 
-    return run(options)
+        try:
+            return run(options)
+        except KeyboardInterrupt:
+            end_fork_server()  # the demo scores held-out answers itself
+            raise

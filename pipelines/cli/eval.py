@@ -87,8 +87,8 @@ def _base(arguments: Sequence[str]) -> RunConfig:
     run = peek(arguments, "--run")
     if run is None:
         return base_config(arguments)
-    if peek(arguments, "--config"):
-        raise ConfigError("name the run by exactly one of --run and --config")
+    if peek(arguments, "--config") or peek(arguments, "--preset"):
+        raise ConfigError("name the run by exactly one of --run and --config, without --preset")
     from pipelines.runs import find_config
 
     return find_config(run, or_else="its configuration with --config")[0]

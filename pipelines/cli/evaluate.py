@@ -8,8 +8,10 @@ from typing import Annotated
 import structlog
 import tyro
 
+from pipelines.cli.dry_run import dry_run
 from pipelines.cli.interrupts import sigterm_is_ctrl_c
-from pipelines.cli.options import ProcessOptions, base_config, parse
+from pipelines.cli.options import StartOptions, base_config, parse
+from schemas.checks import Check
 from schemas.errors import ConfigError
 
 _DESCRIPTION = """Asks held-out prompts of a run's weights while it trains and writes the figures to its evals topic.
@@ -26,7 +28,7 @@ _log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class EvaluateOptions(ProcessOptions):
+class EvaluateOptions(StartOptions):
     """Arguments of the verb."""
 
     prompts: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -43,6 +45,9 @@ def main(arguments: Sequence[str]) -> int:
     from pipelines.evaluation.prompts import read_held_out
 
     held_out = read_held_out(options.prompts)
+    if options.dry_run:
+        said = Check("held-out prompts", f"{len(held_out.prompts)} of {options.prompts}", "ok", "")
+        return dry_run("evaluate", options.run, said)
     try:
         with sigterm_is_ctrl_c():
             follow(options.run, held_out)

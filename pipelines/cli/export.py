@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -13,7 +13,14 @@ from pipelines.cli.options import parse
 from schemas.config import RunConfig, load
 from schemas.errors import ConfigError
 
-_DESCRIPTION = """Writes the weights of a run as a Hugging Face directory that transformers and vLLM load.
+if TYPE_CHECKING:
+    from pipelines.export import Exported
+    from pipelines.export_samples import ExportedSamples
+
+_DESCRIPTION = """Writes the weights of a run as a directory that transformers and vLLM load, or its samples.
+
+With --samples the answers of the run are written as Parquet files with a dataset card, each answer with its reward,
+the step that trained it or why none did, and its advantage; a live run is written as far as it is.
 
 The version is verified against its announcement, copied, and read back; an adapter is added to its model. Prints one
 JSON object. Name the run by its directory or name, or by a configuration file; the log of a finished run is served for
@@ -22,6 +29,7 @@ the time. Examples:
   asyncflow export --run demo --to models/demo
   asyncflow export --run demo --version best --to models/demo-best
   asyncflow export --run demo --adapter --to adapters/demo
+  asyncflow export --run demo --samples --to data/demo
 """
 
 
@@ -31,6 +39,8 @@ class ExportOptions:
 
     to: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Where the model goes: a directory that does not exist, or is empty. Required."""
+    samples: bool = False
+    """Write the samples of the run, as a data set, instead of weights."""
     version: str = "newest"
     """newest, best (by evaluation), or the number of a weight version."""
     adapter: bool = False
@@ -43,6 +53,8 @@ class ExportOptions:
     """Name of the evaluation that says which version is the best; by default that of the configuration."""
     bootstrap: str | None = None
     """Brokers as host:port; by default those of the run's configuration."""
+    json: bool = False
+    """Taken, so that programs can say it everywhere: what is printed is JSON in any case."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
 
@@ -52,14 +64,27 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(ExportOptions, "export", arguments, _DESCRIPTION)
     if options.to is None:
         raise ConfigError("--to DIR is missing: give a directory that does not exist yet")
+    exported = _samples(options, options.to) if options.samples else _weights(options, options.to)
+    sys.stdout.write(f"{exported.model_dump_json(indent=2)}\n")
+    return 0
+
+
+def _samples(options: ExportOptions, target: Path) -> "ExportedSamples":
+    from pipelines.export_samples import export_samples
+
+    if (options.version, options.adapter, options.evaluation) != ("newest", False, None):
+        raise ConfigError("--version, --adapter and --evaluation are about weights: leave them out, or --samples")
+    with _served(options) as config:
+        return export_samples(config, target)
+
+
+def _weights(options: ExportOptions, target: Path) -> "Exported":
     from pipelines.export import export, parse_version
 
     wanted = parse_version(options.version)
     with _served(options) as config:
         served = _with_evaluation(config, options.evaluation)
-        exported = export(served, wanted, options.to, as_adapter=options.adapter)
-    sys.stdout.write(f"{exported.model_dump_json(indent=2)}\n")
-    return 0
+        return export(served, wanted, target, as_adapter=options.adapter)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import tyro
 
+from pipelines.cli.dry_run import dry_run
 from pipelines.cli.interrupts import sigterm_is_ctrl_c
-from pipelines.cli.options import ProcessOptions, base_config, parse, peek
+from pipelines.cli.options import StartOptions, base_config, parse, peek
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
 
@@ -23,7 +24,7 @@ Examples:
 
 
 @dataclass(frozen=True)
-class GatewayOptions(ProcessOptions):
+class GatewayOptions(StartOptions):
     """Arguments of the verb."""
 
     of: Annotated[str | None, tyro.conf.arg(name="run", metavar="RUN")] = None
@@ -33,12 +34,14 @@ class GatewayOptions(ProcessOptions):
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     default = GatewayOptions(run=_base(arguments))
-    config = parse(GatewayOptions, "gateway", arguments, _DESCRIPTION, default).run
+    options = parse(GatewayOptions, "gateway", arguments, _DESCRIPTION, default)
+    if options.dry_run:
+        return dry_run("gateway", options.run)
     from pipelines.gateway.serve import run
 
     try:
         with sigterm_is_ctrl_c():  # until it serves and looks after signals itself
-            return run(config)
+            return run(options.run)
     except KeyboardInterrupt:
         return 0
 
@@ -48,8 +51,8 @@ def _base(arguments: Sequence[str]) -> RunConfig:
     name = peek(arguments, "--run")
     if name is None:
         return base_config(arguments)
-    if peek(arguments, "--config"):
-        raise ConfigError("name the run by one of --run and --config")
+    if peek(arguments, "--config") or peek(arguments, "--preset"):
+        raise ConfigError("name the run by one of --run and --config, without --preset")
     from pipelines.runs import find_config
 
     return find_config(name)[0]

@@ -1,15 +1,35 @@
-"""SIGTERM, as systemd and Kubernetes send it, means the same as Ctrl-C."""
+"""SIGTERM, as systemd and Kubernetes send it, means the same as Ctrl-C; the exit code tells them apart."""
 
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+_SAME_S: Final = 1.0
+"""A signal that comes so soon after another is the same wish: a terminal and ``make`` may both pass it on."""
+
+_last: list[float] = []
+"""When the last signal raised; empty if none has."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that ends a verb.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @contextmanager
 def sigterm_is_ctrl_c() -> Iterator[None]:
-    """While it is open, SIGTERM and SIGHUP raise ``KeyboardInterrupt``."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    """While it is open, SIGINT, SIGTERM and SIGHUP raise :class:`Interrupted`."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    _last.clear()
     before = [signal.signal(number, _interrupt) for number in numbers]
     try:
         yield
@@ -18,5 +38,42 @@ def sigterm_is_ctrl_c() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """What a shell expects: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + _number(interrupt)
+
+
+def describe(interrupt: KeyboardInterrupt) -> str:
+    """One line: by what a verb was ended, and what was ended with it, as far as anyone noted that.
+
+    Example: ``ended by Ctrl-C; ended learner, worker, kafka; the run goes on with …``
+    """
+    number = _number(interrupt)
+    how = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+    return "; ".join((f"ended by {how}", *getattr(interrupt, "__notes__", ())))
+
+
+def end_fork_server() -> None:
+    """Kills the process from which this one forks those that compute rewards, with its children.
+
+    It would outlive this one by some seconds: it imports their modules before it looks whether anyone still wants them.
+    """
+    import psutil
+
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any("multiprocessing.forkserver" in word for word in child.cmdline()):
+                for each in (*child.children(recursive=True), child):
+                    each.kill()
+
+
+def _number(interrupt: KeyboardInterrupt) -> int:
+    return interrupt.number if isinstance(interrupt, Interrupted) else signal.SIGINT
+
+
 def _interrupt(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
-    raise KeyboardInterrupt
+    at = time.monotonic()
+    if _last and at - _last[0] < _SAME_S:
+        return
+    _last[:] = [at]
+    raise Interrupted(number)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from pipelines.cli.options import parse_process_and_rest
+from pipelines.cli.dry_run import dry_run
+from pipelines.cli.options import parse_start_and_rest
 
 _DESCRIPTION = """The feedback pipeline: joins what people and programs say with the answers they say it of.
 
@@ -15,7 +16,9 @@ started anew it goes on where it was. Example:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    config, beam_arguments = parse_process_and_rest("join-feedback", arguments, _DESCRIPTION)
+    options, beam_arguments = parse_start_and_rest("join-feedback", arguments, _DESCRIPTION)
+    if options.dry_run:
+        return dry_run("join-feedback", options.run)
     from pipelines.join_feedback import run
 
-    return run(config, beam_arguments)
+    return run(options.run, beam_arguments)

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from pipelines.cli.options import parse_process
+from pipelines.cli.dry_run import dry_run
+from pipelines.cli.options import parse_start
 
 _DESCRIPTION = """Trains a reward model or a critic from the trajectories of a run, beside its learner or after it.
 
@@ -18,7 +19,9 @@ AutoModelForSequenceClassification. Examples:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    config = parse_process("learn-scorer", arguments, _DESCRIPTION)
+    options = parse_start("learn-scorer", arguments, _DESCRIPTION)
+    if options.dry_run:
+        return dry_run("learn-scorer", options.run)
     from trainers.learn_scorer import run
 
-    return run(config)
+    return run(options.run)

@@ -3,20 +3,23 @@
     asyncflow VERB ARGUMENT… ──► pipelines.cli.VERB.main(arguments) ──► exit code
 
 Exit codes: 0 done; 1 something failed; 2 something that the user can mend (one message, no traceback);
-130 ended by Ctrl-C. A verb's module is imported only when it is called, and itself imports heavy
+130 ended by Ctrl-C,
+143 by SIGTERM. A verb's module is imported only when it is called, and itself imports heavy
 packages only when it has read its arguments.
 """
 
 import errno
 import importlib
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Final
 
 from schemas.errors import AsyncFlowError, UserError
+from schemas.suggestions import did_you_mean
 
 VERBS: Final = {
     "demo": "train a small model on sums, watch it learn, and write a report",
@@ -34,6 +37,8 @@ VERBS: Final = {
     "export": "write the weights of a run as a Hugging Face directory",
     "submit": "write the prompts of a JSON-lines file or of a task to a run",
     "curriculum": "write prompts of several tasks by weight, and of each those that teach most now",
+    "config": "show, compare and check configurations, with the origin of each value",
+    "completion": "print what makes bash, zsh or fish complete verbs and flags",
     "topics": "create the topics of a run, or check those that exist",
     "kafka": "serve the log of a finished run again",
     "top": "watch a run: its flow, its workers, and what it waits for",
@@ -41,10 +46,25 @@ VERBS: Final = {
     "replay": "train a step of a run again from the log and compare the bits",
     "simulate-users": "have a population talk to a gateway and judge its answers",
     "simulate-raters": "have users who know the right answers judge what a run answers",
+    "doctor": "look whether this machine can do what a run needs, and say what to do",
     "drill": "hurt a running stack on purpose and check that nothing is lost",
 }
 
-_DONE, _FAILED, _USER_ERROR, _INTERRUPTED = 0, 1, 2, 130
+_TOOLS: Final = "tools"
+_GROUPS: Final[dict[str, tuple[str, ...]]] = {
+    "start here": ("demo", "up", "doctor", "config"),
+    "processes": ("worker", "rollout", "learn", "join-feedback", "gateway", "evaluate", "learn-scorer", "serve-scorer"),
+    "data": ("submit", "curriculum", "feedback", "export"),
+    "look and check": ("top", "report", "eval", "audit", "replay"),
+    _TOOLS: ("topics", "kafka", "completion", "simulate-users", "simulate-raters", "drill"),
+}
+
+_OUT_OF_MEMORY: Final = "OutOfMemoryError"
+"""Of torch, by its name: torch is not imported for it."""
+_NARROWEST: Final = 40
+"""Columns of a box in a terminal that has fewer."""
+
+_DONE, _FAILED, _USER_ERROR = 0, 1, 2
 _DISK_FAULTS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -56,18 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _DONE if given else _USER_ERROR
     verb = given.pop(0)
     if verb not in VERBS:
-        return _complain("asyncflow", f"no verb {verb!r}{_did_you_mean(verb)}")
+        return _complain("asyncflow", f"no verb {verb!r}; {did_you_mean(verb, VERBS)}")
     return _call(verb, given)
 
 
 def _call(verb: str, arguments: list[str]) -> int:
     from pipelines.cli.logs import configure_logging
 
-    configure_logging()
     try:
+        configure_logging()
         return int(importlib.import_module(f"pipelines.cli.{verb.replace('-', '_')}").main(arguments))
-    except KeyboardInterrupt:
-        return _INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        return _interrupted(verb, interrupt)
     except UserError as error:
         return _complain(f"asyncflow {verb}", str(error), arguments)
     except AsyncFlowError as error:
@@ -83,6 +103,26 @@ def _call(verb: str, arguments: list[str]) -> int:
             f"{error.strerror}: {error.filename or 'a file'}; make room there, or choose a place that can be written"
         )
         return _complain(f"asyncflow {verb}", fault, arguments)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != _OUT_OF_MEMORY:
+            raise
+        return _complain(f"asyncflow {verb}", _of_memory(error), arguments)
+
+
+def _of_memory(error: Exception) -> str:
+    said = str(error).split(". ", 1)[0] or "out of memory"
+    return (
+        f"{said}: model, activations and engine do not fit; lower learner.micro_batch_tokens or "
+        "learner.kept_logits_bytes, set learner.activation_checkpointing = true, raise learner.zero_stage with more "
+        "ranks, lower worker.gpu_memory_utilization where both share a GPU, or take a smaller model"
+    )
+
+
+def _interrupted(verb: str, interrupt: KeyboardInterrupt) -> int:
+    from pipelines.cli.interrupts import describe, exit_code
+
+    sys.stderr.write(f"asyncflow {verb}: {describe(interrupt)}\n")
+    return exit_code(interrupt)
 
 
 def _complain(who: str, message: str, arguments: Sequence[str] = ()) -> int:
@@ -92,26 +132,43 @@ def _complain(who: str, message: str, arguments: Sequence[str] = ()) -> int:
     return _USER_ERROR
 
 
-def _did_you_mean(verb: str) -> str:
-    near = get_close_matches(verb, VERBS, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(VERBS)}"
-
-
 def _usage() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
+    boxes = [line for title, verbs in _grouped().items() for line in _box(title, verbs)]
     return "\n".join(
         [
             "usage: asyncflow VERB [ARGUMENT ...]",
             "",
             "Streaming reinforcement-learning post-training for language models on a durable log.",
             "",
-            *lines,
+            *boxes,
             "",
-            "asyncflow VERB --help tells its arguments. For a first look: asyncflow demo",
+            "asyncflow VERB --help tells its arguments, with defaults and an example. For a first look: asyncflow demo",
             "",
         ]
     )
+
+
+def _grouped() -> dict[str, list[str]]:
+    """The verbs by what they are for; one without a group is a tool."""
+    groups = {title: [verb for verb in verbs if verb in VERBS] for title, verbs in _GROUPS.items()}
+    grouped = {verb for verbs in groups.values() for verb in verbs}
+    return {**groups, _TOOLS: [*groups[_TOOLS], *(verb for verb in VERBS if verb not in grouped)]}
+
+
+def _box(title: str, verbs: list[str]) -> list[str]:
+    """A frame as those of tyro's help, drawn by hand: rich takes longer to import than the help may take."""
+    first = max(map(len, VERBS)) + 2
+    longest = first + max(map(len, VERBS.values()))
+    width = max(_NARROWEST, min(longest, shutil.get_terminal_size((longest + 4, 24)).columns - 4))
+    rows = [row for verb in verbs for row in _rows(verb, first, width - first)]
+    head = f"╭─ {title} ".ljust(width + 3, "─") + "╮"
+    return [head, *(f"│ {row:<{width}} │" for row in rows), f"╰{'─' * (width + 2)}╯"]
+
+
+def _rows(verb: str, first: int, rest: int) -> list[str]:
+    """A verb and its summary, in as many lines as that takes."""
+    head, *more = textwrap.wrap(VERBS[verb], rest)
+    return [f"{verb:<{first}}{head}", *(f"{'':<{first}}{line}" for line in more)]
 
 
 if __name__ == "__main__":

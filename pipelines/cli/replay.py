@@ -28,6 +28,8 @@ class ReplayOptions:
     """The step; by default the last one."""
     bootstrap: str | None = None
     """Brokers as host:port; by default those of the run's configuration."""
+    json: bool = False
+    """Taken, so that programs can say it everywhere: what is printed is JSON in any case."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from pipelines.cli.options import parse_process_and_rest
+from pipelines.cli.dry_run import dry_run
+from pipelines.cli.options import parse_start_and_rest
 
 _DESCRIPTION = """The rollout pipeline: has workers answer the prompts of a run, scores the answers and writes them.
 
@@ -15,7 +16,9 @@ Ctrl-C; a second one does not wait. Example:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    config, beam_arguments = parse_process_and_rest("rollout", arguments, _DESCRIPTION)
+    options, beam_arguments = parse_start_and_rest("rollout", arguments, _DESCRIPTION)
+    if options.dry_run:
+        return dry_run("rollout", options.run)
     from pipelines.rollout import run
 
-    return run(config, beam_arguments)
+    return run(options.run, beam_arguments)

@@ -23,6 +23,8 @@ AutoModelForSequenceClassification. It ends on SIGTERM and Ctrl-C. Example:
 class ServeScorerOptions:
     """Arguments of the verb."""
 
+    dry_run: bool = False
+    """Say what would be served where and what is wrong (exit code 2), and serve nothing."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
     server: Annotated[ScorerServerConfig, tyro.conf.arg(name="")] = field(default_factory=ScorerServerConfig)
@@ -31,6 +33,10 @@ class ServeScorerOptions:
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     options = parse(ServeScorerOptions, "serve-scorer", arguments, _DESCRIPTION)
+    if options.dry_run:
+        from pipelines.dry_run.scorer import rehearse_scorer
+
+        return rehearse_scorer(options.server)
     from pipelines.reward_model.serve import run
 
     try:

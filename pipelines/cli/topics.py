@@ -1,9 +1,11 @@
 """``asyncflow topics``."""
 
+import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from pipelines.cli.options import parse_process
+from pipelines.cli.options import ProcessOptions, base_config, parse
 
 _DESCRIPTION = """Creates the topics of a run that are missing, and prints their names.
 
@@ -13,11 +15,25 @@ Topics that exist are compared with what they should be: partitions, message siz
 """
 
 
+@dataclass(frozen=True)
+class TopicsOptions(ProcessOptions):
+    """Arguments of the verb."""
+
+    json: bool = False
+    """Print a JSON object: the topics that were created, and those that existed as they should be."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    config = parse_process("topics", arguments, _DESCRIPTION)
+    options = parse(TopicsOptions, "topics", arguments, _DESCRIPTION, TopicsOptions(run=base_config(arguments)))
     from pipelines.local.topics import create_topics
 
-    for name in create_topics(config):
-        sys.stdout.write(f"{name}\n")
+    config = options.run
+    created = create_topics(config)
+    if options.json:
+        names = [spec.name for spec in config.topics.specs(config.kafka.partitions)]
+        existed = [name for name in names if name not in created]
+        sys.stdout.write(json.dumps({"created": created, "existed": existed}) + "\n")
+    else:
+        sys.stdout.write("".join(f"{name}\n" for name in created))
     return 0

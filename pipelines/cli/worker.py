@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from pipelines.cli.options import parse_process
+from pipelines.cli.dry_run import dry_run
+from pipelines.cli.options import parse_start
 
 _DESCRIPTION = """A vLLM worker: answers prompts with the newest announced weights.
 
@@ -14,7 +15,9 @@ It ends in good order on SIGTERM and Ctrl-C. Example:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    config = parse_process("worker", arguments, _DESCRIPTION)
+    options = parse_start("worker", arguments, _DESCRIPTION)
+    if options.dry_run:
+        return dry_run("worker", options.run)
     from transforms.generation.worker.server import run
 
-    return run(config)
+    return run(options.run)

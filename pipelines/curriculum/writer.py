@@ -12,6 +12,7 @@ from schemas.config import RunConfig
 from schemas.crash_points import crash_point
 from schemas.errors import BrokerError
 from schemas.identity import GroupId
+from schemas.reach import unreachable
 from schemas.transactions import open_producer, transaction
 
 
@@ -42,9 +43,7 @@ class Writer:
         try:
             self._producer = open_producer(config.kafka, config.topics.curriculum_id)
         except (KafkaError, OSError) as error:
-            raise BrokerError(
-                f"Kafka at {self._kafka} cannot be reached ({error!r}); start it, or give its address"
-            ) from error
+            raise unreachable(config.kafka, error) from error
 
     def write(self, prompts: Sequence[Numbered], partitions: int) -> list[GroupId]:
         """Writes prompts over the partitions, each to that of its number.

@@ -32,6 +32,7 @@ from pipelines.log import RunReader
 from pipelines.runs import served
 from schemas.config import RunConfig, validate
 from schemas.errors import AsyncFlowError, ConfigError
+from schemas.suggestions import did_you_mean
 
 _WARM_STEPS: Final = 10
 _WARM_S: Final = 300.0
@@ -103,7 +104,7 @@ def choose(names: Sequence[str]) -> dict[str, Fault]:
     chosen: dict[str, Fault] = {}
     for name in names:
         if name not in sets and name not in every:
-            raise ConfigError(f"no fault {name!r}; there are {', '.join([*sets, *every])}")
+            raise ConfigError(f"no fault {name!r}; {did_you_mean(name, [*sets, *every])}")
         chosen |= sets.get(name, {name: every.get(name)})  # type: ignore[dict-item]
     return chosen
 

@@ -17,6 +17,7 @@ from kafka.errors import KafkaError
 from pipelines.gateway import metrics
 from schemas.config import KafkaConfig
 from schemas.errors import BrokerError
+from schemas.reach import unreachable
 
 _LOG = structlog.get_logger(__name__)
 _LONGEST_S: Final = 10.0
@@ -50,7 +51,7 @@ class Appender:
         try:
             self._producer = self._open()
         except KafkaError as error:
-            raise BrokerError(f"Kafka at {kafka.bootstrap} cannot be reached ({error!r}); start it first") from error
+            raise unreachable(kafka, error) from error
 
     def _open(self) -> KafkaProducer:
         timeout_ms = int(self._timeout_s * 1000)

@@ -26,7 +26,8 @@ from pipelines.gateway.desk import Desk
 from pipelines.gateway.fates import Fates
 from pipelines.gateway.follow import Followers
 from pipelines.gateway.judging import Judging
-from schemas.errors import BrokerError, ConfigError
+from schemas.errors import ConfigError
+from schemas.reach import unreachable
 from schemas.receipts import Receipts
 from transforms.generation import engine
 from transforms.generation.discovery import Discovery
@@ -124,7 +125,7 @@ async def parts_of(config: RunConfig, tokenizer: Tokenizer, receipts: Receipts |
         followers = await asyncio.to_thread(Followers, config, fates)
         appender = await asyncio.to_thread(Appender, config.kafka)
     except KafkaError as error:
-        raise BrokerError(f"Kafka at {config.kafka.bootstrap} cannot be reached ({error!r}); start it first") from error
+        raise unreachable(config.kafka, error) from error
     session = engine.open_session(rollout.request_timeout_s)
     workers = Workers(rollout.workers, session, _SHARE, rollout.frozen_after_s)
     discovery = Discovery(config, workers, asyncio.get_running_loop())

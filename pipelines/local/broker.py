@@ -17,13 +17,14 @@ from typing import Final, Self
 
 import structlog
 
-from pipelines.local.paths import build_once, cache_dir, make_directory
+from pipelines.local.paths import build_once, cache_dir, cache_place, make_directory
 from pipelines.local.ports import LOOPBACK, accepts, free_ports, require_free
 from pipelines.local.supervisor import Spec
 from schemas.errors import BrokerError
 from schemas.limits import MAX_TRAJECTORY_BYTES
 
 KAFKA_VERSION: Final = "4.3.1"
+_JARS: Final = f"kafka-{KAFKA_VERSION}"
 # Prints the log; "!" keeps its bill of materials from pulling other versions of the rest.
 _LOG_PRINTER: Final = "org.apache.logging.log4j:log4j-slf4j-impl:2.25.4!"
 _MAX_MESSAGE_BYTES: Final = MAX_TRAJECTORY_BYTES + (2 << 20)
@@ -55,7 +56,13 @@ def kafka_jars() -> Path:
     Raises:
         BrokerError: they are not in the cache and cannot be downloaded.
     """
-    return build_once(cache_dir() / f"kafka-{KAFKA_VERSION}", lambda target: download_jars("kafka_2.13", target))
+    return build_once(cache_dir() / _JARS, lambda target: download_jars("kafka_2.13", target))
+
+
+def known_jars() -> Path | None:
+    """As :func:`kafka_jars`, but nothing is downloaded: null if that would have to be done first."""
+    cached = cache_place() / _JARS
+    return cached if cached.exists() else None
 
 
 def download_jars(artifact: str, target: Path) -> None:

@@ -18,10 +18,12 @@ from rich.console import Console
 from rich.live import Live
 
 from pipelines.audit import audit
+from pipelines.dry_run.plan import Start
+from pipelines.dry_run.show import rehearse
 from pipelines.evaluation.measure import Measure, write_results
 from pipelines.evaluation.prompts import HeldOut
 from pipelines.local.broker import kafka_jars
-from pipelines.local.demo_model import demo_model
+from pipelines.local.demo_model import demo_model, known_demo_model
 from pipelines.local.demo_options import DemoOptions
 from pipelines.local.demo_prompts import DemoPrompts, from_file, sums
 from pipelines.local.monitor import Monitor
@@ -39,6 +41,7 @@ from pipelines.top.explain import explain
 from pipelines.top.lines import plain
 from pipelines.top.screen import LINE_S, REFRESH_S
 from pipelines.top.watch import Watch, Watched
+from schemas.checks import Check
 from schemas.config import RunConfig, validate
 from schemas.evals import EvalResult
 from schemas.records import now
@@ -53,6 +56,8 @@ def run(options: DemoOptions) -> int:
     """Runs the demo; 0 if the audit passed. What is downloaded, built or converted is so before the clock starts."""
     console = Console()
     prompts = from_file(options.prompts) if options.prompts else sums(options.seed)
+    if options.dry_run:
+        return _rehearse(options, prompts)
     config = demo_config(options, options.model or demo_model())
     find_prism()
     kafka_jars()
@@ -62,10 +67,18 @@ def run(options: DemoOptions) -> int:
     return 0 if summary.audit.ok else 1
 
 
-def demo_config(options: DemoOptions, model: Path) -> RunConfig:
-    """The preset with the command's options over it."""
+def _rehearse(options: DemoOptions, prompts: DemoPrompts) -> int:
+    config = demo_config(options, options.model or known_demo_model())
+    said = Check(
+        "prompts", f"{len(prompts.train)} to train on, {len(prompts.held_out)} held out, repeated as needed", "ok", ""
+    )
+    return rehearse(Start("demo", config, DEFAULT_RUNS / config.name, said=(said,)))
+
+
+def demo_config(options: DemoOptions, model: Path | None) -> RunConfig:
+    """The preset with the command's options over it; a model that is not known yet has no path."""
     tree = load_preset("demo")
-    tree |= {"name": options.name or _free_name(), "seed": options.seed, "model": {"path": str(model)}}
+    tree |= {"name": options.name or _free_name(), "seed": options.seed, "model": {"path": str(model or "")}}
     given = {"steps": options.steps, "max_staleness": options.max_staleness}
     tree["learner"] |= {key: value for key, value in given.items() if value is not None}
     return validate(tree, "of the demo")

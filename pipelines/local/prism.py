@@ -8,6 +8,7 @@ version.
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from pipelines.local.paths import build_once, cache_dir
+from pipelines.local.paths import build_once, cache_dir, cache_place
 from schemas.errors import ConfigError, UserError
 
 VARIABLE: Final = "ASYNCFLOW_PRISM"
@@ -51,12 +52,29 @@ def find_prism() -> Path:
     given = os.environ.get(VARIABLE)
     if given:
         return _check_given(Path(given))
-    return build_once(cache_dir() / f"prism-{version('apache-beam')}", _obtain)
+    return build_once(cache_dir() / _name(), _obtain)
+
+
+def known_prism() -> Path | None:
+    """As :func:`find_prism`, but nothing is downloaded or built: null if that would have to be done first.
+
+    Raises:
+        ConfigError: ``ASYNCFLOW_PRISM`` names no executable file.
+    """
+    given = os.environ.get(VARIABLE)
+    if given:
+        return _check_given(Path(given))
+    cached = cache_place() / _name()
+    return cached if cached.exists() else None
 
 
 def prism_command(prism: Path, job_port: int) -> list[str]:
     """What starts Prism with its job service on the loopback port, without a web page, for ever."""
     return [str(prism), f"--job_port={job_port}", "--serve_http=false", "--log_kind=text", "--log_level=warn"]
+
+
+def _name() -> str:
+    return f"prism-{version('apache-beam')}"
 
 
 def _check_given(path: Path) -> Path:
@@ -126,15 +144,24 @@ def _build(go: Path, room: Path) -> Path:
 def _run(command: list[str], timeout_s: float, environment: dict[str, str]) -> str:
     """The standard output of a command, or the reason why it failed as :class:`_NotPossible`."""
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=timeout_s, check=True, env={**os.environ, **environment}
-        )
-    except subprocess.CalledProcessError as error:
-        lines = (error.stderr or error.stdout).strip().splitlines() or ["no message"]
-        raise _NotPossible(lines[-1][:300]) from error
-    except (OSError, subprocess.TimeoutExpired) as error:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+    except OSError as error:
         raise _NotPossible(str(error)[:300]) from error
-    return done.stdout
+    try:
+        output, complaint = process.communicate(timeout=timeout_s)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)  # a compiler has compilers
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise _NotPossible(str(error)[:300]) from error
+        raise
+    if process.returncode:
+        lines = (complaint or output).strip().splitlines() or ["no message"]
+        raise _NotPossible(lines[-1][:300])
+    return output
 
 
 _WAYS: Final[dict[str, Callable[[Path], Path]]] = {

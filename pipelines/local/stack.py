@@ -31,12 +31,13 @@ from pipelines.local.prism import find_prism, prism_command
 from pipelines.local.supervisor import TICK_S, Spec, Supervisor
 from pipelines.local.threads import cores, thread_environment
 from pipelines.local.topics import create_topics
-from pipelines.runs import CONFIG_NAME, KAFKA_NAME, lock_run
+from pipelines.runs import CONFIG_NAME, KAFKA_NAME, lock_run, name_taken
 from schemas.config import KafkaConfig, RolloutConfig, RunConfig, WorkerConfig, load, validate
 from schemas.errors import ConfigError, DiskError, ModelError, RunError
 from schemas.gateway import GatewayConfig
 from schemas.receipts import KEY_NAME, make_key
 from schemas.weights import held_versions
+from transforms.modules import absolute
 
 BROKER: Final = "kafka"
 PRISM: Final = "prism"
@@ -51,8 +52,8 @@ EVALUATOR: Final = "evaluate"
 _STATUS_TIMEOUT_S: Final = 2.0
 _WORKER_READY_S: Final = 600.0  # compiling for a GPU takes minutes
 _LEARNER_READY_S: Final = 1800.0  # and so does reading a large checkpoint
-_SPARE_BYTES: Final = 1 << 30
-_HELD_BY_EVALUATOR: Final = 2
+SPARE_BYTES: Final = 1 << 30
+HELD_BY_EVALUATOR: Final = 2
 """Weight versions that it keeps in the store beside the newest ones: the best, and the one that it asks."""
 
 _log = structlog.get_logger(__name__)
@@ -108,8 +109,11 @@ class Stack:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        ended = self.stop()
+        if isinstance(error, KeyboardInterrupt):  # the command line tells notes as one line
+            error.add_note(f"ended {', '.join(ended)}" if ended else "nothing had been started")
+            error.add_note(f"go on with asyncflow up --name {self.config.name} --resume")
 
     @property
     def supervisor(self) -> Supervisor:
@@ -178,14 +182,20 @@ class Stack:
                 on_tick()
             time.sleep(TICK_S)
 
-    def stop(self) -> None:
-        """Ends everything in good order and gives the directory back. Harmless when nothing runs."""
+    def stop(self) -> list[str]:
+        """Ends everything in good order and gives the directory back. Harmless when nothing runs.
+
+        Returns:
+            The names of the processes that ran, in the order in which they were ended.
+        """
+        ended: list[str] = []
         if self._supervisor is not None:
-            self._supervisor.stop()
+            ended = self._supervisor.stop()
             self._supervisor = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+        return ended
 
     def _claim(self) -> None:
         exists = (self.directory / CONFIG_NAME).exists()
@@ -196,10 +206,7 @@ class Stack:
         self._lock = lock_run(self.directory)
         if exists and not self._resume:
             self.stop()
-            raise RunError(
-                f"run {name!r} exists already ({self.directory}); give another --name, or go on with it: "
-                f"asyncflow up --name {name} --resume"
-            )
+            raise name_taken(name, self.directory.parent)
 
     def _prepare(self) -> None:
         check_room(self._given, self.directory, evaluates=self._held_out is not None)
@@ -277,8 +284,10 @@ def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
     tree["worker"] |= {"host": LOOPBACK, "port": worker_port or ports[1]}
     environments = config.rollout.environments
     data = {name: str(directory.absolute()) for name, directory in environments.data.items()}
+    own_environments = [absolute(name) for name in environments.modules]
+    tree["rewards"]["modules"] = [absolute(name) for name in config.rewards.modules]
     tree["rollout"] |= {
-        "environments": {**tree["rollout"]["environments"], "data": data},
+        "environments": {**tree["rollout"]["environments"], "data": data, "modules": own_environments},
         "workers": [f"http://{LOOPBACK}:{worker_port or ports[1]}", *_other_workers(config)],
         "metrics_port": rollout_metrics or ports[2],
     }
@@ -333,9 +342,9 @@ def check_room(config: RunConfig, directory: Path, *, evaluates: bool = False) -
     """
     model_bytes = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
     checkpoint_bytes = 3 * model_bytes  # weights and AdamW's two moments
-    held = max(_count_held(config, directory), _HELD_BY_EVALUATOR if evaluates else 0)
+    held = max(_count_held(config, directory), HELD_BY_EVALUATOR if evaluates else 0)
     copies = config.weights.keep + held + 1
-    needed = copies * model_bytes + (config.learner.keep_checkpoints + 1) * checkpoint_bytes + _SPARE_BYTES
+    needed = copies * model_bytes + (config.learner.keep_checkpoints + 1) * checkpoint_bytes + SPARE_BYTES
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise DiskError(

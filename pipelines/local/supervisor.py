@@ -182,16 +182,24 @@ class Supervisor:
         """The file that holds what a process prints."""
         return self._logs / f"{name}.log"
 
-    def stop(self) -> None:
-        """Ends everything, the last stage first. A second Ctrl-C meanwhile kills at once."""
+    def stop(self) -> list[str]:
+        """Ends everything, the last stage first. A second Ctrl-C meanwhile kills at once.
+
+        Returns:
+            The names of the processes that ran, in this order.
+        """
         again: list[int] = []
+        ended: list[str] = []
         with signals_go_to(again.append):
             for stage in range(self._stages, 0, -1):
-                self._end([each for each in self._children.values() if each.stage == stage], lambda: bool(again))
+                children = [each for each in self._children.values() if each.stage == stage]
+                ended += [each.spec.name for each in children if each.process is not None]
+                self._end(children, lambda: bool(again))
         self._children.clear()
         assert self._stand_by.stdin is not None
         self._stand_by.stdin.close()
         self._stand_by.wait()
+        return ended
 
     def _look_after(self, each: _Child) -> None:
         assert each.process is not None
@@ -240,7 +248,7 @@ class Supervisor:
             one.start_again_at = time.monotonic() + pause_s
 
     def _launch(self, each: _Child) -> None:
-        with each.log.open("ab") as log:
+        with signals_wait(), each.log.open("ab") as log:  # a process that nobody knows could not be ended
             each.log_offset = log.tell()
             each.process = subprocess.Popen(
                 tied_to_us(each.spec.command), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -310,6 +318,16 @@ def signals_go_to(handle: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP that come while it is open do so when it closes."""
+    held: list[int] = []
+    with signals_go_to(held.append):
+        yield
+    for number in held[:1]:
+        signal.raise_signal(number)
 
 
 def _describe(code: int) -> str:

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from schemas.config import KafkaConfig, RunConfig
 from schemas.errors import BrokerError
+from schemas.reach import unreachable
 from schemas.topics import TopicSpec
 
 _LONGEST_PAUSE_S: Final = 1.0
@@ -19,7 +20,7 @@ def wait_for_broker(kafka: KafkaConfig, timeout_s: float) -> None:
     deadline, pause_s = time.monotonic() + timeout_s, 0.05
     while True:
         try:
-            _connect(kafka, min(timeout_s, 5.0)).close()
+            connect(kafka, min(timeout_s, 5.0)).close()
             return
         except BrokerError:
             if time.monotonic() + pause_s > deadline:
@@ -38,7 +39,7 @@ def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
 
     wait_for_broker(config.kafka, timeout_s)
     specs = config.topics.specs(config.kafka.partitions)
-    admin = _connect(config.kafka, timeout_s)
+    admin = connect(config.kafka, timeout_s)
     try:
         existing = set(admin.list_topics())
         _check([spec for spec in specs if spec.name in existing], admin)
@@ -51,13 +52,32 @@ def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
         admin.close()
 
 
+def inspect_topics(config: RunConfig, timeout_s: float = 10.0) -> dict[str, list[str]]:
+    """How the run's topics stand, and nothing is created: of each that exists what is not as it should be.
+
+    Raises:
+        BrokerError: Kafka cannot be reached, or does not say.
+    """
+    from kafka.errors import KafkaError
+
+    admin = connect(config.kafka, timeout_s)
+    try:
+        existing = set(admin.list_topics())
+        specs = [spec for spec in config.topics.specs(config.kafka.partitions) if spec.name in existing]
+        return _compare(specs, admin)
+    except KafkaError as error:
+        raise BrokerError(f"Kafka at {config.kafka.bootstrap} does not show its topics: {error}") from error
+    finally:
+        admin.close()
+
+
 def topic_partitions(kafka: KafkaConfig, topic: str, timeout_s: float = 10.0) -> int:
     """How many partitions a topic has.
 
     Raises:
         BrokerError: Kafka cannot be reached, or has no such topic.
     """
-    admin = _connect(kafka, timeout_s)
+    admin = connect(kafka, timeout_s)
     try:
         if topic not in admin.list_topics():
             raise BrokerError(f"Kafka at {kafka.bootstrap} has no topic {topic}; create it with asyncflow topics")
@@ -66,17 +86,19 @@ def topic_partitions(kafka: KafkaConfig, topic: str, timeout_s: float = 10.0) ->
         admin.close()
 
 
-def _connect(kafka: KafkaConfig, timeout_s: float) -> Any:
+def connect(kafka: KafkaConfig, timeout_s: float) -> Any:
+    """kafka-python's client for administration, connected.
+
+    Raises:
+        BrokerError: Kafka cannot be reached.
+    """
     from kafka import KafkaAdminClient
     from kafka.errors import KafkaError
 
     try:
         return KafkaAdminClient(**{**kafka.client_options(), "bootstrap_timeout_ms": int(timeout_s * 1000)})
     except (KafkaError, OSError, ValueError) as error:
-        raise BrokerError(
-            f"Kafka at {kafka.bootstrap} cannot be reached ({error}); start it (asyncflow up, or asyncflow kafka RUN), "
-            "or give another kafka.bootstrap"
-        ) from error
+        raise unreachable(kafka, error) from error
 
 
 def _create(specs: list[TopicSpec], replication: int, admin: Any) -> list[str]:
@@ -104,20 +126,26 @@ def _requests(specs: list[TopicSpec], replication: int) -> dict[str, dict[str, A
 
 def _check(specs: list[TopicSpec], admin: Any) -> None:
     """Compares existing topics with what they should be."""
+    faults = [fault for found in _compare(specs, admin).values() for fault in found]
+    if faults:
+        raise BrokerError(
+            "topics of another shape exist:\n  " + "\n  ".join(faults) + "\n"
+            "use another run name (--name), say what they are (kafka.partitions), or delete them"
+        )
+
+
+def _compare(specs: list[TopicSpec], admin: Any) -> dict[str, list[str]]:
+    """What is not as it should be, of each topic."""
     from kafka.admin import ConfigResource, ConfigResourceType
 
     if not specs:
-        return
+        return {}
     names = [spec.name for spec in specs]
     admin.wait_for_topics(names)
     partitions = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(names)}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     settings = admin.describe_configs(resources, config_filter="all")["topic"]
-    faults = [fault for spec in specs for fault in _faults(spec, partitions[spec.name], settings[spec.name])]
-    if faults:
-        raise BrokerError(
-            "topics of another shape exist:\n  " + "\n  ".join(faults) + "\nuse another run name, or delete them"
-        )
+    return {spec.name: _faults(spec, partitions[spec.name], settings[spec.name]) for spec in specs}
 
 
 def _faults(spec: TopicSpec, partitions: int, settings: dict[str, Any]) -> list[str]:

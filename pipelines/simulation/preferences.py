@@ -5,10 +5,10 @@ A rule is a function of the answer's text; adding one takes three lines here.
 
 import re
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Final
 
 from schemas.errors import ConfigError
+from schemas.suggestions import did_you_mean
 
 Preference = Callable[[str], bool]
 _SENTENCE: Final = re.compile(r"[A-Z].*[.!?]", re.DOTALL)
@@ -51,7 +51,5 @@ def find(name: str) -> Preference:
         ConfigError: there is none.
     """
     if name not in PREFERENCES:
-        near = get_close_matches(name, PREFERENCES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(PREFERENCES)}"
-        raise ConfigError(f"no preference {name!r}; {hint}")
+        raise ConfigError(f"no preference {name!r}; {did_you_mean(name, PREFERENCES)}")
     return PREFERENCES[name]

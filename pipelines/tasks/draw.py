@@ -3,6 +3,7 @@
 prompts of a split ──seed──► shuffled ──limit──► the first of them ──share──► rewarded by a function, or by people too
 """
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,18 @@ def draw(task: Task, data: Path, split: Split, *, limit: int | None = None, seed
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit {limit}: expected 1 or more, or nothing for all")
     return task.shuffled(data, split, seed)[:limit]
+
+
+def repeated(prompts: Sequence[Prompt], epochs: int, seed: int) -> list[Prompt]:
+    """All prompts so many times, the first time in the order given and then in others.
+
+    Raises:
+        ConfigError: the number is not above 0.
+    """
+    if epochs < 1:
+        raise ConfigError(f"--epochs {epochs}: expected 1 or more")
+    rounds = [random.Random(f"{seed}/{epoch}").sample(prompts, len(prompts)) for epoch in range(1, epochs)]
+    return [*prompts, *(prompt for each in rounds for prompt in each)]
 
 
 def judged_by_people(prompts: Sequence[Prompt], share: float) -> list[Prompt]:

@@ -16,6 +16,7 @@ from pipelines.tasks.superglue import Boolq, Cb, Copa, Multirc, Record, Wic, Wsc
 from pipelines.tasks.task import Split, Task
 from schemas.errors import ConfigError
 from schemas.prompts import Prompt, RewardSpec
+from schemas.suggestions import did_you_mean
 
 
 class Family(Task):
@@ -36,7 +37,7 @@ class Family(Task):
     def _knows_them(self) -> Self:
         known = [member.name for member in self.members]
         if unknown := [name for name in self.tasks if name not in known]:
-            raise ValueError(f"no task {unknown[0][:80]!r} in {self.name}; there are {', '.join(known)}")
+            raise ValueError(f"no task {unknown[0][:80]!r} in {self.name}; {did_you_mean(unknown[0], known)}")
         return self
 
     @property

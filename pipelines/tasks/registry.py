@@ -1,7 +1,7 @@
-"""Tasks by name. A new one is a class in a module of its own and a place in ``TASKS``."""
+"""Tasks by name. A new one is a class in a module of its own and a place in ``TASKS``, or in a file that is named."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from inspect import isabstract
 from typing import Final
 
 from pydantic import ValidationError
@@ -20,6 +20,8 @@ from pipelines.tasks.tau_retail import TauRetail
 from pipelines.tasks.translation import Translation
 from schemas.errors import ConfigError
 from schemas.records import first_fault
+from schemas.suggestions import did_you_mean
+from transforms.modules import is_file, load_module
 
 _ALONE: Final[tuple[type[Task], ...]] = (
     Support, Translation, Gsm8k, Countdown, Ifeval, Humaneval, Mbpp, TauRetail,
@@ -33,26 +35,37 @@ def find(name: str, arguments: Iterable[str] = (), flag: str = "--args") -> Task
     """A task that knows what it was told.
 
     Args:
-        name: of the task.
+        name: of the task, or of a file of Python that defines one, such as ``my_task.py``.
         arguments: ``KEY=VALUE``, such as ``to=fr``.
         flag: by which they were given, for messages.
 
     Raises:
         ConfigError: there is no such task, or it cannot be told that.
     """
-    if name not in TASKS:
+    if name not in TASKS and not is_file(name):
         raise ConfigError(f"no task {name[:80]!r}; {hint(name)}")
+    task = TASKS[name] if name in TASKS else _task_of_file(name)
     told = dict(_split(argument, flag) for argument in arguments)
     try:
-        return TASKS[name].model_validate(told)
+        return task.model_validate(told)
     except ValidationError as error:
         raise ConfigError(f"{flag} of task {name}: {first_fault(error)}") from error
 
 
 def hint(name: str) -> str:
     """Which task may have been meant, in words."""
-    near = get_close_matches(name, TASKS, n=1)
-    return f"did you mean {near[0]}?" if near else f"there are {', '.join(TASKS)}"
+    return did_you_mean(name, TASKS)
+
+
+def _task_of_file(name: str) -> type[Task]:
+    """The one task that a file defines; what it imports is not its own."""
+    module = load_module(name, "the task")
+    own = [each for each in vars(module).values() if isinstance(each, type) and each.__module__ == module.__name__]
+    tasks = [each for each in own if issubclass(each, Task) and not isabstract(each)]
+    if len(tasks) != 1:
+        found = ", ".join(each.__name__ for each in tasks) or "none"
+        raise ConfigError(f"{name}: expected one class that is a Task with files() and rows(), found {found}")
+    return tasks[0]
 
 
 def _split(argument: str, flag: str) -> tuple[str, str]:

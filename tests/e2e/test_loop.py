@@ -16,9 +16,11 @@ from pipelines.drill.rewards import SHARE
 from pipelines.local.stack import LEARNER, Stack
 from pipelines.local.tiny_model import build_tiny_model
 from pipelines.log import RunReader
+from pipelines.presets import preset_layer
 from pipelines.runs import served
 from pipelines.submit import submit
-from schemas.config import load, validate
+from schemas.config import from_layers, load
+from schemas.layers import Layer
 from schemas.ledger import CheckpointEntry, StartEntry, surviving_steps
 from schemas.weights import version_path
 
@@ -28,6 +30,7 @@ KILL_AFTER = 6
 
 
 def configuration(name, model, **learner):
+    """The preset cpu-small, made smaller still."""
     tree = {
         "name": name,
         "model": {"path": str(model), "dtype": "float32"},
@@ -37,7 +40,7 @@ def configuration(name, model, **learner):
         "rewards": {"modules": ["pipelines.drill.rewards"]},
         "learner": {"groups_per_step": 4, "learning_rate": 1e-2, "checkpoint_every": 4, **learner},
     }
-    return validate(tree, "of the test")
+    return from_layers([preset_layer("cpu-small"), Layer("the test", "", tree)], "of the test")
 
 
 def prompts(count):

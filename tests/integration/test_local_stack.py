@@ -11,14 +11,17 @@ import pytest
 from pipelines.local import stack as stack_module
 from pipelines.local.ports import accepts
 from pipelines.local.stack import BROKER, EVALUATOR, LEARNER, PRISM, ROLLOUT, WORKER, Stack, saved_config
+from pipelines.presets import preset_layer
 from schemas.config import (
     EnvironmentsConfig,
     LearnerConfig,
     ModelConfig,
+    RewardsConfig,
     RolloutConfig,
     RunConfig,
     WeightsConfig,
     WorkerConfig,
+    from_layers,
     load,
 )
 from schemas.errors import ConfigError, ModelError, PortError, ProcessDied, RunError
@@ -65,10 +68,16 @@ def _stand_ins(tmp_path, monkeypatch):
     monkeypatch.setattr(stack_module, "asyncflow_command", lambda: [sys.executable, str(script)])
 
 
+def preset(name, run, model):
+    """A run that starts from a preset."""
+    config = from_layers([preset_layer(name)], name)
+    return config.model_copy(update={"name": run, "model": config.model.model_copy(update={"path": model.path})})
+
+
 def test_two_stacks_run_at_once_and_leave_nothing(tmp_path, model):
     with (
-        Stack(RunConfig(name="one", model=model), runs=tmp_path) as one,
-        Stack(RunConfig(name="two", model=model), runs=tmp_path) as two,
+        Stack(preset("gpu-1", "one", model), runs=tmp_path) as one,
+        Stack(preset("gpu-8", "two", model), runs=tmp_path) as two,
     ):
         pids = []
         for stack in (one, two):
@@ -94,8 +103,9 @@ def _port(stack, key):
 def test_the_resolved_configuration_is_whole_and_every_process_reads_it(tmp_path, model):
     data = EnvironmentsConfig(data={"tau_retail": Path("data/retail")})
     given = RunConfig(
-        name="run", model=model, weights=WeightsConfig(root="mem://store"), rollout=RolloutConfig(environments=data)
-    )
+        name="run", model=model, weights=WeightsConfig(root="mem://store"), rollout=RolloutConfig(environments=data),
+        rewards=RewardsConfig(modules=("mine.py", "my.rewards")),
+    )  # fmt: skip
     with Stack(given, runs=tmp_path) as stack:
         stack.start_serving()
         stack.start_rollout()
@@ -104,6 +114,7 @@ def test_the_resolved_configuration_is_whole_and_every_process_reads_it(tmp_path
         assert written == stack.config
         assert written.weights.root == "mem://store"
         assert written.rollout.environments.data == {"tau_retail": Path.cwd() / "data" / "retail"}
+        assert written.rewards.modules == (str(Path.cwd() / "mine.py"), "my.rewards")
         assert written.learner.checkpoint_root == str(tmp_path / "run" / "checkpoints")
         assert written.rollout.workers == (f"http://127.0.0.1:{written.worker.port}",)
         assert 0 not in (written.rollout.metrics_port, written.learner.metrics_port)
@@ -113,7 +124,7 @@ def test_the_resolved_configuration_is_whole_and_every_process_reads_it(tmp_path
 
 
 def test_a_learner_that_dies_is_started_again_and_one_that_may_not_die_ends_the_run(tmp_path, model):
-    with Stack(RunConfig(name="run", model=model), runs=tmp_path, restarts=1) as stack:
+    with Stack(preset("live-feedback", "run", model), runs=tmp_path, restarts=1) as stack:
         stack.start_serving()
         first = stack.supervisor.pid(LEARNER)
         os.kill(first, signal.SIGKILL)

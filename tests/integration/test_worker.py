@@ -480,7 +480,7 @@ def test_a_missing_model_is_named(ready):
 
 def test_a_broker_that_does_not_answer_is_told_in_bounded_time(ready):
     kafka = KafkaConfig(bootstrap=f"127.0.0.1:{free_ports(1)[0]}", request_timeout_s=1)
-    with pytest.raises(BrokerError, match="no Kafka broker answered"):
+    with pytest.raises(BrokerError, match="cannot be reached"):
         run(ready.model_copy(update={"kafka": kafka}))
 
 

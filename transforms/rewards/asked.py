@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from schemas.errors import RecordError
+from schemas.suggestions import did_you_mean
 from transforms.rewards import registry, weighted
 from transforms.rewards.registry import Arguments, Reward, reward
 from transforms.rewards.scoring import SampleScore, to_score
@@ -122,7 +123,7 @@ def _check_services(config: RewardsConfig, spec: RewardSpec) -> None:
     for kind, name in arguments.services():
         known = getattr(config, kind)
         if name not in known:
-            there = f"there are {', '.join(sorted(known))}" if known else "there is none"
+            there = did_you_mean(name, sorted(known)) if known else "there is none"
             raise RecordError(
                 "bad_reward_arguments", f"reward {spec.name!r}: rewards.{kind} has no {name[:80]!r}; {there}"
             )

@@ -40,6 +40,7 @@ import structlog
 
 from schemas.config import RewardsConfig
 from schemas.errors import ProcessDied
+from transforms.modules import is_file
 from transforms.rewards import registry
 from transforms.rewards.sandbox import launch
 
@@ -248,7 +249,7 @@ class _RewardProcess:
 
     def __init__(self, config: RewardsConfig) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([*_PRELOAD, *config.modules])
+        context.set_forkserver_preload([*_PRELOAD, *(name for name in config.modules if not is_file(name))])
         self._timeout_s = config.timeout_s
         self._pipe, theirs = context.Pipe()
         self._running = _Running(context)

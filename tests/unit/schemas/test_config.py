@@ -35,6 +35,16 @@ def test_the_configurations_of_the_documentation_are_valid(file):
             "unknown key rewards.judges.a.max_token; did you mean max_tokens",
         ),
         ({"rewards": {"judges": {"a b": JUDGE}}}, "rewards.judges.a b"),
+        (
+            {"kafka": {"client": {"retries": [3]}}},
+            "kafka.client.retries = [3]: Input should be a valid string, or input should be a valid integer, or input",
+        ),
+        ({"learner": {"objective": {"name": "grpoo"}}}, "'grpoo': Input should be 'grpo'"),
+        ({"learner": {"objective": {"aggregation": "tokenmean"}}}, "did you mean token_mean?"),
+        (
+            {"rollout": {"max_tokens": 3}},
+            "did you mean rollout.sampling.max_tokens or rollout.environments.max_tokens or",
+        ),
         ({"rewards": {"judges": {"a": {"url": "http://h"}}}}, "rewards.judges.a.model"),
         ({"rewards": {"judges": {"a": {**JUDGE, "url": "file:///etc/passwd"}}}}, "rewards.judges.a.url = 'file:"),
         ({"rewards": {"judges": {"a": {**JUDGE, "patience_s": 9}}}}, "patience_s = 9 is less than timeout_s = 60"),

@@ -36,8 +36,20 @@ def inherited():
 
 
 @pytest.fixture(scope="module")
-def scorer(inherited):
-    processes = RewardProcesses(RewardsConfig(timeout_s=LIMIT_S, memory_bytes=2 << 30, modules=(MODULE,)))
+def own_file(tmp_path_factory):
+    """A file of a user's, as ``rewards.modules`` names it."""
+    file = tmp_path_factory.mktemp("own") / "my_rewards.py"
+    file.write_text(
+        "from transforms.rewards.registry import Arguments, Reward, reward\n"
+        "@reward('of_my_file')\ndef mine(sample, arguments: Arguments):\n"
+        "    return Reward(float(len(sample.response_text)))\n"
+    )
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def scorer(inherited, own_file):
+    processes = RewardProcesses(RewardsConfig(timeout_s=LIMIT_S, memory_bytes=2 << 30, modules=(MODULE, own_file)))
     scorer = Scorer(processes)
     scorer.score_alone(RewardSpec(name="fine"), [SAMPLE])
     yield scorer
@@ -52,6 +64,11 @@ def a_thousand_s(scorer):
         scorer.begin(each)
     assert all(scorer.finish(RunConfig(), each).samples[0].reward == 2.0 for each in asked)
     return time.monotonic() - started
+
+
+def test_a_reward_in_a_file_of_the_users_is_computed_in_the_process(scorer, own_file):
+    registry.load([own_file])
+    assert [score.value for score in scores(scorer, group("of_my_file", "abc", "a"))] == [3.0, 1.0]
 
 
 @pytest.fixture(scope="module")

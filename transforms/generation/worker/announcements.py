@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from schemas.errors import BrokerError, RecordError, StateError
+from schemas.reach import unreachable
 from schemas.weights import WeightVersion
 
 if TYPE_CHECKING:
@@ -119,7 +120,4 @@ def _connect(config: RunConfig) -> Any:
     try:
         return KafkaConsumer(**options)
     except (KafkaError, OSError) as error:
-        raise BrokerError(
-            f"no Kafka broker answered at {config.kafka.bootstrap} within {config.kafka.request_timeout_s:g} s "
-            f"({type(error).__name__}); start it or set kafka.bootstrap"
-        ) from error
+        raise unreachable(config.kafka, error) from error

@@ -1,73 +1,59 @@
 """The command line: what a wrong call says, and with which exit code."""
 
-import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
-from pipelines.cli import learn, logs
+from pipelines.cli import learn
+from pipelines.cli.completion import flags_by_verb
 from pipelines.cli.main import VERBS, main
-from pipelines.cli.options import flags_of, parse_process, parse_process_and_rest, peek
+from pipelines.cli.options import parse_process, parse_start_and_rest, peek
 from pipelines.local.ports import free_ports
-from pipelines.submit import key_of, read_lines
+from pipelines.submit import find_unusable, key_of, read_lines
 from schemas.config import RunConfig
 from schemas.errors import ConfigError, StateError
 from schemas.prompts import Prompt
+from tests.support.cli import in_process_of_its_own, refused
 from tests.support.tasks import write_data
 
 
-def in_process_of_its_own(*arguments, cwd=None):
-    """Runs the command as a person would."""
-    command = [sys.executable, "-m", "pipelines.cli.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd, check=False)
-
-
-@pytest.fixture
-def asyncflow(monkeypatch, capsys):
-    """Runs the command here, which is faster; whatever it raises but does not tell fails the test."""
-    monkeypatch.setattr(logs, "configure_logging", lambda: None)
-
-    def call(*arguments, cwd="."):
-        try:
-            with contextlib.chdir(cwd):
-                code = main([str(argument) for argument in arguments])
-        except SystemExit as exit_:
-            code = exit_.code
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, out, err)
-
-    return call
-
-
-def refused(done, *parts):
-    """It ended with 2, said each of the parts and showed no traceback."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    for part in parts:
-        assert part in done.stderr
-    return True
-
-
 def test_help_comes_at_once_without_heavy_packages():
-    code = "import sys; from pipelines.cli.main import main; main(['--help']); print(sorted(sys.modules))"
-    started = time.monotonic()
+    code = (
+        "import sys, time; from pipelines.cli.main import main; main(['--help']); "
+        "print(sorted(sys.modules)); print(time.process_time(), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert time.monotonic() - started < 2, "0.4 s on an idle machine"
+    assert float(done.stderr) < 0.3, "seconds of a core; on a machine that does nothing else these are those of a clock"
     for heavy in ("torch", "apache_beam", "vllm", "kafka", "pydantic", "tyro"):
         assert f"'{heavy}'" not in done.stdout
     assert all(verb in done.stdout for verb in VERBS)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_an_example(asyncflow, verb):
-    done = asyncflow(verb, "--help")
+def test_help_groups_the_verbs_and_fits_the_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "70")
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    boxed = [line for line in lines if line[:1] in ("╭", "│", "╰")]
+    assert {len(line) for line in boxed} == {70}
+    titles = re.findall(r"^╭─ ([a-z ]+) ─", "\n".join(lines), re.MULTILINE)
+    assert titles == ["start here", "processes", "data", "look and check", "tools"]
+    assert sorted(re.findall(r"^│ ([a-z-]+) ", "\n".join(lines), re.MULTILINE)) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("words", flags_by_verb(VERBS))
+def test_every_verb_has_help_with_an_example_and_the_flags_that_are_completed(asyncflow, words):
+    done = asyncflow(*words.split(), "--help")
     assert done.returncode == 0, done.stderr
-    assert f"asyncflow {verb} " in done.stdout.split("options", 1)[0].split("Example", 1)[1]
+    assert f"asyncflow {words} " in done.stdout.split("options", 1)[0].split("Example", 1)[1]
+    rows = [line for line in done.stdout.splitlines() if re.match(r"[│| ] {1,2}-", line)]
+    told = {flag for row in rows for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*[a-z0-9]", row)}
+    completed = {flag.name for flag in flags_by_verb([words.split()[0]])[words] if not flag.name.endswith(".")}
+    assert completed == told - {"--run."}
 
 
 def test_a_wrong_verb_names_the_nearest(asyncflow):
@@ -130,13 +116,34 @@ def test_a_run_to_resume_that_does_not_exist_is_named(asyncflow, tmp_path):
 
 
 def test_resume_refuses_another_configuration(asyncflow, tmp_path):
-    assert refused(asyncflow("up", "--resume", "--config", "x.toml", cwd=tmp_path), "leave --config out")
+    assert refused(asyncflow("up", "--resume", "--config", "x.toml", cwd=tmp_path), "leave --config and --preset out")
 
 
 def test_missing_prompts_are_told_before_anything_starts(asyncflow, tmp_path):
     done = asyncflow("up", "--model", tmp_path, "--prompts", tmp_path / "none.jsonl", cwd=tmp_path)
     assert refused(done, "none.jsonl", "No such file")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_reward_of_the_users_that_is_wrong_is_told_before_anything_starts(asyncflow, tmp_path):
+    (tmp_path / "mine.py").write_text("\nraise KeyError('oops')\n")
+    (tmp_path / "run.toml").write_text('[rewards]\nmodules = ["mine.py"]\n')
+    done = asyncflow("up", "--model", tmp_path, "--config", "run.toml", cwd=tmp_path)
+    assert refused(done, "rewards.modules names mine.py", "KeyError: 'oops'", "(mine.py, line 2)")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prompts_that_nobody_can_use_are_told_before_anything_starts(asyncflow, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"text": "?", "reward": {"name": "exact_mach", "args": {"answer": "1"}}}\n{}\n')
+    done = asyncflow("up", "--model", tmp_path, "--prompts", "p.jsonl", cwd=tmp_path)
+    assert refused(done, "none of the prompts can be used", "prompt 1: unknown_reward", "did you mean 'exact_match'?")
+    usable = b'{"text": "?", "reward": {"name": "feedback"}}'
+    assert [each[:9] for each in find_unusable([usable, b"{}", usable])] == ["prompt 2:"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_task_of_the_users_needs_no_directory_of_data(asyncflow, tmp_path):
+    assert refused(asyncflow("submit", "none.py", "--out", "x", cwd=tmp_path), "names none.py", "give an existing file")
 
 
 def test_submit_wants_exactly_one_way_to_name_the_run(asyncflow, tmp_path):
@@ -214,6 +221,27 @@ def test_a_full_disk_is_told(monkeypatch, capsys):
     assert "No space left on device: /runs/x; make room" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. X")]
+)
+def test_memory_that_does_not_suffice_is_told(monkeypatch, capsys, error):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(learn, "main", fail)
+    assert main(["learn"]) == 2
+    assert "out of memory: model, activations and engine do not fit; lower learner.micro" in capsys.readouterr().err
+
+
+def test_a_fault_of_our_own_keeps_its_traceback(monkeypatch):
+    def fail(_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(learn, "main", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["learn"])
+
+
 def test_output_that_nobody_reads_is_no_error():
     command = f"{sys.executable} -m pipelines.cli.main up --help | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
@@ -234,28 +262,23 @@ def test_flags_may_be_written_with_either_dash():
 
 
 def test_rollout_passes_beams_flags_on_and_keeps_its_own():
-    config, rest = parse_process_and_rest(
+    options, rest = parse_start_and_rest(
         "rollout", ["--runner=FlinkRunner", "--rollout.shares", "2", "--flink_master", "127.0.0.1:8081"], ""
     )
-    assert config.rollout.shares == 2
+    assert options.run.rollout.shares == 2
     assert rest == ["--runner=FlinkRunner", "--flink_master", "127.0.0.1:8081"]
 
 
 @pytest.mark.parametrize(("flag", "hint"), [("--rollout.share", "--rollout.shares"), ("--confg", "--config")])
 def test_rollout_does_not_pass_on_what_looks_like_a_misspelt_flag_of_ours(flag, hint):
     with pytest.raises(ConfigError, match=f"unknown flag {flag}; did you mean {hint}"):
-        parse_process_and_rest("rollout", [flag, "2"], "")
+        parse_start_and_rest("rollout", [flag, "2"], "")
 
 
 def test_peek_finds_both_forms():
     assert peek(["--config", "a"], "--config") == peek(["x", "--config=a"], "--config") == "a"
     assert peek(["--configs", "a"], "--config") is None
     assert peek(["--config"], "--config") is None
-
-
-def test_flags_of_lists_every_leaf():
-    flags = flags_of(RunConfig().model_dump())
-    assert {"--name", "--kafka.bootstrap", "--rollout.sampling.max_tokens", "--worker.engine_args"} <= set(flags)
 
 
 def test_lines_are_read_as_they_are_and_blank_ones_left_out(tmp_path):

@@ -159,7 +159,7 @@ def test_a_family_draws_a_prompt_of_each_task_in_turn(data):
 def test_some_tasks_of_a_family_can_be_chosen(data):
     prompts = draw(find("superglue", ["tasks=rte, cb"]), data, "train")
     assert [prompt.task for prompt in prompts] == ["cb", "rte", "rte"]
-    with pytest.raises(ConfigError, match="no task 'sst' in glue; there are cola, sst2"):
+    with pytest.raises(ConfigError, match="no task 'sst' in glue; did you mean sst2"):
         find("glue", ["tasks=sst,rte"])
 
 

@@ -1,14 +1,12 @@
 """Tasks on data sets of a few rows, and which of their prompts are drawn."""
 
 import gzip
-import re
-from pathlib import Path
 
 import pytest
 
 from pipelines.evaluation.prompts import read_held_out
 from pipelines.submit import write_lines
-from pipelines.tasks.draw import draw, judged_by_people
+from pipelines.tasks.draw import draw, judged_by_people, repeated
 from pipelines.tasks.registry import TASKS, find
 from pipelines.tasks.support import LABELS, Support
 from pipelines.tasks.translation import Translation
@@ -135,19 +133,6 @@ def test_a_table_that_holds_something_else_is_named(data):
         draw(Support(), data, "train")
 
 
-def test_the_task_of_the_documentation_is_one(tmp_path):
-    page = Path(__file__).parents[4] / "docs" / "tasks.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    made = {}
-    exec(compile(code, str(page), "exec"), made)
-    (tmp_path / "capitals" / "africa").mkdir(parents=True)
-    (tmp_path / "capitals" / "africa" / "test.tsv").write_text("Kenya\tNairobi\nEgypt\tCairo\n")
-    task = made["Capitals"](continent="africa")
-    prompts = list(task.prompts(tmp_path, "held_out"))
-    assert [prompt.prompt_id for prompt in prompts] == ["capitals/held_out/0", "capitals/held_out/1"]
-    assert prompts[1].reward.args == {"answer": "Cairo"}
-
-
 def test_a_limit_below_one_is_refused(data):
     with pytest.raises(ConfigError, match="--limit 0"):
         draw(Support(), data, "train", limit=0)
@@ -160,3 +145,48 @@ def test_prompts_in_a_file_are_those_of_an_evaluation(data, tmp_path):
     assert list(read_held_out(file).prompts) == prompts
     with pytest.raises(ConfigError, match="File exists"):
         write_lines(file, [])
+
+
+OWN = """
+from pipelines.tasks.task import Task
+from schemas.prompts import RewardSpec
+class Mine(Task):
+    name = "mine"
+    title = "rows.txt"
+    mark: str = "?"
+    def files(self, split):
+        return ("rows.txt",)
+    def rows(self, data, split):
+        for line in (data / "rows.txt").read_text().split():
+            yield line + self.mark, RewardSpec(name="exact_match", args={"answer": line})
+"""
+
+
+def test_a_task_in_a_file_of_the_users_is_found_and_told_like_another(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    (tmp_path / "rows.txt").write_text("one two")
+    asked = [prompt.messages[0].content for prompt in find(str(file), ["mark=!"]).prompts(tmp_path, "train")]
+    assert asked == ["one!", "two!"]
+    with pytest.raises(ConfigError, match=r"--args of task .*mine\.py: mark2"):
+        find(str(file), ["mark2=!"])
+
+
+@pytest.mark.parametrize(("code", "found"), [("x = 1\n", "none"), (OWN + OWN.replace("Mine", "Other"), "Mine, Other")])
+def test_a_file_that_defines_no_task_or_several_is_refused(tmp_path, code, found):
+    file = tmp_path / "wrong.py"
+    file.write_text(code)
+    with pytest.raises(ConfigError, match=f"expected one class that is a Task .*, found {found}"):
+        find(str(file))
+
+
+def test_epochs_hold_every_prompt_in_orders_of_their_own(data):
+    prompts = draw(Translation(), data, "train", seed=1)
+    three = repeated(prompts, 3, seed=1)
+    rounds = [[prompt.prompt_id for prompt in three[start : start + 5]] for start in (0, 5, 10)]
+    assert rounds[0] == [prompt.prompt_id for prompt in prompts]
+    assert {tuple(sorted(each)) for each in rounds} == {tuple(sorted(rounds[0]))}
+    assert rounds[1] != rounds[0]
+    assert repeated(prompts, 3, seed=1) == three
+    with pytest.raises(ConfigError, match="--epochs 0: expected 1 or more"):
+        repeated(prompts, 0, seed=1)

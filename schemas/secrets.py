@@ -1,0 +1,65 @@
+"""Secrets stay where they are: a configuration only says where, and a process looks there when it connects.
+
+    "{env:KAFKA_PASSWORD}"             an environment variable of the process that reads it
+    "{file:/run/secrets/kafka}"        a file on its machine, without the line's end
+
+The reference is what travels: into the resolved copy of a run, its report and the pipelines on other machines. What it
+stands for is nowhere but in the memory of the process.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from schemas.errors import ConfigError
+
+_REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
+_SECRET: Final = re.compile(r"password|secret|(^|_)token$|credential|api_?key", re.IGNORECASE)
+_HIDDEN: Final = "***"
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key, by its name, holds what nobody should see. Example: ``sasl_plain_password``."""
+    return bool(_SECRET.search(key))
+
+
+def is_reference(value: object) -> bool:
+    """Whether a value says where a secret is, instead of holding it."""
+    return isinstance(value, str) and bool(_REFERENCE.search(value))
+
+
+def reveal(key: str, value: Any) -> Any:
+    """The value with what its references stand for; unchanged where it has none.
+
+    Args:
+        key: for messages.
+        value: any; only texts hold references.
+
+    Raises:
+        ConfigError: a variable is not set, or a file cannot be read.
+    """
+    if not is_reference(value):
+        return value
+    return _REFERENCE.sub(lambda found: _look_up(key, found[1], found[2]), value)
+
+
+def _look_up(key: str, kind: str, where: str) -> str:
+    if kind == "env":
+        if where not in os.environ:
+            raise ConfigError(f"{key}: the environment variable {where} is not set; set it where this process starts")
+        return os.environ[where]
+    try:
+        return Path(where).read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{key}: the file {where} cannot be read ({error}); give one that this user can read"
+        ) from error
+
+
+def masked(value: Any, key: str = "") -> Any:
+    """The value for people to see: what a secret's key holds is hidden, references are shown."""
+    if isinstance(value, Mapping):
+        return {name: masked(each, str(name)) for name, each in value.items()}
+    return _HIDDEN if is_secret(key) and isinstance(value, str) and value and not is_reference(value) else value

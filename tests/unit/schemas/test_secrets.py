@@ -1,0 +1,60 @@
+"""Secrets: references that travel, what they stand for only where it is used, and what is never shown."""
+
+import pickle
+
+import pytest
+
+from schemas.config import KafkaConfig, validate
+from schemas.errors import ConfigError
+from schemas.secrets import is_secret, masked, reveal
+
+
+def test_a_reference_is_looked_up_when_a_client_is_made_and_not_before(monkeypatch, tmp_path):
+    (tmp_path / "password").write_text("from a file\n")
+    client = {"sasl_plain_password": "{env:KAFKA_PW}", "ssl_password": f"{{file:{tmp_path}/password}}", "retries": 3}
+    kafka = KafkaConfig(client=client)
+    monkeypatch.setenv("KAFKA_PW", "from the environment")
+    options = kafka.producer_options("run.learner")
+    assert options["sasl_plain_password"] == "from the environment"
+    assert (options["ssl_password"], options["retries"]) == ("from a file", 3)
+    for copy in (kafka.model_dump_json(), repr(kafka), pickle.dumps(kafka).decode("latin-1")):
+        assert "from " not in copy
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("{env:ASYNCFLOW_NO_SUCH}", "kafka.client.x: the environment variable ASYNCFLOW_NO_SUCH is not set"),
+        ("{file:/no/such}", "kafka.client.x: the file /no/such cannot be read"),
+    ],
+)
+def test_what_is_not_there_is_named(value, words):
+    with pytest.raises(ConfigError, match=words):
+        reveal("kafka.client.x", value)
+
+
+def test_what_is_no_reference_stays_as_it_is():
+    for value in ("plain", 3, True, "{other:X}", "env:X"):
+        assert reveal("key", value) == value
+
+
+@pytest.mark.parametrize("key", ["sasl_plain_password", "ssl_password", "oauth_client_secret", "api_key"])
+def test_a_secret_that_is_written_out_is_refused_and_not_repeated(key):
+    assert is_secret(key)
+    with pytest.raises(ConfigError, match="written out") as caught:
+        validate({"kafka": {"client": {key: "hunter2"}}}, "run.toml")
+    assert "hunter2" not in str(caught.value)
+    assert "{env:NAME}" in str(caught.value)
+
+
+def test_a_secret_beside_another_fault_is_not_shown():
+    with pytest.raises(ConfigError) as caught:
+        validate({"kafka": {"partitons": 3, "client": {"sasl_plain_password": ["hunter2"]}}}, "run.toml")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_people_see_references_and_no_secrets():
+    tree = {"client": {"sasl_plain_password": "hunter2", "ssl_password": "{env:X}", "retries": 3}, "max_tokens": 5}
+    assert masked(tree) == {
+        "client": {"sasl_plain_password": "***", "ssl_password": "{env:X}", "retries": 3}, "max_tokens": 5,
+    }  # fmt: skip
