@@ -4,7 +4,7 @@ TopicReader    one topic, from its beginning, without a consumer group
 RunLog         all that was read of a run so far; ``advance`` reads on
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
@@ -28,6 +28,10 @@ _T = TypeVar("_T")
 
 class TopicReader:
     """One topic from its beginning; remembers how far it has read.
+
+    Attributes:
+        partitions: of the topic, kafka-python's.
+        begins: the offset of the first record of each when it was opened.
 
     Raises:
         BrokerError: Kafka cannot be reached, or does not have the topic.
@@ -55,9 +59,17 @@ class TopicReader:
             raise BrokerError(f"topic {topic} does not exist at {bootstrap}; give the name of a run that was started")
         partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
         self._consumer.assign(partitions)
-        for partition, offset in self._consumer.beginning_offsets(partitions).items():
+        begins = self._consumer.beginning_offsets(partitions)
+        self.begins = {partition.partition: offset for partition, offset in begins.items()}
+        for partition, offset in begins.items():
             self._consumer.seek(partition, offset)
         return partitions
+
+    def seek(self, offsets: Mapping[int, int]) -> None:
+        """Goes on from these offsets, by partition, instead of where it stands."""
+        for partition in self.partitions:
+            if partition.partition in offsets:
+                self._consumer.seek(partition, offsets[partition.partition])
 
     def read_on(self) -> Iterator[Any]:
         """The records from where it stands to the present end of the topic, as kafka-python's ``ConsumerRecord``."""
@@ -211,14 +223,21 @@ class RunReader:
 
         consumer = KafkaConsumer(group_id=self._topics.rollout_group, **self._kafka.consumer_options())
         try:
-            committed = {
-                partition.partition: consumer.committed(partition, metadata=True)
-                for partition in self._readers[self._topics.prompts].partitions
-            }
+            return finished_prompts(consumer, self._readers[self._topics.prompts].partitions)
         finally:
             consumer.close()
-        return {
-            partition: OffsetSet.decode(found.offset, found.metadata)
-            for partition, found in committed.items()
-            if found is not None and found.offset >= 0
-        }
+
+
+def finished_prompts(consumer: Any, partitions: Sequence[Any]) -> dict[int, OffsetSet]:
+    """What the rollout pipeline committed as finished, by prompts partition.
+
+    Args:
+        consumer: a ``KafkaConsumer`` with the pipeline's group; it need not be assigned anything.
+        partitions: of the prompts topic.
+    """
+    committed = {partition.partition: consumer.committed(partition, metadata=True) for partition in partitions}
+    return {
+        partition: OffsetSet.decode(found.offset, found.metadata)
+        for partition, found in committed.items()
+        if found is not None and found.offset >= 0
+    }

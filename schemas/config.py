@@ -25,6 +25,7 @@ from schemas.secrets import is_reference, is_secret, reveal
 from schemas.sections import Positive, Section
 from schemas.services import JudgeConfig, RewardModelConfig, ServiceName, UserModelConfig
 from schemas.topics import Topics
+from schemas.trackers import TrackerName
 
 Seconds = Annotated[float, Field(gt=0)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -338,6 +339,9 @@ class LearnerConfig(Section):
     """Steps between two checkpoints."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints that stay."""
+    trackers: tuple[TrackerName, ...] = ("jsonl",)
+    """Where the figures of every step are also written: ``jsonl`` is ``metrics.jsonl`` beside ``checkpoint_root``,
+    and ``tensorboard`` a directory there; the others are services, whose packages have to be installed."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the Prometheus endpoint; 0 for none."""
 

@@ -18,7 +18,7 @@ checkpoint finished, before the step before it is committed.
 import signal
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Final
 
 import structlog
@@ -37,6 +37,7 @@ from trainers.policy_gradient import PolicyGradient
 from trainers.ranks import Ranks
 from trainers.restart import is_skip
 from trainers.start import Standing, start
+from trainers.trackers import Trackers, open_trackers
 
 _log = structlog.get_logger(__name__)
 
@@ -79,7 +80,8 @@ def lead(config: RunConfig, ranks: Ranks, stop: threading.Event) -> None:
     """The life of rank 0."""
     gauges = metrics.Gauges(config.learner.metrics_port)
     with ExitStack() as opened:
-        learner = Learner(start(config, ranks, opened), gauges, stop)
+        trackers = opened.enter_context(closing(open_trackers(config)))
+        learner = Learner(start(config, ranks, opened), gauges, stop, trackers)
         learner.redo()
         learner.loop()
         ranks.broadcast(("end", None))
@@ -110,8 +112,8 @@ def follow(config: RunConfig, ranks: Ranks, make: Make = PolicyGradient) -> None
 class Learner:
     """Rank 0, from where it stands after its start."""
 
-    def __init__(self, standing: Standing, gauges: metrics.Gauges, stop: threading.Event) -> None:
-        self._at, self._gauges, self._stop = standing, gauges, stop
+    def __init__(self, standing: Standing, gauges: metrics.Gauges, stop: threading.Event, trackers: Trackers) -> None:
+        self._at, self._gauges, self._stop, self._trackers = standing, gauges, stop, trackers
         self._config = standing.config
         self._planner, self._admission = standing.planner, standing.admission
         self._waited_s = self._held_s = 0.0
@@ -149,6 +151,7 @@ class Learner:
             if self._at.settle(wait=False):
                 self._deliver_as_files()
                 self._admit()
+            self._gauges.wait(len(self._planner.waiting))
             if self._planner.is_ready():
                 self._waited_s = time.monotonic() - started
                 return self._planner.take(self._at.steps_done)
@@ -205,6 +208,7 @@ class Learner:
 
     def _step(self, plan: Plan) -> None:
         started, self._held_s = time.monotonic(), 0.0
+        self._gauges.train()
         figures = metrics.of_plan(plan, self._planner.versions, self._at.steps_done)
         rate = learning_rate(self._config.learner, self._at.steps_done, self._config.learner.steps)
         outcome = self._at.updates.train(plan, rate, self._settle) if plan.arrivals else None
@@ -263,6 +267,8 @@ class Learner:
     def _show(self, entry: StepEntry) -> None:
         totals = {"step": entry.step, "version": entry.version, "generation": entry.generation}
         self._gauges.show({**totals, "groups_trained": len(entry.trained), **entry.metrics})
+        self._gauges.drop(group.reason for group in entry.dropped)
+        self._trackers.log(entry)
         rounded = {name: round(value, 5) for name, value in entry.metrics.items()}
         _log.info("step", **totals, trained=len(entry.trained), dropped=len(entry.dropped), **rounded)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -16,6 +16,7 @@ from trainers.planner import Plan, known_rewards
 
 _log = structlog.get_logger(__name__)
 _HOST: Final = "127.0.0.1"
+_STATES: Final = ("starting", "waiting", "training")
 
 
 def of_plan(plan: Plan, versions: Versions, steps_done: int) -> dict[str, float]:
@@ -75,29 +76,105 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+FIGURES: Final[Mapping[str, str]] = {
+    "step": "Steps of the surviving line.",
+    "version": "Weight version that the step made.",
+    "generation": "Starts of the learner.",
+    "groups_trained": "Groups that contributed.",
+    "groups_dropped": "Groups that were consumed without contributing.",
+    "feedback_groups": "Of those trained, groups that people or programs rated.",
+    "correction_groups": "Of those trained, corrections of rewards by later feedback.",
+    "demonstration_groups": "Of those trained, texts that somebody gave as right.",
+    "prompts_parked": "Admitted prompts that wait for feedback.",
+    "reward_mean": "Mean reward of all groups consumed.",
+    "reward_mean_trained": "Mean reward of the groups trained.",
+    "staleness_max": "Age of the oldest trained sample in updates, answers to prompts alone.",
+    "staleness_mean": "Mean age of the trained samples in updates, answers to prompts alone.",
+    "feedback_staleness_max": "The same of feedback and corrections.",
+    "tokens": "Tokens of prompts and responses that were trained.",
+    "response_tokens_mean": "Mean length of the responses in tokens.",
+    "tokens_too_old": "Tokens left out of the loss, as too old.",
+    "loss": "What is minimised.",
+    "grad_norm": "Norm of the gradient before it was scaled down.",
+    "learning_rate": "Of the optimizer.",
+    "updates": "With minibatches, how many changed the weights.",
+    "logprob_gap_mean": "Mean of abs(policy - behaviour) in nats: staleness and mismatch of engines together.",
+    "clip_fraction": "Share of the tokens where the clip changed the gradient.",
+    "correction_cut": "Share of the tokens that a bound made lighter or left out.",
+    "correction_weight": "Mean weight of the correction.",
+    "kl": "Divergence from the reference policy in nats a token, before the coefficient.",
+    "entropy": "Of the policy in nats a token, before the coefficient.",
+    "value_loss": "Half the squared error of the value head, before the coefficient.",
+    "return_mean": "Mean of what the value head is trained towards.",
+    "value_explained_variance": "Share of the returns' variance that the values explain.",
+    "seconds_wait": "Seconds waited for groups.",
+    "seconds_held": "Seconds waited for the commit of the step before.",
+    "seconds_train": "Seconds of computing.",
+    "seconds_publish": "Seconds of writing and hashing weights, beside the next step.",
+    "seconds_step": "Seconds of waiting and computing together.",
+}
+"""What the ledger has of a step, and what it means; a figure without a place in a step is left out there. Served as
+``asyncflow_learner_NAME`` from the first step that has it."""
+
+
 class Gauges:
-    """The Prometheus endpoint: ``asyncflow_learner_…``, one gauge a figure of the last step."""
+    """The Prometheus endpoint: the figures of the last step, what is waited for, and what was dropped.
+
+    Args:
+        port: on this machine; 0 for none.
+
+    Raises:
+        PortError: something else listens there.
+    """
 
     def __init__(self, port: int) -> None:
-        from prometheus_client import CollectorRegistry, start_http_server
+        from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-        self._registry = CollectorRegistry()
-        self._gauges: dict[str, object] = {}
+        self.registry = CollectorRegistry()
+        self._figures: dict[str, Gauge] = {}
+        self._waiting = Gauge(
+            "asyncflow_learner_groups_waiting", "Groups at hand for the next step.", registry=self.registry
+        )
+        self._state = Gauge(
+            "asyncflow_learner_state", "1 for what it does now (starting, waiting, training), 0 for the rest.",
+            ["state"], registry=self.registry,
+        )  # fmt: skip
+        self._dropped = Counter(
+            "asyncflow_learner_dropped_total", "Groups dropped, by reason.", ["reason"], registry=self.registry
+        )
+        self._enter("starting")
         if port:
             try:
-                start_http_server(port, addr=_HOST, registry=self._registry)
+                start_http_server(port, addr=_HOST, registry=self.registry)
             except OSError as error:
                 raise PortError(
                     f"learner.metrics_port = {port}: {error.strerror}; choose another, or 0 for none"
                 ) from error
 
-    def show(self, figures: dict[str, float]) -> None:
-        """Sets all gauges."""
+    def wait(self, groups: int) -> None:
+        """So many groups are at hand, and more are waited for."""
+        self._enter("waiting")
+        self._waiting.set(groups)
+
+    def train(self) -> None:
+        """A step is computed."""
+        self._enter("training")
+
+    def _enter(self, state: str) -> None:
+        for each in _STATES:
+            self._state.labels(each).set(each == state)
+
+    def drop(self, reasons: Iterable[str]) -> None:
+        """Groups of a committed step that did not contribute."""
+        for reason in reasons:
+            self._dropped.labels(reason).inc()
+
+    def show(self, figures: Mapping[str, float]) -> None:
+        """Sets the figures of the last step."""
         from prometheus_client import Gauge
 
         for name, value in figures.items():
-            gauge = self._gauges.get(name)
-            if not isinstance(gauge, Gauge):
-                gauge = Gauge(f"asyncflow_learner_{name}", f"Of the last step: {name}", registry=self._registry)
-                self._gauges[name] = gauge
-            gauge.set(value)
+            if name not in self._figures:
+                meaning = f"Of the last step. {FIGURES.get(name, name)}"
+                self._figures[name] = Gauge(f"asyncflow_learner_{name}", meaning, registry=self.registry)
+            self._figures[name].set(value)

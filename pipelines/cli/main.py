@@ -41,6 +41,7 @@ VERBS: Final = {
     "completion": "print what makes bash, zsh or fish complete verbs and flags",
     "topics": "create the topics of a run, or check those that exist",
     "kafka": "serve the log of a finished run again",
+    "top": "watch a run: its flow, its workers, and what it waits for",
     "audit": "check every promise of a run from its topics alone",
     "replay": "train a step of a run again from the log and compare the bits",
     "simulate-users": "have a population talk to a gateway and judge its answers",

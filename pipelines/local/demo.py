@@ -26,16 +26,21 @@ from pipelines.local.broker import kafka_jars
 from pipelines.local.demo_model import demo_model, known_demo_model
 from pipelines.local.demo_options import DemoOptions
 from pipelines.local.demo_prompts import DemoPrompts, from_file, sums
-from pipelines.local.monitor import Monitor, Snapshot
+from pipelines.local.monitor import Monitor
 from pipelines.local.paths import DEFAULT_RUNS
 from pipelines.local.prism import find_prism
 from pipelines.local.report import ReportData, write_report
 from pipelines.local.stack import Stack
 from pipelines.local.summary import Summary, summarise
-from pipelines.local.table import plain, render
 from pipelines.presets import load_preset
 from pipelines.runs import CONFIG_NAME
 from pipelines.submit import submit
+from pipelines.top.draw import render
+from pipelines.top.endpoints import endpoints_of
+from pipelines.top.explain import explain
+from pipelines.top.lines import plain
+from pipelines.top.screen import LINE_S, REFRESH_S
+from pipelines.top.watch import Watch, Watched
 from schemas.checks import Check
 from schemas.config import RunConfig, validate
 from schemas.evals import EvalResult
@@ -43,8 +48,8 @@ from schemas.records import now
 
 _EPOCH_FACTOR = 8
 """Prompts written for each group that contributes to a step: the others replace dropped groups."""
-_REFRESH_S = 0.5
-_PLAIN_LINE_S = 10.0
+_READ_S = 2.0
+"""Between two looks of what the report is made of, which reads every record."""
 
 
 def run(options: DemoOptions) -> int:
@@ -100,7 +105,7 @@ def _run_stack(console: Console, stack: Stack, prompts: DemoPrompts) -> Summary:
     clock = _Clock(time.monotonic())
     console.print(f"run [bold]{stack.config.name}[/bold] in {stack.directory}")
     stack.start_serving()
-    monitor = Monitor(stack.config, stack.directory)
+    monitor = Monitor(stack.config)
     try:
         _submit(stack.config, prompts)
         held_out = Measure(stack.config, HeldOut(prompts.held_out))
@@ -123,48 +128,52 @@ def _submit(config: RunConfig, prompts: DemoPrompts) -> None:
 
 def _train(console: Console, stack: Stack, monitor: Monitor, clock: _Clock) -> None:
     """Shows the run until the learner has done its steps."""
-    with _screen(console, stack.config, monitor) as show:
-        next_look = 0.0
+    with Watch(Watched(stack.config, endpoints_of(stack.config))) as watch, _screen(console, watch) as show:
+        next_look = next_read = 0.0
 
         def on_tick() -> None:
-            nonlocal next_look
+            nonlocal next_look, next_read
             if time.monotonic() < next_look:
                 return
-            snapshot = monitor.advance()
-            if snapshot.steps and not clock.first_step_s:
+            if time.monotonic() >= next_read:
+                monitor.advance()
+                next_read = time.monotonic() + _READ_S
+            if watch.snapshot().learner.step and not clock.first_step_s:
                 clock.first_step_s = clock.elapsed_s()
-            show(snapshot)
-            next_look = time.monotonic() + _REFRESH_S
+            show()
+            next_look = time.monotonic() + REFRESH_S
 
         stack.wait(on_tick)
-        show(monitor.advance())
+        watch.look()
+        show()
 
 
 @contextmanager
-def _screen(console: Console, config: RunConfig, monitor: Monitor) -> Iterator[Callable[[Snapshot], None]]:
-    """A live table on a terminal, else one line every ten seconds and at every tenth step."""
-    steps, title = config.learner.steps, f"{config.name}: training"
+def _screen(console: Console, watch: Watch) -> Iterator[Callable[[], None]]:
+    """The screen of ``asyncflow top`` on a terminal, else its line every ten seconds and at the end."""
     if not console.is_terminal:
-        yield _plain_printer(console, steps)
+        yield _plain_printer(console, watch)
         return
     with Live(console=console, auto_refresh=False) as live:
 
-        def show(snapshot: Snapshot) -> None:
-            rewards = [step.metrics.get("reward_mean", 0.0) for step in monitor.line]
-            live.update(render(title, snapshot, steps, rewards), refresh=True)
+        def show() -> None:
+            now = watch.history[-1]
+            live.update(render(now, explain(watch.history), f"{now.run}: training"), refresh=True)
 
         yield show
 
 
-def _plain_printer(console: Console, steps: int) -> Callable[[Snapshot], None]:
+def _plain_printer(console: Console, watch: Watch) -> Callable[[], None]:
     next_line, last = 0.0, -1
 
-    def show(snapshot: Snapshot) -> None:
+    def show() -> None:
         nonlocal next_line, last
-        if (time.monotonic() < next_line and snapshot.steps < steps) or snapshot.steps == last == steps:
+        now = watch.history[-1]
+        step, steps = now.learner.step, now.learner.steps
+        if (time.monotonic() < next_line and step != steps) or step == last == steps:
             return
-        console.print(plain(snapshot, steps), highlight=False, soft_wrap=True)
-        next_line, last = time.monotonic() + _PLAIN_LINE_S, snapshot.steps
+        console.print(plain(now, explain(watch.history)), highlight=False, soft_wrap=True, markup=False)
+        next_line, last = time.monotonic() + LINE_S, step
 
     return show
 

@@ -137,7 +137,7 @@ def largest_gap(stack):
 
     Waits for the first step: it takes longer than a round.
     """
-    monitor = Monitor(stack.config, stack.directory)
+    monitor = Monitor(stack.config)
 
     def gaps():
         monitor.advance()
@@ -194,7 +194,7 @@ def one_loop(options, bound):
     lines = [train[index % len(train)].encode() for index in range(wanted)]
     with serving(options, config) as stack:
         wait_for_turn(options.after)
-        monitor = Monitor(stack.config, stack.directory)
+        monitor = Monitor(stack.config)
         asked = Measure(stack.config, HeldOut(held_out))
         before = reward_of(asked)
         started = time.monotonic()

@@ -1,5 +1,6 @@
 """The learner on a real broker: the instrument of tests/support/trajectories.py plays everything else."""
 
+import json
 import logging
 import math
 import signal
@@ -39,6 +40,7 @@ from trainers.admission import Admission
 from trainers.commit import Committer
 from trainers.engine import Engine
 from trainers.log import open_consumer, partitions_of
+from trainers.metrics import FIGURES
 from trainers.publish import WeightStore
 
 logging.getLogger("kafka").setLevel(logging.ERROR)
@@ -61,6 +63,11 @@ def test_steps_happen_and_ledger_weights_and_admission_agree(make_config, model_
     assert line[0].metrics["logprob_gap_mean"] < 1e-5
     assert line[0].metrics["reward_mean"] == 0.5
     assert len({weight_hash(config, version) for version in (1, 2, 3, 4, 5)}) == 5
+    assert {name for entry in line for name in entry.metrics} <= FIGURES.keys(), "docs/metrics.md has all of them"
+    written = (Path(config.learner.checkpoint_root).parent / "metrics.jsonl").read_text().splitlines()
+    assert [(row["step"], row["loss"]) for row in map(json.loads, written)] == [
+        (entry.step, entry.metrics["loss"]) for entry in line
+    ]
 
 
 def _weights(record):

@@ -25,16 +25,17 @@ class Occupancy:
 
     def fill(self, filled: int) -> None:
         """From now on so many are filled."""
-        self._advance()
+        self.advance()
         self._filled = min(filled, self._slots)
 
     def explain(self, reason: State) -> None:
         """From now on this is why the others are empty."""
         if reason != self._reason:
-            self._advance()
+            self.advance()
             self._reason = reason
 
-    def _advance(self) -> None:
+    def advance(self) -> None:
+        """Counts what has passed; called often, so that what is served is not as late as the next answer."""
         now_s = time.monotonic()
         passed_s, self._since_s = now_s - self._since_s, now_s
         filled_s = passed_s * self._filled / self._slots

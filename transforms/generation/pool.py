@@ -172,6 +172,7 @@ class Pool:
     def _explain(self, *, full: bool, back_pressure: bool) -> None:
         """Says why slots are empty, if they are."""
         with self._lock:
+            self._occupancy.advance()
             if not self._workers.some_up:
                 self._occupancy.explain("no_worker")
             elif back_pressure:

@@ -16,6 +16,7 @@ from pipelines.cli.main import VERBS, main
 from pipelines.evaluation.prompts import read_held_out
 from pipelines.tasks.registry import find
 from schemas.config import RunConfig, load, validate
+from schemas.layers import INCLUDE
 from schemas.prompts import Prompt
 from tests.support.pages import DOCS, ROOT, blocks
 from tests.support.samples import SAMPLE
@@ -93,7 +94,7 @@ def test_every_example_of_a_record_is_json():
 def test_toml_of_pages_is_configuration(page):
     for text in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         tree = tomllib.loads(text)
-        tree.pop("include", None)  # of a file, which is not the configuration's
+        tree.pop(INCLUDE, None)  # files that a page only imagines
         validate(tree, name_of(page))
 
 

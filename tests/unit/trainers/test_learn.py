@@ -12,7 +12,9 @@ from schemas.identity import EXCHANGES, GroupId
 from tests.support.samples import group
 from trainers.accounts import Accounts, Versions
 from trainers.learn import Learner
+from trainers.metrics import Gauges
 from trainers.planner import Arrival, Planner
+from trainers.trackers import Trackers
 
 
 class Standing(SimpleNamespace):
@@ -39,7 +41,7 @@ class Standing(SimpleNamespace):
 
 @pytest.fixture
 def make():
-    return lambda **faults: (standing := Standing(**faults), Learner(standing, None, None))
+    return lambda **faults: (standing := Standing(**faults), Learner(standing, Gauges(0), None, Trackers({})))
 
 
 def test_weights_that_no_engine_could_be_sent_go_through_the_store_as_a_new_version(make):
@@ -83,7 +85,7 @@ def test_learner_says_that_it_waits_for_other_raters_also_while_groups_of_this_o
     stop, standing = threading.Event(), Busy(share=0.25)
     threading.Timer(1.5, stop.set).start()
     with structlog.testing.capture_logs() as logs:
-        assert Learner(standing, None, stop)._wait_for_plan() is None
+        assert Learner(standing, Gauges(0), stop, Trackers({}))._wait_for_plan() is None
     told = [entry for entry in logs if entry["event"] == "waiting for groups"]
     assert told
     assert all(entry["over_share"] == entry["have"] - 4 > 0 for entry in told)
@@ -96,7 +98,7 @@ def test_parked_prompts_and_groups_that_are_none_leave_no_weights_to_be_looked_a
         accounts.park(GroupId(0, offset))
     for offset in range(5):
         standing.planner.offer(rated(offset))
-    learner = Learner(standing, None, threading.Event())
+    learner = Learner(standing, Gauges(0), threading.Event(), Trackers({}))
     learner._look_for_fault()
     assert standing.published == [(6, True)], "the third admitted prompt is unanswered"
     accounts.finish(GroupId(0, 2))
@@ -116,7 +118,7 @@ def test_a_group_of_weights_that_were_announced_a_moment_ago_is_judged_after_tha
         return wait
 
     standing.settle = settle
-    learner = Learner(standing, None, threading.Event())
+    learner = Learner(standing, Gauges(0), threading.Event(), Trackers({}))
     learner._listen()
     assert settled == [{}], "settled once, before the group was judged"
     assert len(standing.planner.waiting) == 1
@@ -129,5 +131,5 @@ def test_nothing_is_admitted_while_a_step_is_on_its_way():
     standing.admission = SimpleNamespace(admitted=3, advance=asked.append)
     standing.settle = lambda *, wait=True: bool(standing.sent > 4)
     threading.Timer(0.5, stop.set).start()
-    assert Learner(standing, None, stop)._wait_for_plan() is not None
+    assert Learner(standing, Gauges(0), stop, Trackers({}))._wait_for_plan() is not None
     assert len(asked) == 16 - 4

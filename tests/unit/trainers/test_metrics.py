@@ -73,10 +73,20 @@ def test_gauges_are_served_and_a_taken_port_is_named():
         with pytest.raises(PortError, match=f"learner.metrics_port = {port}"):
             metrics.Gauges(port)
     gauges = metrics.Gauges(port)
+    assert 'asyncflow_learner_state{state="starting"} 1.0' in read(port)
     gauges.show({"loss": 0.5})
     gauges.show({"loss": 0.25})
-    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-    assert "asyncflow_learner_loss 0.25" in page
+    gauges.drop(["stale", "stale"])
+    gauges.wait(3)
+    page = read(port)
+    for line in ("asyncflow_learner_loss 0.25", 'asyncflow_learner_dropped_total{reason="stale"} 2.0',
+                 "asyncflow_learner_groups_waiting 3.0", 'asyncflow_learner_state{state="waiting"} 1.0',
+                 'asyncflow_learner_state{state="training"} 0.0'):  # fmt: skip
+        assert line in page
+
+
+def read(port):
+    return urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
 
 
 def late(offset, version, purpose, rewards):

@@ -1,4 +1,4 @@
-"""What a run leaves for people: the demo's prompts, the summary, the table, the report."""
+"""What a run leaves for people: the demo's prompts, the summary, the report."""
 
 from datetime import UTC, datetime
 
@@ -6,10 +6,9 @@ import pytest
 
 from pipelines.audit import audit
 from pipelines.local.demo_prompts import from_file, sums
-from pipelines.local.monitor import ShownSample, Snapshot, StageRow
+from pipelines.local.monitor import ShownSample
 from pipelines.local.report import ReportData, write_report
 from pipelines.local.summary import summarise
-from pipelines.local.table import plain, sparkline
 from pipelines.log import RunLog
 from schemas.errors import ConfigError
 from schemas.evals import EvalResult
@@ -53,13 +52,6 @@ def test_the_report_is_one_page_that_escapes_what_a_model_wrote(tmp_path, summar
     assert "<script src=" not in page
     assert "1 → 2" in page
     assert len(page) < 15 << 20
-
-
-def test_one_line_says_how_a_run_stands():
-    rows = tuple(StageRow(name, 9, 8, 0, 3, 1, 50.0) for name in ("prompts", "generate", "score", "learn"))
-    line = plain(Snapshot(rows, 2, 0.5, 3, 1, ()), 24)
-    assert line == "step 2/24  reward 0.50  version 3  staleness 1  groups 8  in flight 3  50 tokens/s  errors 3"
-    assert sparkline([0, 0.5, 1, 2]) == " ▄██"
 
 
 def test_sums_hold_out_what_they_never_train_and_depend_on_the_seed():

@@ -40,3 +40,11 @@ def test_more_prompts_than_slots_fill_no_more_than_all(clock):
     clock[0] += 1.0
     occupancy.fill(0)
     assert seconds("72")["filled"] == pytest.approx(1.0)
+
+
+def test_what_passes_is_counted_before_anything_changes(clock):
+    occupancy = Occupancy(4, 73)
+    occupancy.fill(1)
+    clock[0] += 2.0
+    occupancy.advance()
+    assert (seconds("73")["filled"], seconds("73")["no_prompts"]) == (0.5, 1.5)

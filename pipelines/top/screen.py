@@ -1,0 +1,104 @@
+"""From a run's name to a screen that lives: ``asyncflow top``.
+
+find the run ─► Watch ─► every half second: Snapshot ─► explain ─► live screen
+                                                          └─► a line every 10 s, or JSON
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any, Final
+
+from rich.console import Console
+from rich.live import Live
+
+from pipelines.runs import find_config, served
+from pipelines.top.draw import render
+from pipelines.top.endpoints import endpoints_of
+from pipelines.top.explain import explain
+from pipelines.top.lines import plain
+from pipelines.top.state import Process, Snapshot
+from pipelines.top.watch import PAUSE_S, Watch, Watched
+
+REFRESH_S: Final = 0.5
+LINE_S: Final = 10.0
+
+
+def run(name: str, bootstrap: str | None, metrics: Sequence[str], *, once: bool, as_json: bool) -> int:
+    """Shows a run until Ctrl-C.
+
+    Args:
+        name: of the run, or its directory.
+        bootstrap: where its log is served; null for where its configuration says.
+        metrics: further Prometheus pages.
+        once: look twice, so that rates can be told, and end.
+        as_json: print snapshots instead of drawing them.
+
+    Raises:
+        RunError: there is no such run.
+        BrokerError: its log can be read nowhere.
+    """
+    with find(name, bootstrap, metrics) as watched, Watch(watched) as watch:
+        if once:
+            time.sleep(2 * PAUSE_S)
+            _print(watch, as_json=as_json)
+        elif as_json or not Console().is_terminal:
+            follow_in_lines(watch, as_json=as_json)
+        else:
+            follow_on_screen(watch)
+    return 0
+
+
+@contextmanager
+def find(name: str, bootstrap: str | None, metrics: Sequence[str]) -> Iterator[Watched]:
+    """The run, its log and its endpoints; the log of a finished run is served meanwhile."""
+    given: dict[str, Process] = dict.fromkeys((_page(url) for url in metrics), "unknown")
+    own, directory = find_config(name, bootstrap)
+    with served(name, bootstrap) as config:
+        is_live = config.kafka.bootstrap == own.kafka.bootstrap
+        known = endpoints_of(config) if directory and is_live else {}
+        yield Watched(config, known | given, is_here=directory is not None, is_live=is_live)
+
+
+def follow_on_screen(watch: Watch) -> None:
+    """A live screen, until Ctrl-C."""
+    with Live(console=Console(), auto_refresh=False, screen=True, vertical_overflow="crop") as live:
+        while True:
+            now = watch.snapshot()
+            live.update(render(now, explain(watch.history), title(now)), refresh=True)
+            time.sleep(REFRESH_S)
+
+
+def follow_in_lines(watch: Watch, *, as_json: bool) -> None:
+    """A line every 10 seconds, until Ctrl-C."""
+    while True:
+        _print(watch, as_json=as_json)
+        next_line = time.monotonic() + LINE_S
+        while time.monotonic() < next_line:
+            time.sleep(REFRESH_S)
+            watch.snapshot()  # for how long something has lasted
+
+
+def title(now: Snapshot) -> str:
+    """Of the screen. Example: ``demo at 127.0.0.1:9092, 12:00:00``."""
+    return f"{now.run} at {now.broker}, {time.strftime('%H:%M:%S', time.localtime(now.at))}"
+
+
+def as_tree(watch: Watch) -> dict[str, Any]:
+    """The newest snapshot with its sentences, as JSON has it: see docs/watching.md."""
+    sentences = explain(watch.history)
+    return {"sentences": [asdict(sentence) for sentence in sentences], **asdict(watch.history[-1])}
+
+
+def _print(watch: Watch, *, as_json: bool) -> None:
+    now = watch.snapshot()
+    line = json.dumps(as_tree(watch)) if as_json else plain(now, explain(watch.history))
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _page(url: str) -> str:
+    return url if url.rstrip("/").endswith("/metrics") else f"{url.rstrip('/')}/metrics"
