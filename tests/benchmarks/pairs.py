@@ -38,7 +38,10 @@ class Pairs(Task):
 
     def _prompt(self, place, text, reward):
         asked = super()._prompt(place, text, reward)
-        shown = (Message(role="user", content=ask(SHOWN, sum(SHOWN))), Message(role="assistant", content="{} + {}".format(*SHOWN)))
+        shown = (
+            Message(role="user", content=ask(SHOWN, sum(SHOWN))),
+            Message(role="assistant", content="{} + {}".format(*SHOWN)),
+        )
         return asked.model_copy(update={"messages": (*shown, *asked.messages)})
 
     def _require(self, data, split):
