@@ -97,8 +97,8 @@ def one(options, seed, *, shuffled):
         with closing(Training(options, stack, prompts)) as training:
             with evaluating(stack.config, held_out, options.every):
                 training.run(sheet)
-            sheet.put(training=training.told(), stages=stages(stack.config.rollout.metrics_port))
-            sheet.put(after=show(asked.of(training.version)[0]), audit=training.audit())
+            sheet.put(training=training.told(), after=show(asked.of(training.version)[0]), audit=training.audit())
+            sheet.put(stages=stages(stack.config.rollout.metrics_port))
     gain = sheet.figures["after"]["value"] - sheet.figures["before"]["value"]
     sheet.put(gain=gain, seconds=time.monotonic() - began_s)
     return sheet.figures
