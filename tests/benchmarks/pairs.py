@@ -16,7 +16,7 @@ from schemas.prompts import Message, RewardSpec
 
 NUMBERS = range(2, 31)
 SHOWN = (5, 7)
-"""In neither split."""
+"""In neither split. Their difference, as a model sums up without being shown how."""
 
 
 class Pairs(Task):
@@ -39,8 +39,8 @@ class Pairs(Task):
     def _prompt(self, place, text, reward):
         asked = super()._prompt(place, text, reward)
         shown = (
-            Message(role="user", content=ask(SHOWN, sum(SHOWN))),
-            Message(role="assistant", content="{} + {}".format(*SHOWN)),
+            Message(role="user", content=ask(SHOWN, SHOWN[1] - SHOWN[0])),
+            Message(role="assistant", content="{1} - {0}".format(*SHOWN)),
         )
         return asked.model_copy(update={"messages": (*shown, *asked.messages)})
 
