@@ -8,18 +8,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from pydantic import Field
+
 from pipelines.tasks.lines import Row, read_lines
 from pipelines.tasks.task import Split, Task
 from schemas.prompts import RewardSpec
 
 _FILES: Final = {"train": "train", "held_out": "test"}
+_MOST_NUMBERS: Final = 4
+"""That a puzzle of the data set has."""
 
 
 class Countdown(Task):
-    """Example: ``Countdown()``."""
+    """Example: ``Countdown(most_numbers=3, form=0.1)``."""
 
     name = "countdown"
     title = "countdown/train.jsonl and countdown/test.jsonl: numbers and a target"
+
+    most_numbers: int = Field(default=_MOST_NUMBERS, ge=3)
+    """Puzzles of more numbers are left out."""
+    form: float = Field(default=0.0, ge=0, le=1)
+    """What the reward gives while training to an expression of the numbers that misses the target; nothing to one that
+    is held out."""
+
+    @property
+    def label(self) -> str:
+        """One for each choice of puzzles."""
+        return self.name if self.most_numbers >= _MOST_NUMBERS else f"{self.name}-{self.most_numbers}"
 
     def files(self, split: Split) -> tuple[str, ...]:
         """One file of JSON lines."""
@@ -27,8 +42,11 @@ class Countdown(Task):
 
     def rows(self, data: Path, split: Split) -> Iterator[tuple[str, RewardSpec]]:
         """One row a puzzle."""
+        form = {"form": self.form} if self.form and split == "train" else {}
         for _, row in read_lines(data / self.files(split)[0], _Puzzle):
-            yield ask(row.numbers, row.target), RewardSpec(name="countdown", args=row.model_dump(mode="json"))
+            if len(row.numbers) <= self.most_numbers:
+                args = row.model_dump(mode="json") | form
+                yield ask(row.numbers, row.target), RewardSpec(name="countdown", args=args)
 
 
 class _Puzzle(Row):

@@ -28,12 +28,18 @@ class Numbers(Arguments):
     numbers: tuple[int, ...] = Field(min_length=1, max_length=32)
     """Each may be used once; one that is given twice, twice."""
     target: int
+    form: float = Field(default=0.0, ge=0, le=1)
+    """What an expression gets that misses the target and has each of the numbers once: something to learn from for a
+    model that does not answer in expressions yet."""
 
 
 @reward("countdown")
 def countdown(sample: Sample, arguments: Numbers) -> Reward:
-    """1 if the last line of the response is an expression of the numbers that makes the target, else 0."""
-    return Reward(float(makes_target(find_expression(sample.response_text), arguments.numbers, arguments.target)))
+    """1 if the last line of the response is an expression of the numbers that makes the target, else 0 or ``form``."""
+    expression = find_expression(sample.response_text)
+    if makes_target(expression, arguments.numbers, arguments.target):
+        return Reward(1.0)
+    return Reward(arguments.form if arguments.form and takes_all(expression, arguments.numbers) else 0.0)
 
 
 def find_expression(text: str) -> str:
@@ -52,6 +58,15 @@ def makes_target(expression: str, numbers: tuple[int, ...], target: int) -> bool
         used = Counter(_leaves(tree))
         return used <= Counter(numbers) and _value(tree) == target
     except (ValueError, ZeroDivisionError):
+        return False
+
+
+def takes_all(expression: str, numbers: tuple[int, ...]) -> bool:
+    """Whether an expression uses each number exactly once, and no other, whatever it equals."""
+    tree = _parse(expression)
+    try:
+        return tree is not None and sorted(_leaves(tree)) == sorted(numbers)
+    except ValueError:
         return False
 
 

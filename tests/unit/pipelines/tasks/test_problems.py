@@ -98,6 +98,18 @@ def test_a_puzzle_becomes_a_prompt(data):
     assert first.reward.args == {"numbers": [3, 5, 7], "target": 26}
 
 
+def test_puzzles_of_few_numbers_may_be_chosen_and_form_counts_in_training_only(data):
+    many = {"numbers": [1, 2, 3, 4], "target": 10}
+    for split in ("train", "test"):
+        write_rows(data / "countdown" / f"{split}.jsonl", [many, {"numbers": [3, 5, 7], "target": 26}])
+    task = find("countdown", ["most_numbers=3", "form=0.1"])
+    train, held_out = ([*task.prompts(data, split)] for split in ("train", "held_out"))
+    assert [prompt.prompt_id for prompt in (*train, *held_out)] == ["countdown-3/train/0", "countdown-3/held_out/0"]
+    assert train[0].reward.args == {"numbers": [3, 5, 7], "target": 26, "form": 0.1}
+    assert held_out[0].reward.args == {"numbers": [3, 5, 7], "target": 26}
+    assert len([*find("countdown").prompts(data, "train")]) == 2
+
+
 def test_instructions_come_without_what_is_null(data):
     splits = [list(find("ifeval").prompts(data, split)) for split in ("train", "held_out")]
     assert sorted(prompt.messages[0].content for split in splits for prompt in split) == sorted(

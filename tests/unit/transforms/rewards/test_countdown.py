@@ -102,3 +102,18 @@ def test_a_hostile_answer_costs_nothing(text):
 def test_arguments_that_are_no_puzzle_are_refused(arguments):
     with pytest.raises(RecordError, match="countdown"):
         registry.check(RewardSpec(name="countdown", args=arguments))
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    ("53 + 48 - 2/2", 1.0),
+    ("53 + 48 + 2 + 2", 0.1),
+    ("Answer: 2*48 - 53/2 = 7", 0.1),
+    ("53 + 48", 0.0),
+    ("53 + 48 + 2 + 2 + 2", 0.0),
+    ("53 + 48 + 2 / (2 - 2)", 0.0),
+    ("53, 48, 2 and 2", 0.0),
+    ("", 0.0),
+])  # fmt: skip
+def test_an_expression_of_all_numbers_gets_a_little_where_it_is_asked_for(text, value):
+    assert score(text, GIVEN.model_copy(update={"form": 0.1})) == value
+    assert score(text) == (1.0 if value == 1 else 0.0)
