@@ -112,7 +112,7 @@ def audit(run: str, log: RunLog) -> Verdict:
     admitted = _admitted(log)
     ends = _ends(log, line)
     settings = _settings(log.ledger)
-    ages = _Ages.of(log, line, settings)
+    ages = Ages.of(log, line, settings)
     states = _unfinished(log, line, (admitted | _uninvited(log)) - ends.keys(), ages, findings)
     _check_ends(ends, findings)
     _check_trained(log, line, findings)
@@ -203,7 +203,7 @@ _LATE = ("feedback", "correction")
 
 
 @dataclass(frozen=True)
-class _Ages:
+class Ages:
     """How old weights are along the surviving line: in updates, since a step that trained nothing ages no sample."""
 
     step_of: dict[int, int]
@@ -214,6 +214,7 @@ class _Ages:
 
     @classmethod
     def of(cls, log: RunLog, line: list[StepEntry], settings: Settings) -> Self:
+        """The ages along the surviving ``line`` of a run; ``settings`` are only asked by :meth:`are_over`."""
         updates = list(accumulate((bool(step.trained) for step in line), initial=0))
         return cls({version.version: version.step for version in log.weights}, updates, settings)
 
@@ -235,7 +236,7 @@ class _Ages:
 
 
 def _unfinished(
-    log: RunLog, line: list[StepEntry], unfinished: set[GroupId], ages: _Ages, findings: _Findings
+    log: RunLog, line: list[StepEntry], unfinished: set[GroupId], ages: Ages, findings: _Findings
 ) -> Counter[str]:
     """Sorts the groups without an end: how many are ``waiting``, ``parked`` and ``in_flight``."""
     written = {record.group: record for record in reversed(log.groups)}
@@ -359,7 +360,7 @@ def _check_unreadable(log: RunLog, findings: _Findings) -> None:
             findings.add("unreadable", text)
 
 
-def _staleness(log: RunLog, line: list[StepEntry], ages: _Ages) -> tuple[int, int]:
+def _staleness(log: RunLog, line: list[StepEntry], ages: Ages) -> tuple[int, int]:
     """Counted again from the records: updates of the weights between a trained version and the step, at most.
 
     Returns:

@@ -158,11 +158,18 @@ class RunReader:
         kafka: how to reach the broker.
         run: name of the run.
         on_group: called with the samples of every group that is read from trajectories.
+        on_record: called with every record before it is decoded, as kafka-python's ``ConsumerRecord``.
     """
 
-    def __init__(self, kafka: KafkaConfig, run: str, on_group: Callable[[list[Sample]], None] | None = None) -> None:
+    def __init__(
+        self,
+        kafka: KafkaConfig,
+        run: str,
+        on_group: Callable[[list[Sample]], None] | None = None,
+        on_record: Callable[[Any], None] | None = None,
+    ) -> None:
         self.log = RunLog()
-        self._kafka, self._topics, self._on_group = kafka, Topics(run), on_group
+        self._kafka, self._topics, self._on_group, self._on_record = kafka, Topics(run), on_group, on_record
         names = [spec.name for spec in self._topics.specs(1)]
         unread = (self._topics.feedback, self._topics.exchanges, self._topics.outcomes, self._topics.workers)
         self._readers = {name: TopicReader(kafka, name) for name in names if name not in unread}
@@ -199,7 +206,10 @@ class RunReader:
         return log
 
     def _read(self, topic: str) -> Iterator[Any]:
-        return self._readers[topic].read_on()
+        for record in self._readers[topic].read_on():
+            if self._on_record:
+                self._on_record(record)
+            yield record
 
     def _read_all(self, topic: str, kind: Any) -> list[Any]:
         return [found for record in self._read(topic) if (found := self._decode(kind.decode, record))]

@@ -43,6 +43,7 @@ VERBS: Final = {
     "kafka": "serve the log of a finished run again",
     "top": "watch a run: its flow, its workers, and what it waits for",
     "audit": "check every promise of a run from its topics alone",
+    "report": "write one page about a run: curves, answers, faults, lineage; opens without a network",
     "replay": "train a step of a run again from the log and compare the bits",
     "simulate-users": "have a population talk to a gateway and judge its answers",
     "simulate-raters": "have users who know the right answers judge what a run answers",

@@ -29,10 +29,10 @@ from pipelines.local.demo_prompts import DemoPrompts, from_file, sums
 from pipelines.local.monitor import Monitor
 from pipelines.local.paths import DEFAULT_RUNS
 from pipelines.local.prism import find_prism
-from pipelines.local.report import ReportData, write_report
 from pipelines.local.stack import Stack
 from pipelines.local.summary import Summary, summarise
 from pipelines.presets import load_preset
+from pipelines.report.page import REPORT_NAME, write_report
 from pipelines.runs import CONFIG_NAME
 from pipelines.submit import submit
 from pipelines.top.draw import render
@@ -44,7 +44,6 @@ from pipelines.top.watch import Watch, Watched
 from schemas.checks import Check
 from schemas.config import RunConfig, validate
 from schemas.evals import EvalResult
-from schemas.records import now
 
 _EPOCH_FACTOR = 8
 """Prompts written for each group that contributes to a step: the others replace dropped groups."""
@@ -63,7 +62,7 @@ def run(options: DemoOptions) -> int:
     kafka_jars()
     with Stack(config, restarts=0) as stack:
         summary = _run_stack(console, stack, prompts)
-    console.print(f"\n[bold]{_verdict(summary)}[/bold]\n{stack.directory / 'report.html'}", soft_wrap=True)
+    console.print(f"\n[bold]{_verdict(summary)}[/bold]\n{stack.directory / REPORT_NAME}", soft_wrap=True)
     return 0 if summary.audit.ok else 1
 
 
@@ -192,23 +191,9 @@ def _conclude(stack: Stack, monitor: Monitor, clock: _Clock, before: EvalResult,
         seconds_to_first_step=clock.first_step_s,
         seconds_total=seconds_total,
     )
-    _write(stack, monitor, summary, [before, after])
+    (stack.directory / "summary.json").write_text(json.dumps(summary.model_dump(mode="json"), indent=1) + "\n")
+    write_report(stack.config, stack.directory, stack.directory / REPORT_NAME)
     return summary
-
-
-def _write(stack: Stack, monitor: Monitor, summary: Summary, evals: list[EvalResult]) -> None:
-    tree = summary.model_dump(mode="json")
-    (stack.directory / "summary.json").write_text(json.dumps(tree, indent=1) + "\n")
-    data = ReportData(
-        run=stack.config.name,
-        summary=tree,
-        steps=monitor.line,
-        samples=list(monitor.samples),
-        evals=evals,
-        config=(stack.directory / "config.toml").read_text(),
-        made_at=now(),
-    )
-    write_report(stack.directory / "report.html", data)
 
 
 def _verdict(summary: Summary) -> str:

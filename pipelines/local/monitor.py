@@ -1,22 +1,14 @@
-"""Everything that a run has done, read from its topics whole: for the summary, the report and the audit.
+"""Everything that a run has done, read from its topics whole: for the summary and the audit.
 
-topics ──► RunReader ──► Monitor ──► summary.json, report.html
+topics ──► RunReader ──► Monitor ──► summary.json
 
 What a run is doing at the moment is shown by ``pipelines.top``, which reads no more than it shows.
 """
 
-from collections import deque
-from pathlib import Path
-
 from pipelines.log import RunLog, RunReader
-from pipelines.top.state import ShownSample
 from schemas.config import RunConfig
 from schemas.ledger import StepEntry, surviving_steps
 from schemas.trajectories import Sample
-
-__all__ = ["Monitor", "ShownSample"]
-
-_SAMPLES_KEPT = 2000
 
 
 class Monitor:
@@ -27,13 +19,7 @@ class Monitor:
     """
 
     def __init__(self, config: RunConfig) -> None:
-        from tokenizers import Tokenizer
-
-        self._config = config
-        self._tokenizer = Tokenizer.from_file(str(Path(config.model.path) / "tokenizer.json"))
-        self._steps_done = 0
         self._reader = RunReader(config.kafka, config.name, self._on_group)
-        self.samples: deque[ShownSample] = deque(maxlen=_SAMPLES_KEPT)
         self.versions_taken_in_flight: set[int] = set()
         """Versions that took over in the middle of at least one answer."""
         self.response_tokens = 0
@@ -56,20 +42,8 @@ class Monitor:
     def advance(self) -> None:
         """Reads on."""
         self._reader.advance()
-        self._steps_done = len(self.line)
 
     def _on_group(self, samples: list[Sample]) -> None:
         self.response_tokens += sum(len(sample.response_token_ids) for sample in samples)
         for sample in samples:
             self.versions_taken_in_flight.update(span.version for span in sample.weight_version_spans[1:])
-        self.samples.append(self._show(samples[0]))
-
-    def _show(self, sample: Sample) -> ShownSample:
-        return ShownSample(
-            group=str(sample.group),
-            prompt=self._tokenizer.decode(list(sample.prompt_token_ids)).strip(),
-            answer=sample.response_text,
-            reward=sample.reward,
-            versions=(sample.weight_version_min, sample.weight_version_max),
-            step=self._steps_done,
-        )

@@ -1,0 +1,52 @@
+"""``asyncflow report``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pipelines.cli.options import parse
+
+_DESCRIPTION = """Writes one self-contained HTML page about a run: curves, answers, faults, evaluations, lineage.
+
+It is read from the topics, of a run that goes on or has ended; the log of a finished run of this machine is served
+for the time. The page opens without a network. Examples:
+
+  asyncflow report demo
+  asyncflow report team-run --bootstrap kafka.example:9092 --out team-run.html
+"""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Arguments of the verb."""
+
+    run: tyro.conf.Positional[str]
+    """Directory or name of the run."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The page; by default report.html in the run's directory, or RUN-report.html here if it has none."""
+    bootstrap: str | None = None
+    """Brokers as host:port, for a run without a directory here; by default those of its configuration."""
+    debug: bool = False
+    """Show the traceback of an error that the user can mend."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the verb and returns the exit code."""
+    options = parse(ReportOptions, "report", arguments, _DESCRIPTION)
+    from pipelines.report.page import REPORT_NAME, write_report
+    from pipelines.runs import find_config, served
+
+    _, directory = find_config(options.run, options.bootstrap)
+    with served(options.run, options.bootstrap) as config:
+        out = options.out or (directory / REPORT_NAME if directory else Path(f"{config.name}-{REPORT_NAME}"))
+        facts = write_report(config, directory, out)
+    print(f"{out}: {_verdict(len(facts.faults), facts.verdict.ok)}")  # noqa: T201 - the product of this command
+    return 0
+
+
+def _verdict(faults: int, ok: bool) -> str:
+    told = "no faults" if not faults else f"{faults} {'fault' if faults == 1 else 'faults'} named"
+    return f"{told}, audit {'passed' if ok else 'FAILED'}"
