@@ -276,10 +276,10 @@ def read_metrics(file: Path) -> dict[tuple[int, int], dict[str, float]]:
     """The figures of ``metrics.jsonl`` by generation and step; lines that are no such thing are passed over."""
     found: dict[tuple[int, int], dict[str, float]] = {}
     for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, AttributeError):
             row = json.loads(line)
-            numbers = {name: float(value) for name, value in row.items() if name not in _PLACES and _is_number(value)}
-            found[int(row["generation"]), int(row["step"])] = numbers
+            place = int(row["generation"]), int(row["step"])
+            found[place] = {name: value for name, value in row.items() if name not in _PLACES and _is_number(value)}
     return found
 
 

@@ -150,6 +150,7 @@ function search() {
   shown.sort(ORDERS[byId("order").value]);
   const total = number.toLocaleString("en"), every = data.stride > 1 ? `, every ${data.stride}th group of ${data.seen.toLocaleString("en")} answers` : "";
   byId("count").textContent = `${shown.length.toLocaleString("en")} of ${total} answers${every}`;
+  byId("count").dataset.query = byId("query").value;
   byId("list").replaceChildren();
   listed = 0;
   further();

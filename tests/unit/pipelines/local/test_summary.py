@@ -1,17 +1,12 @@
-"""What a run leaves for people: the demo's prompts, the summary, the report."""
-
-from datetime import UTC, datetime
+"""What a run leaves for people: the demo's prompts, the summary."""
 
 import pytest
 
 from pipelines.audit import audit
 from pipelines.local.demo_prompts import from_file, sums
-from pipelines.local.monitor import ShownSample
-from pipelines.local.report import ReportData, write_report
 from pipelines.local.summary import summarise
 from pipelines.log import RunLog
 from schemas.errors import ConfigError
-from schemas.evals import EvalResult
 from schemas.ledger import DroppedGroup, StartEntry, StepEntry
 
 
@@ -37,21 +32,6 @@ def test_the_summary_compares_the_first_and_the_last_three_steps(summary):
     assert (summary.reward_first3, summary.reward_last3) == (0.2, 0.4667)
     assert summary.groups_dropped == {"zero_variance": 1}
     assert (summary.steps, summary.seconds_to_first_step, summary.seconds_total) == (4, 3.2, 9.9)
-
-
-def test_the_report_is_one_page_that_escapes_what_a_model_wrote(tmp_path, summary):
-    sample = ShownSample("0/1", "What is 1+1?", "<script>alert(1)</script>", None, (1, 2), 0)
-    result = EvalResult(version=1, task="sums", metric="mean_reward", value=0.1, samples=4, temperature=0)
-    data = ReportData(
-        "my-run", summary.model_dump(mode="json"), LINE, [sample], [result], "seed = 0", datetime.now(UTC)
-    )
-    write_report(tmp_path / "report.html", data)
-    page = (tmp_path / "report.html").read_text()
-    assert "<script>alert(1)</script>" not in page
-    assert "&lt;script&gt;alert(1)" in page
-    assert "<script src=" not in page
-    assert "1 → 2" in page
-    assert len(page) < 15 << 20
 
 
 def test_sums_hold_out_what_they_never_train_and_depend_on_the_seed():
