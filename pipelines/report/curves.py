@@ -151,7 +151,7 @@ def occupancy(flow: Flow, log: RunLog, slots: int | None, group_size: float) -> 
     traces = [Trace("answers admitted and unfinished", x, open_)]
     if slots:
         traces.append(Trace("computed at once, at most", x, [slots] * len(x)))
-    note = "below the line an engine has room: the learner's admission or the prompts hold it back"
+    note = "below the line of its slots an engine has room"
     return Curve("Work for the engines", "answers", traces, "time", note=note if slots else "")
 
 

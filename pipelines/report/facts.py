@@ -133,10 +133,10 @@ def _tiles(gathered: Gathered, line: Sequence[StepEntry], verdict: Verdict) -> I
     yield Tile("tokens generated", f"{flow.tokens:,}")
     yield Tile("updates in flight", f"{len(flow.taken_in_flight):,} of {len(log.weights):,}")
     yield Tile("staleness", f"{verdict.staleness_max} of {verdict.staleness_bound}")
-    yield Tile("starts of the learner", str(verdict.generations), "bad" if verdict.generations > 1 else "")
+    yield Tile("learner starts", str(verdict.generations), "bad" if verdict.generations > 1 else "")
     yield Tile("dead letters", f"{len(log.dead_letters):,}", "bad" if log.dead_letters else "")
     if duration := _duration(gathered):
-        yield Tile("from start to last step", duration)
+        yield Tile("start to last step", duration)
     yield Tile("audit", "passed" if verdict.ok else "failed", "good" if verdict.ok else "bad")
 
 

@@ -1,10 +1,19 @@
 """What passed each stage when: counts in equal parts of the run's time, however long it was."""
 
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
-_MOST_PARTS = 120
+from schemas.trajectories import Sample
+
+_MOST_PARTS: Final = 120
+_LATEST_S: Final = 1 << 33
+"""In the year 2242."""
+_MOST_NAMES: Final = 200
+_OTHERS: Final = "others"
+"""Stands for names beyond the first 200: whoever writes to the topics decides how many there are."""
 
 
 class Timeline:
@@ -21,7 +30,9 @@ class Timeline:
         """Parts since 1970 that hold something; meaningless while nothing does."""
 
     def add(self, series: str, at: datetime, amount: float = 1) -> None:
-        """Adds to the part that a moment lies in."""
+        """Adds to the part that a moment lies in; one before 1970 or far from now is a broken clock's, and left out."""
+        if not 0 <= at.timestamp() < _LATEST_S:
+            return
         part = int(at.timestamp() // self.width_s)
         self._first, self._last = (min(self._first, part), max(self._last, part)) if self._sums else (part, part)
         sums = self._sums.setdefault(series, {})
@@ -82,13 +93,31 @@ class Flow:
     """Figures over all groups, those that the book does not keep included."""
 
     timeline: Timeline = field(default_factory=Timeline)
-    workers: dict[str, WorkerFacts] = field(default_factory=lambda: defaultdict(WorkerFacts))
+    workers: dict[str, WorkerFacts] = field(default_factory=dict)
     reward_errors: Counter[str] = field(default_factory=Counter)
     """Samples without a reward, by reason."""
+    finish_reasons: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
     """Response tokens."""
     taken_in_flight: set[int] = field(default_factory=set)
     """Weight versions that took over in the middle of at least one answer."""
-    finish_reasons: Counter[str] = field(default_factory=Counter)
     admitted: list[tuple[datetime, int]] = field(default_factory=list)
     """When how many prompts had been admitted, ascending."""
+
+    def add(self, samples: Sequence[Sample]) -> None:
+        """Counts a group of the trajectories topic."""
+        first, tokens = samples[0], sum(len(sample.response_token_ids) for sample in samples)
+        self.tokens += tokens
+        self.timeline.add("answered", first.generated_at)
+        self.timeline.add("tokens", first.generated_at, tokens)
+        worker = self.workers.setdefault(_known(first.worker, self.workers), WorkerFacts())
+        worker.add(len(samples), tokens, first.generated_at)
+        for sample in samples:
+            self.finish_reasons[_known(sample.finish_reason, self.finish_reasons)] += 1
+            if sample.reward_error is not None:
+                self.reward_errors[_known(sample.reward_error, self.reward_errors)] += 1
+            self.taken_in_flight.update(span.version for span in sample.weight_version_spans[1:])
+
+
+def _known(name: str, names: Mapping[str, object]) -> str:
+    return name if name in names or len(names) < _MOST_NAMES else _OTHERS

@@ -11,14 +11,14 @@ import json
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from pipelines.log import RunLog, RunReader, TopicReader, read_topic
+from pipelines.log import RunLog, RunReader, TopicReader
 from pipelines.report.flow import Flow
 from pipelines.report.logs import Said, read_logs
 from pipelines.report.samples import MAX_PROMPT_CHARACTERS, KeptGroup, KeptSample, SampleBook
@@ -123,17 +123,7 @@ class Collector:
 
     def on_group(self, samples: list[Sample]) -> None:
         """A group of the trajectories record before."""
-        first, flow = samples[0], self.flow
-        tokens = sum(len(sample.response_token_ids) for sample in samples)
-        flow.tokens += tokens
-        flow.timeline.add("answered", first.generated_at)
-        flow.timeline.add("tokens", first.generated_at, tokens)
-        for sample in samples:
-            if sample.reward_error is not None:
-                flow.reward_errors[sample.reward_error] += 1
-            flow.finish_reasons[sample.finish_reason] += 1
-            flow.taken_in_flight.update(span.version for span in sample.weight_version_spans[1:])
-        flow.workers[first.worker].add(len(samples), tokens, first.generated_at)
+        self.flow.add(samples)
         self.book.add(keep(samples, self._at, self._decoder))
 
     def count(self, log: RunLog) -> None:
@@ -153,7 +143,7 @@ class Collector:
         self._at = (record.partition, record.offset)
 
     def _on_admission(self, record: Any) -> None:
-        with suppress(RecordError):
+        with suppress(RecordError, ValueError, OverflowError):  # the latter two: no time that a calendar knows
             frontier = AdmissionFrontier.decode(record.value).frontier
             self._frontiers.append((datetime.fromtimestamp(record.timestamp / 1000, UTC), frontier))
 
@@ -250,19 +240,28 @@ def _add_exchanges(config: RunConfig, book: SampleBook) -> None:
     for group in book:
         if EXCHANGES <= group.group.partition < FEEDBACK:
             wanted.setdefault(group.group, []).append(group)
-    if wanted:
-        with closing(TopicReader(config.kafka, config.topics.exchanges)) as reader:
-            for record in reader.read_on():
-                for group in wanted.get(GroupId(EXCHANGES + record.partition, record.offset), ()):
-                    with suppress(RecordError):
-                        group.prompt = messages_text(Exchange.decode(record.value).messages)
+    for record in _records(config, config.topics.exchanges) if wanted else ():
+        for group in wanted.get(GroupId(EXCHANGES + record.partition, record.offset), ()):
+            with suppress(RecordError):
+                group.prompt = messages_text(Exchange.decode(record.value).messages)
 
 
 def _add_outcomes(config: RunConfig, gathered: Gathered) -> None:
-    with suppress(BrokerError):  # a run of a program that knew no feedback has no such topic
-        for outcome in read_topic(config.kafka, config.topics.outcomes, Outcome.decode):
+    for record in _records(config, config.topics.outcomes):
+        with suppress(RecordError):
+            outcome = Outcome.decode(record.value)
             gathered.outcomes[outcome.kind] += 1
             gathered.fates.update(fate.fate for fate in outcome.feedback)
+
+
+def _records(config: RunConfig, topic: str) -> Iterator[Any]:
+    """The records of a topic; none where a run of a program that knew no feedback has no such topic."""
+    try:
+        reader = TopicReader(config.kafka, topic)
+    except BrokerError:
+        return
+    with closing(reader):
+        yield from reader.read_on()
 
 
 def _add_files(config: RunConfig, directory: Path, gathered: Gathered) -> None:

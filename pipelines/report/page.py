@@ -33,7 +33,7 @@ def write_report(config: RunConfig, directory: Path | None, out: Path) -> Facts:
 
     Raises:
         BrokerError: the topics cannot be read.
-        DiskError: there is no room for the page.
+        DiskError: there is no permission to write the page.
     """
     facts = facts_of(gather(config, directory))
     write_page(facts, out)

@@ -168,7 +168,7 @@ function said(i) {
   spans.forEach(([version, start], index) => {
     const end = index + 1 < spans.length ? spans[index + 1][1] : text.length;
     if (start > text.length) return;
-    const label = make("sup", "", `v${version}`), part = make("span", `span v${spans.length > 1 ? index % 6 : "none"}`, label, text.slice(start, end));
+    const label = make("sup", "", `v${version}`), part = make("span", `span v${spans.length > 1 ? version % 6 : "none"}`, label, text.slice(start, end));
     part.title = `written by weight version ${version}`;
     node.append(part);
   });

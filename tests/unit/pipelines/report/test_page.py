@@ -160,6 +160,15 @@ def test_a_timeline_keeps_its_sums_however_long_the_run():
     assert timeline.rates("dropped") == [0] * len(timeline.starts())
 
 
+def test_what_others_write_cannot_make_a_report_grow_or_fail():
+    flow = Flow()
+    for number in range(300):
+        flow.add(group(worker=f"w{number}", generated_at=datetime(1, 1, 1, tzinfo=UTC)))
+    assert len(flow.workers) == 201
+    assert flow.workers["others"].answers == 200
+    assert flow.timeline.starts() == []
+
+
 def test_work_for_the_engines_is_what_was_admitted_and_is_not_finished():
     flow = Flow(admitted=[(BEGAN, 4), (BEGAN + timedelta(seconds=2), 6)])
     for seconds in (0, 1, 2, 3):
