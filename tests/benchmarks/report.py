@@ -24,8 +24,8 @@ from schemas.config import KafkaConfig, RunConfig
 from tests.support.browser import find_browser, open_browser
 from tests.support.report import WrittenRun
 
-BARS = {"seconds": 60.0, "page_bytes": 15_000_000, "peak_memory_mb": 1000.0, "seconds_to_open": 20.0}
-"""Most of each."""
+BARS = {"seconds_of_processor": 60.0, "page_bytes": 15_000_000, "peak_memory_mb": 1000.0}
+"""Most of each. One process does it all, so on a machine that is free it takes as long as it uses a processor."""
 _GROUP = 8
 
 

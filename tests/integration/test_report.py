@@ -47,7 +47,7 @@ def browser():
 
 @contextmanager
 def visited(browser, file, **context):
-    """The page when it has drawn everything; at the end nothing went wrong on it and nothing was loaded."""
+    """The page when it is ready; at the end nothing went wrong on it and nothing was loaded."""
     opened = Visit(browser, SimpleNamespace(url=file.as_uri()), **context)
     opened.page.locator("body[data-answers=ready][data-curves=ready]").wait_for(timeout=60_000)
     yield opened.page
@@ -58,7 +58,7 @@ def visited(browser, file, **context):
 
 @pytest.fixture(scope="module")
 def page(browser, file):
-    """The page on a wide screen, one for all tests: drawing it takes a second."""
+    """The page on a wide screen, one for all tests."""
     with visited(browser, file, viewport={"width": 1100, "height": 900}) as drawn:
         yield drawn
 
@@ -95,6 +95,8 @@ def test_the_page_says_what_happened_and_draws_every_curve(page, tmp_path):
     assert page.locator("h1").inner_text() == "test-report"
     assert page.locator("#faults li").count() == 3
     assert page.locator("#audit h2").inner_text() == "Audit: passed"
+    page.locator("#figures .js-plotly-plot").first.wait_for()  # those in view are drawn, and the others for printing
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator("#figures .js-plotly-plot").count() == page.locator("#figures figure").count() >= 10
     page.locator("#more summary").click()
     page.locator("#others .js-plotly-plot").first.wait_for()

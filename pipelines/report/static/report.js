@@ -53,7 +53,19 @@ function themed(layout) {
   };
 }
 
-function draw(figures, into) {
+const undrawn = new Map(); // from the place of a figure to what it shows, until it comes into view
+
+function draw(plot) {
+  const each = undrawn.get(plot);
+  if (!undrawn.delete(plot)) return;
+  seen.unobserve(plot);
+  Plotly.newPlot(plot, each.data, themed(each.layout), { responsive: true, displayModeBar: false });
+  drawn.push([plot, each]);
+}
+const seen = new IntersectionObserver((entries) => entries.forEach((entry) => entry.isIntersecting && draw(entry.target)), { rootMargin: "300px" });
+window.addEventListener("beforeprint", () => [...undrawn.keys()].forEach(draw));
+
+function lay(figures, into) {
   for (const each of figures) {
     const plot = make("div", "plot"), caption = make("figcaption", "", make("b", "", each.title), " ", make("span", "", each.unit));
     if (each.note) caption.append(make("span", "detail", each.note));
@@ -61,8 +73,8 @@ function draw(figures, into) {
     plot.setAttribute("role", "img");
     plot.setAttribute("aria-label", each.title);
     into.append(make("figure", "", caption, plot));
-    Plotly.newPlot(plot, each.data, themed(each.layout), { responsive: true, displayModeBar: false });
-    drawn.push([plot, each]);
+    undrawn.set(plot, each);
+    seen.observe(plot);
   }
 }
 
@@ -70,8 +82,8 @@ async function curves() {
   const script = make("script");
   script.textContent = await unpack("plotly-data");
   document.head.append(script);
-  draw(JSON.parse(byId("figure-data").textContent), byId("figures"));
-  byId("more").addEventListener("toggle", () => draw(JSON.parse(byId("other-data").textContent), byId("others")), { once: true });
+  lay(JSON.parse(byId("figure-data").textContent), byId("figures"));
+  byId("more").addEventListener("toggle", () => lay(JSON.parse(byId("other-data").textContent), byId("others")), { once: true });
   document.body.dataset.curves = "ready";
 }
 
