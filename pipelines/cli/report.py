@@ -1,5 +1,7 @@
 """``asyncflow report``."""
 
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,8 @@ class ReportOptions:
     """The page; by default report.html in the run's directory, or RUN-report.html here if it has none."""
     bootstrap: str | None = None
     """Brokers as host:port, for a run without a directory here; by default those of its configuration."""
+    json: bool = False
+    """Print one JSON object: the page, its bytes, the audit's verdict and the faults in words."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
 
@@ -43,10 +47,12 @@ def main(arguments: Sequence[str]) -> int:
     with served(options.run, options.bootstrap) as config:
         out = options.out or (directory / REPORT_NAME if directory else Path(f"{config.name}-{REPORT_NAME}"))
         facts = write_report(config, directory, out)
-    print(f"{out}: {_verdict(len(facts.faults), facts.verdict.ok)}")  # noqa: T201 - the product of this command
+    faults = [fault.text for fault in facts.faults]
+    told = {"page": str(out), "bytes": out.stat().st_size, "audit": facts.verdict.ok, "faults": faults}
+    sys.stdout.write(f"{json.dumps(told, indent=2)}\n" if options.json else _line(out, len(faults), facts.verdict.ok))
     return 0
 
 
-def _verdict(faults: int, ok: bool) -> str:
+def _line(out: Path, faults: int, ok: bool) -> str:
     told = "no faults" if not faults else f"{faults} {'fault' if faults == 1 else 'faults'} named"
-    return f"{told}, audit {'passed' if ok else 'FAILED'}"
+    return f"{out}: {told}, audit {'passed' if ok else 'FAILED'}\n"

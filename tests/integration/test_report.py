@@ -1,5 +1,8 @@
 """``asyncflow report`` from topics alone on a real broker, and its page in a real browser."""
 
+import io
+import json
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -35,7 +38,12 @@ def file(written, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logs, "configure_logging", lambda: None)
         bootstrap = written.config.kafka.bootstrap
-        assert main(["report", written.config.name, "--bootstrap", bootstrap, "--out", str(out)]) == 0
+        stdout = io.StringIO()
+        patch.setattr(sys, "stdout", stdout)
+        assert main(["report", written.config.name, "--bootstrap", bootstrap, "--out", str(out), "--json"]) == 0
+    told = json.loads(stdout.getvalue())
+    assert (told["page"], told["bytes"], told["audit"]) == (str(out), out.stat().st_size, True)
+    assert len(told["faults"]) == 3
     return out
 
 
