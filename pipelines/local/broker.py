@@ -13,13 +13,14 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Final, Self
 
 import structlog
 
 from pipelines.local.paths import build_once, cache_dir, cache_place, make_directory
 from pipelines.local.ports import LOOPBACK, accepts, free_ports, require_free
-from pipelines.local.supervisor import Spec
+from pipelines.local.supervisor import Spec, tied_to_us
 from schemas.errors import BrokerError
 from schemas.limits import MAX_TRAJECTORY_BYTES
 
@@ -147,12 +148,14 @@ class Broker:
     def start(self) -> Self:
         """Starts the broker and returns when it answers.
 
+        Started by the main thread it dies with this process, however that ends.
+
         Raises:
             PortError: something else listens on the port.
             BrokerError: it ended, or did not answer in time.
         """
         require_free(self.port, "kafka port")
-        command = self.command()
+        command = tied_to_us(self.command()) if current_thread() is main_thread() else self.command()
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
