@@ -34,6 +34,8 @@ from schemas.errors import ProcessDied, UserError
 TICK_S: Final = 0.1
 """A good pause between two ticks."""
 EXIT_USER_ERROR: Final = 2
+SAME_S: Final = 1.0
+"""A signal that comes so soon after another is the same wish: a terminal and ``make`` may both pass it on."""
 
 _FIRST_PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
@@ -183,14 +185,20 @@ class Supervisor:
         return self._logs / f"{name}.log"
 
     def stop(self) -> list[str]:
-        """Ends everything, the last stage first. A second Ctrl-C meanwhile kills at once.
+        """Ends everything, the last stage first. A second Ctrl-C meanwhile, after a second, kills at once.
 
         Returns:
             The names of the processes that ran, in this order.
         """
         again: list[int] = []
         ended: list[str] = []
-        with signals_go_to(again.append):
+        began = time.monotonic()
+
+        def hurry(number: int) -> None:
+            if time.monotonic() - began > SAME_S:
+                again.append(number)
+
+        with signals_go_to(hurry):
             for stage in range(self._stages, 0, -1):
                 children = [each for each in self._children.values() if each.stage == stage]
                 ended += [each.spec.name for each in children if each.process is not None]

@@ -145,6 +145,22 @@ def test_one_that_ignores_sigterm_is_killed_after_its_grace(tmp_path):
     assert 0.5 <= time.monotonic() - started < 3
 
 
+@pytest.mark.parametrize(("same_s", "may_end"), [(60.0, True), (0.0, False)])
+def test_a_second_ctrl_c_kills_unless_it_comes_at_once(tmp_path, monkeypatch, same_s, may_end):
+    monkeypatch.setattr(supervisor_module, "SAME_S", same_s)
+    code = (
+        "import os, signal, sys, time\n"
+        "def end(*_):\n"
+        f"    os.kill({os.getpid()}, signal.SIGINT); time.sleep(0.3); print('ended', flush=True); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, end); print('up', flush=True); time.sleep(60)"
+    )
+    supervisor = Supervisor(tmp_path / "logs", tmp_path)
+    supervisor.start(spec("learner", code))
+    wait_for(lambda: "up" in supervisor.log("learner").read_text())
+    supervisor.stop()
+    assert ("ended" in supervisor.log("learner").read_text()) == may_end
+
+
 def test_the_last_stage_ends_first(tmp_path):
     order = tmp_path / "order"
     code = (
