@@ -10,4 +10,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Section(BaseModel):
     """A part of the configuration; the docstring under a field describes it to people."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True,
+        hide_input_in_errors=True,  # tyro and tracebacks show pydantic's text, and what was given may be a password
+    )  # fmt: skip

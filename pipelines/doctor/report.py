@@ -16,10 +16,13 @@ from schemas.secrets import is_reference, is_secret, reveal
 
 _MARKS: Final[dict[Verdict, str]] = {"ok": "ok", "warning": "warning", "problem": "PROBLEM", "skipped": "skipped"}
 _LOCAL: Final = ("127.0.0.1", "localhost")
+_INSTEAD: Final = "<secret>"
 _SHORTEST: Final = 3
 """A shorter name would be found within words."""
 _ADDRESS: Final = re.compile(r"\b(?!127\.0\.0\.1\b)\d{1,3}(?:\.\d{1,3}){3}\b")
 _ACCOUNT: Final = re.compile(r"//[^/@\s]+@")
+_DOMAIN: Final = re.compile(r"(?<=<host>)(\.[A-Za-z0-9-]+)+")
+"""Behind this host's name; whether it has one is not asked, for that could take a name server many seconds."""
 
 
 def has_problem(findings: Sequence[Finding]) -> bool:
@@ -29,6 +32,7 @@ def has_problem(findings: Sequence[Finding]) -> bool:
 
 def render(findings: Sequence[Finding], subject: Subject) -> str:
     """A line a finding, what to do below it, and at the end the block for an issue."""
+    findings = _without_secrets(findings, subject)
     width = max(len(each.name) for each in findings)
     lines = []
     for each in findings:
@@ -41,6 +45,7 @@ def render(findings: Sequence[Finding], subject: Subject) -> str:
 
 def to_json(findings: Sequence[Finding], subject: Subject) -> str:
     """The same for programs."""
+    findings = _without_secrets(findings, subject)
     tree = {
         "ok": not has_problem(findings),
         "checks": [each._asdict() for each in findings],
@@ -51,16 +56,29 @@ def to_json(findings: Sequence[Finding], subject: Subject) -> str:
 
 def issue(findings: Sequence[Finding], subject: Subject) -> str:
     """Plain text without names of hosts and people, paths of home directories, addresses and secrets."""
-    lines = [f"{each.verdict}: {each.name}: {' '.join(each.found.split())}" for each in findings]
-    return "\n".join(["```text", *(scrub(line, private_words(subject)) for line in lines), "```"])
+    words = private_words(subject)
+    lines = [f"{each.verdict}: {each.name}: {scrub(' '.join(each.found.split()), words)}" for each in findings]
+    return "\n".join(["```text", *lines, "```"])
+
+
+def _without_secrets(findings: Sequence[Finding], subject: Subject) -> list[Finding]:
+    """Names and addresses are for those who sit at this machine, secrets are for nobody."""
+    secrets = dict.fromkeys(_secrets(subject.settings.kafka.client), _INSTEAD)
+    return [each._replace(found=_replaced(each.found, secrets)) for each in findings]
 
 
 def scrub(text: str, words: Mapping[str, str]) -> str:
-    """The text with private words replaced, the longest first, and what looks like an address or an account."""
+    """The text with private words replaced, and what looks like an address or an account."""
+    text = _DOMAIN.sub("", _replaced(text, words))
+    return _ADDRESS.sub("<address>", _ACCOUNT.sub("//<account>@", text))
+
+
+def _replaced(text: str, words: Mapping[str, str]) -> str:
+    """The longest first: one may be part of another."""
     for word in sorted(words, key=len, reverse=True):
         if len(word) >= _SHORTEST:
             text = text.replace(word, words[word])
-    return _ADDRESS.sub("<address>", _ACCOUNT.sub("//<account>@", text))
+    return text
 
 
 def private_words(subject: Subject) -> dict[str, str]:
@@ -70,13 +88,12 @@ def private_words(subject: Subject) -> dict[str, str]:
         str(Path.cwd()): "<here>",
         str(Path.home()): "~",
         socket.gethostname(): "<host>",
-        socket.getfqdn(): "<host>",
         _user(): "<user>",
     }
     for broker in (subject.bootstrap or "").split(","):
         host = broker.rpartition(":")[0]
         words |= {host: "<broker>"} if host and host not in _LOCAL else {}
-    words |= dict.fromkeys(_secrets(subject.settings.kafka.client), "<secret>")
+    words |= dict.fromkeys(_secrets(subject.settings.kafka.client), _INSTEAD)
     return {word: stead for word, stead in words.items() if word not in _LOCAL}
 
 

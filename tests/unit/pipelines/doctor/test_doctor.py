@@ -197,6 +197,8 @@ def test_the_block_for_an_issue_holds_no_names_addresses_or_secrets(monkeypatch)
         "at https://<account>@store\n```"
     )
     assert scrub("a b", private_words(Subject())) == "a b"
+    assert scrub("on nodename7.corp.example: x", private_words(Subject())) == "on <host>: x"
+    assert "hunter2" not in render([Finding("broker", "problem", text, "x")], subject)
 
 
 def test_the_page_ends_with_the_block_and_counts():
