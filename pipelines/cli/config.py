@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import tyro
 
 from pipelines.cli.flags import given_flags
-from pipelines.cli.options import ProcessOptions, base_layers, parse
+from pipelines.cli.options import ProcessOptions, base_layers, parse, peek
 from schemas.checks import check, problems
 from schemas.config import from_layers
 from schemas.errors import ConfigError
@@ -163,11 +163,15 @@ def _settings(kind: type[OptionsT], verb: str, arguments: list[str], description
     from pipelines.settings import Settings, named_layers
 
     source = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    if source is not None and {"--config", "--preset"} & set(arguments):
+    if source is not None and (peek(arguments, "--config") or peek(arguments, "--preset")):
         raise ConfigError(f"{source} and --config or --preset: give the one configuration that is meant")
     layers = named_layers(source) if source is not None else base_layers(arguments)
     default = kind(source=source, run=from_layers(layers, source or _source_of(layers)))
     options = parse(kind, verb, arguments, description, default)
+    if options.source is not None and source is None:  # behind flags: only now it is known for what it is
+        rest: list[str] = list(arguments)
+        rest.remove(options.source)
+        return _settings(kind, verb, [options.source, *rest], description)
     flags = {_key(flag): f"flag {flag}" for flag in given_flags(type(options.run), arguments)}
     return options, Settings(options.run, {**origins(layers), **flags})
 

@@ -5,6 +5,7 @@ tyro makes the same flags of the same classes, and a test compares the two.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import zip_longest
 from types import UnionType
 from typing import Annotated, Any, Final, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -118,10 +119,10 @@ def refuse_unknown(kind: type, arguments: Sequence[str], *, others: bool = False
 
 def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Every flag with its value; null where another flag, or nothing, follows."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
         name, equals, attached = argument.partition("=")
         if name.startswith("--") and name != "--":
-            yield name, attached if equals else None if following.startswith("--") or not following else following
+            yield name, attached if equals else None if following.startswith("--") else following
 
 
 def _refuse_value(flag: Flag, value: str | None) -> None:

@@ -67,6 +67,9 @@ MISTAKES = [
     ("config sho", "no subverb 'sho'; did you mean show?"),
     ("config show nothing.toml", "'nothing.toml' is no file, no run and no preset"),
     ("config show key.toml --preset demo", "give the one configuration that is meant"),
+    ("config show --json key.toml", "unknown key learner.stepps; did you mean steps? (key.toml:3)"),
+    ("config show --preset=demo --json key.toml", "give the one configuration that is meant"),
+    ("learn --kafka.client sasl_plain_password hunter2", "sasl_plain_password is written out"),
     ("config check --ranks 0", "--ranks 0: expected 1 or more"),
     ("lern", "no verb 'lern'; did you mean learn?"),
 ]  # fmt: skip
