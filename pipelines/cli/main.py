@@ -3,19 +3,20 @@
     asyncflow VERB ARGUMENT… ──► pipelines.cli.VERB.main(arguments) ──► exit code
 
 Exit codes: 0 done; 1 something failed; 2 something that the user can mend (one message, no traceback);
-130 ended by Ctrl-C,
-143 by SIGTERM. A verb's module is imported only when it is called, and itself imports heavy
+130 ended by Ctrl-C, 143 by SIGTERM. A verb's module is imported only when it is called, and itself imports heavy
 packages only when it has read its arguments.
 """
 
 import errno
 import importlib
+import io
 import os
 import shutil
 import sys
 import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from schemas.errors import AsyncFlowError, UserError
@@ -62,7 +63,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
 
 _OUT_OF_MEMORY: Final = "OutOfMemoryError"
 """Of torch, by its name: torch is not imported for it."""
-_NARROWEST: Final = 40
+_NARROWEST: Final = 36
 """Columns of a box in a terminal that has fewer."""
 
 _DONE, _FAILED, _USER_ERROR = 0, 1, 2
@@ -72,27 +73,32 @@ _DISK_FAULTS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: where a locale knows no ×, → or ╭
     if not given or given[0] in ("-h", "--help"):
-        sys.stdout.write(_usage())
-        return _DONE if given else _USER_ERROR
+        return _call("asyncflow", _show_usage, given)
     verb = given.pop(0)
     if verb not in VERBS:
         return _complain("asyncflow", f"no verb {verb!r}; {did_you_mean(verb, VERBS)}")
-    return _call(verb, given)
+    return _call(f"asyncflow {verb}", partial(_run, verb), given)
 
 
-def _call(verb: str, arguments: list[str]) -> int:
+def _run(verb: str, arguments: list[str]) -> int:
     from pipelines.cli.logs import configure_logging
 
+    configure_logging()
+    return int(importlib.import_module(f"pipelines.cli.{verb.replace('-', '_')}").main(arguments))
+
+
+def _call(who: str, run: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
-        configure_logging()
-        return int(importlib.import_module(f"pipelines.cli.{verb.replace('-', '_')}").main(arguments))
+        return _flushed(run, arguments)
     except KeyboardInterrupt as interrupt:
-        return _interrupted(verb, interrupt)
+        return _interrupted(who, interrupt)
     except UserError as error:
-        return _complain(f"asyncflow {verb}", str(error), arguments)
+        return _complain(who, str(error), arguments)
     except AsyncFlowError as error:
-        _complain(f"asyncflow {verb}", f"{type(error).__name__}: {error}", arguments)
+        _complain(who, f"{type(error).__name__}: {error}", arguments)
         return _FAILED
     except BrokenPipeError:  # whoever read our output has seen enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,11 +109,22 @@ def _call(verb: str, arguments: list[str]) -> int:
         fault = (
             f"{error.strerror}: {error.filename or 'a file'}; make room there, or choose a place that can be written"
         )
-        return _complain(f"asyncflow {verb}", fault, arguments)
+        return _complain(who, fault, arguments)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and type(error).__name__ != _OUT_OF_MEMORY:
             raise
-        return _complain(f"asyncflow {verb}", _of_memory(error), arguments)
+        return _complain(who, _of_memory(error), arguments)
+
+
+def _flushed(run: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Writes what is left of the output while a full disk or a closed pipe can still be told in one line."""
+    try:
+        code = run(arguments)
+    except SystemExit:  # of --help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
+    return code
 
 
 def _of_memory(error: Exception) -> str:
@@ -119,10 +136,10 @@ def _of_memory(error: Exception) -> str:
     )
 
 
-def _interrupted(verb: str, interrupt: KeyboardInterrupt) -> int:
+def _interrupted(who: str, interrupt: KeyboardInterrupt) -> int:
     from pipelines.cli.interrupts import describe, exit_code
 
-    sys.stderr.write(f"asyncflow {verb}: {describe(interrupt)}\n")
+    sys.stderr.write(f"{who}: {describe(interrupt)}\n")
     return exit_code(interrupt)
 
 
@@ -131,6 +148,11 @@ def _complain(who: str, message: str, arguments: Sequence[str] = ()) -> int:
         traceback.print_exc()
     sys.stderr.write(f"{who}: {message}\n")
     return _USER_ERROR
+
+
+def _show_usage(arguments: list[str]) -> int:
+    sys.stdout.write(_usage())
+    return _DONE if arguments else _USER_ERROR
 
 
 def _usage() -> str:

@@ -76,6 +76,13 @@ def test_a_wrong_value_is_named(asyncflow):
     assert refused(asyncflow("learn", "--learner.steps", "0"), "steps", "greater than or equal to 1")
 
 
+def test_a_configuration_is_found_behind_flags_and_none_is_the_defaults(asyncflow, tmp_path):
+    (tmp_path / "run.toml").write_text("[learner]\nsteps = 7\n")
+    shown = asyncflow("config", "show", "--json", "run.toml", cwd=tmp_path)
+    assert json.loads(shown.stdout)["learner.steps"] == {"value": 7, "origin": "run.toml:2"}
+    assert "steps = 24 " in asyncflow("config", "show").stdout
+
+
 def test_values_that_contradict_each_other_are_named(asyncflow):
     assert refused(asyncflow("topics", "--rollout.shares", "3"), "rollout.shares = 3 exceeds kafka.partitions = 2")
 
@@ -90,6 +97,15 @@ def test_a_missing_file_and_one_that_is_no_toml_are_named(asyncflow, tmp_path):
     assert refused(asyncflow("learn", "--config", tmp_path / "none.toml"), "none.toml", "No such file")
     (tmp_path / "bad.toml").write_text("[learner\n")
     assert refused(asyncflow("rollout", f"--config={tmp_path}/bad.toml"), "bad.toml", "not TOML")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["config", "check"]])
+def test_a_full_disk_behind_the_output_is_one_line(words):
+    command = [sys.executable, "-m", "pipelines.cli.main", *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert refused(done, "No space left on device")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_missing_model_is_named(tmp_path):
