@@ -29,12 +29,12 @@ def find_config(
     Raises:
         RunError: there is no such directory, and no address to look for the name at.
     """
-    for directory in (Path(run), Path("runs") / run):
+    for directory in (Path(run), DEFAULT_RUNS / run):
         if (directory / CONFIG_NAME).is_file():
             config = load(directory / CONFIG_NAME)
             return with_bootstrap(config, bootstrap), directory
     if bootstrap is None or "/" in run:
-        known = sorted(path.parent.name for path in Path("runs").glob(f"*/{CONFIG_NAME}"))
+        known = known_runs()
         hint = did_you_mean(run, known, others="runs here:") if known else "runs here: none"
         raise RunError(
             f"no run {run!r}: neither {run}/{CONFIG_NAME} nor runs/{run}/{CONFIG_NAME} exists ({hint}); "
@@ -68,6 +68,11 @@ def with_bootstrap(config: RunConfig, bootstrap: str | None) -> RunConfig:
     if bootstrap is None:
         return config
     return config.model_copy(update={"kafka": config.kafka.model_copy(update={"bootstrap": bootstrap})})
+
+
+def known_runs() -> list[str]:
+    """The names of the runs in the working directory's ``runs``."""
+    return sorted(file.parent.name for file in DEFAULT_RUNS.glob(f"*/{CONFIG_NAME}"))
 
 
 def run_exists(name: str, runs: Path = DEFAULT_RUNS) -> bool:
@@ -136,8 +141,9 @@ def served(run: str, bootstrap: str | None = None) -> Iterator[RunConfig]:
     from pipelines.local.ports import accepts
 
     config, directory = find_config(run, bootstrap)
-    port = int(config.kafka.bootstrap.split(",")[0].rpartition(":")[2] or 9092)
-    if bootstrap or directory is None or not (directory / KAFKA_NAME).is_dir() or accepts(port):
+    port = config.kafka.bootstrap.split(",")[0].rpartition(":")[2]
+    here = not bootstrap and directory is not None and (directory / KAFKA_NAME).is_dir()
+    if not here or directory is None or (port.isdigit() and accepts(int(port))):
         yield config
         return
     with closing(lock_run(directory)), Broker(directory / KAFKA_NAME) as broker:

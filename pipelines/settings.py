@@ -13,8 +13,9 @@ from typing import Any, Final, NamedTuple
 
 import tomli_w
 
+from pipelines.local.paths import DEFAULT_RUNS
 from pipelines.presets import preset_layer, preset_names
-from pipelines.runs import CONFIG_NAME
+from pipelines.runs import CONFIG_NAME, known_runs
 from schemas.config import RunConfig, from_layers
 from schemas.errors import ConfigError
 from schemas.layers import Layer, leaves, origins, read_layers
@@ -71,15 +72,13 @@ def named_layers(source: str) -> list[Layer]:
         return []
     if source.startswith(_PRESET):
         return [preset_layer(source.removeprefix(_PRESET))]
-    for file in (Path(source), Path(source) / CONFIG_NAME, Path("runs") / source / CONFIG_NAME):
+    for file in (Path(source), Path(source) / CONFIG_NAME, DEFAULT_RUNS / source / CONFIG_NAME):
         if file.is_file():
             return read_layers(file)
     if source in preset_names():
         return [preset_layer(source)]
-    runs = [file.parent.name for file in sorted(Path("runs").glob(f"*/{CONFIG_NAME}"))]
-    raise ConfigError(
-        f"{source!r} is no file, no run and no preset; {did_you_mean(source, [DEFAULTS, *preset_names(), *runs])}"
-    )
+    known = [DEFAULTS, *preset_names(), *known_runs()]
+    raise ConfigError(f"{source!r} is no file, no run and no preset; {did_you_mean(source, known)}")
 
 
 def settle(layers: Sequence[Layer], source: str) -> Settings:

@@ -45,7 +45,7 @@ def choose_start(name: str, if_exists: IfExists | None, ask: Callable[[str], IfE
 
 def _ask(name: str) -> IfExists:
     """Asks a person, until there is an answer. Nobody to ask, or the end of the input, is to stop."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if sys.stdin is None or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return "stop"
     question = f"run {name!r} exists already: [r]esume it, start a [n]ew one as {free_name(name)!r}, or [s]top? "
     while True:

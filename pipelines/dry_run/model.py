@@ -47,9 +47,13 @@ def read_model(directory: Path) -> ModelFacts:
         files = sorted(directory.glob("*.safetensors"))
         heads = [read_head(file) for file in files]
         size = sum(file.stat().st_size for file in files)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model {str(directory)!r} cannot be read: {error}; save it again") from error
-    text = {**config, **config.get("text_config", {})}
+        return _facts(config, heads, size)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:  # the last three: of another form
+        raise ModelError(f"model {str(directory)!r} cannot be read: {error!r}; save it again") from error
+
+
+def _facts(config: dict[str, Any], heads: list[dict[str, Any]], size: int) -> ModelFacts:
+    text = {**config, **(config.get("text_config") or {})}
     tensors = {name: entry for head in heads for name, entry in head.items() if name != "__metadata__"}
     return ModelFacts(
         architecture=", ".join(config.get("architectures") or ["unknown"]),

@@ -11,9 +11,10 @@ from pipelines.dry_run.sizes import checkpoint_bytes, gib, version_bytes
 from pipelines.dry_run.verbs import STACK, VERBS
 from pipelines.local.broker import KAFKA_VERSION
 from pipelines.local.ports import LOOPBACK
-from pipelines.local.stack import HELD_BY_EVALUATOR, SPARE_BYTES
+from pipelines.local.stack import HELD_BY_EVALUATOR, SPARE_BYTES, local_port
 from schemas.checks import Check, Verdict, check
 from schemas.config import KafkaConfig, RunConfig
+from schemas.errors import ConfigError
 from schemas.topics import TopicSpec
 
 
@@ -98,7 +99,10 @@ def _parts(start: Start, facts: Facts) -> Iterator[Check]:
 
 
 def _broker_part(config: RunConfig, facts: Facts) -> Check:
-    port = int(config.kafka.bootstrap.rpartition(":")[2] or 0)
+    try:
+        port = local_port(config.kafka.bootstrap)
+    except ConfigError as error:
+        return Check("kafka", f"Kafka {KAFKA_VERSION}", "problem", str(error))
     chosen = config.kafka.bootstrap == KafkaConfig().bootstrap
     what = f"Kafka {KAFKA_VERSION} on {LOOPBACK}:{'a free port' if chosen else port}"
     if facts.jars is None:

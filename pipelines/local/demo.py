@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 from rich.console import Console
@@ -33,7 +32,7 @@ from pipelines.local.stack import Stack
 from pipelines.local.summary import Summary, summarise
 from pipelines.presets import load_preset
 from pipelines.report.page import REPORT_NAME, write_report
-from pipelines.runs import CONFIG_NAME
+from pipelines.runs import free_name
 from pipelines.submit import submit
 from pipelines.top.draw import render
 from pipelines.top.endpoints import endpoints_of
@@ -77,16 +76,10 @@ def _rehearse(options: DemoOptions, prompts: DemoPrompts) -> int:
 def demo_config(options: DemoOptions, model: Path | None) -> RunConfig:
     """The preset with the command's options over it; a model that is not known yet has no path."""
     tree = load_preset("demo")
-    tree |= {"name": options.name or _free_name(), "seed": options.seed, "model": {"path": str(model or "")}}
+    tree |= {"name": options.name or free_name("demo"), "seed": options.seed, "model": {"path": str(model or "")}}
     given = {"steps": options.steps, "max_staleness": options.max_staleness}
     tree["learner"] |= {key: value for key, value in given.items() if value is not None}
     return validate(tree, "of the demo")
-
-
-def _free_name() -> str:
-    """``demo``, or ``demo-2`` and so on if runs of these names exist."""
-    names = ("demo" if number == 1 else f"demo-{number}" for number in count(1))
-    return next(name for name in names if not (DEFAULT_RUNS / name / CONFIG_NAME).exists())
 
 
 @dataclass

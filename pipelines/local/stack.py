@@ -219,7 +219,7 @@ class Stack:
         self._supervisor = Supervisor(self.directory / "logs", self.directory)
 
     def _broker_spec(self) -> Spec:
-        port = _local_port(self.config.kafka.bootstrap)
+        port = local_port(self.config.kafka.bootstrap)
         broker = Broker(self.directory / KAFKA_NAME, port, self._controller_port)
         return broker.spec(BROKER, self._restarts)
 
@@ -274,9 +274,7 @@ def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
         ports: six free ones, for Kafka, worker, the metrics of both pipelines and the learner, and the gateway.
     """
     tree = config.model_dump(mode="json")
-    kafka_port = _asked_port(
-        _local_port(config.kafka.bootstrap), _local_port(KafkaConfig().bootstrap), "kafka.bootstrap"
-    )
+    kafka_port = _asked_port(local_port(config.kafka.bootstrap), local_port(KafkaConfig().bootstrap), "kafka.bootstrap")
     worker_port = _asked_port(config.worker.port, WorkerConfig().port, "worker.port")
     rollout_metrics = _asked_port(config.rollout.metrics_port, 0, "rollout.metrics_port")
     learner_metrics = _asked_port(config.learner.metrics_port, 0, "learner.metrics_port")
@@ -393,7 +391,12 @@ def _asked_port(port: int, default: int, key: str) -> int | None:
     return None if port == default else require_free(port, key)
 
 
-def _local_port(bootstrap: str) -> int:
+def local_port(bootstrap: str) -> int:
+    """The port that the stack's own broker is asked to take.
+
+    Raises:
+        ConfigError: the address is not of this machine.
+    """
     host, _, port = bootstrap.rpartition(":")
     if host not in (LOOPBACK, "localhost") or not port.isdigit():
         raise ConfigError(

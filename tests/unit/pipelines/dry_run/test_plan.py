@@ -60,6 +60,7 @@ def test_a_verb_alone_has_nothing_wrong_where_its_topics_are(verb):
         (stack(), {"exists": True}, "run", "asyncflow up --name t --resume"),
         (stack(resume=True), {}, "run", "nothing to resume"),
         (stack(resume=True), {"exists": True, "is_locked": True}, "run", "end that one first"),
+        (Start("up", config(kafka={"bootstrap": "elsewhere"})), {}, "kafka", "a broker of its own"),
         (stack(), {"prism": "ASYNCFLOW_PRISM is wrong"}, "prism", "ASYNCFLOW_PRISM"),
         (stack(), {"model": "model.path lacks config.json"}, "model", "lacks config.json"),
         (stack(), {"model": BILLION}, "together", "smaller model"),
