@@ -135,7 +135,7 @@ class Feed:
         """
         self._hold_back()
         try:
-            polled: dict[Any, list[Any]] = self._consumer.poll(timeout_ms=0 if self._order.is_ready else _PATIENCE_MS)
+            polled: dict[Any, list[Any]] = self._consumer.poll(timeout_ms=self._patience_ms())
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             raise StateError(f"feedback that was never read is gone from its topic: {error}") from error
         except KafkaError as error:
@@ -143,6 +143,13 @@ class Feed:
             time.sleep(_PATIENCE_MS / 1000)
             return {}
         return polled
+
+    def _patience_ms(self) -> int:
+        """How long to wait for more: not beyond the moment when the next record that is held back may be given."""
+        if self._order.is_ready:
+            return 0
+        free_ms = self._order.waits_for_ms + 1000 * (_IDLE_LAG_S - time.time())
+        return round(min(_PATIENCE_MS, free_ms)) if free_ms > 0 else _PATIENCE_MS
 
     def _hold_back(self) -> None:
         """Pauses partitions that are read faster than the others, until those have come as far."""

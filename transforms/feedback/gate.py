@@ -39,6 +39,7 @@ class Gate:
 
     def __init__(self, config: RunConfig) -> None:
         self._config, self._rules = config, config.feedback
+        self._prefix = f"{config.name}/"
         self._receipts = Receipts.load(self._rules.key_file) if self._rules.key_file else None
         self._buckets = Buckets(self._rules.user_rate_per_s, self._rules.user_burst)
         self._drift = Drift(self._rules.drift_window, self._rules.drift_alarm)
@@ -60,7 +61,7 @@ class Gate:
             self._refuse(Feedback.decode(value), source.appended_s)
 
     def _refuse(self, feedback: Feedback, appended_s: float) -> Fate | None:
-        if feedback.rollout.run != self._config.name:
+        if not feedback.rollout_id.startswith(self._prefix):
             return "unknown"
         if self._receipts:
             fault = self._receipts.find_fault(feedback.receipt, feedback.rollout, feedback.user, appended_s)

@@ -19,8 +19,10 @@ from kafka import TopicPartition
 
 Placed = tuple[TopicPartition, Any]
 """A record and where it lies."""
-_MOST_HELD: Final = 4000
-"""Records of one partition that wait for the others before it has to pause."""
+_MOST_HELD_BYTES: Final = 32 << 20
+"""Of one partition that wait for the others before it has to pause: two seconds of a flood, or one of large groups."""
+_RECORD_BYTES: Final = 1024
+"""What a record takes beside its value."""
 
 
 class Order:
@@ -36,6 +38,7 @@ class Order:
     def __init__(self, partitions: Iterable[TopicPartition]) -> None:
         self._held: dict[TopicPartition, deque[tuple[int, Any]]] = {each: deque() for each in sorted(partitions)}
         self._known_ms = dict.fromkeys(self._held, -1)
+        self._bytes = dict.fromkeys(self._held, 0)
         self.given_ms = -1
 
     def put(self, partition: TopicPartition, records: Iterable[Any]) -> None:
@@ -44,6 +47,7 @@ class Order:
         for record in records:
             newest_ms = max(newest_ms, record.timestamp)
             held.append((newest_ms, record))
+            self._bytes[partition] += _size_bytes(record)
         self.know(partition, newest_ms - 1)
 
     def know(self, partition: TopicPartition, until_ms: int) -> None:
@@ -62,7 +66,7 @@ class Order:
 
     def ahead(self) -> set[TopicPartition]:
         """Partitions that have to wait for the others."""
-        return {partition for partition, held in self._held.items() if len(held) >= _MOST_HELD}
+        return {partition for partition, held_bytes in self._bytes.items() if held_bytes >= _MOST_HELD_BYTES}
 
     def take(self, most: int) -> list[Placed]:
         """The next records, in order.
@@ -72,8 +76,9 @@ class Order:
         """
         known_ms = min(self._known_ms.values())
         ready = sorted(self._ready(known_ms, most), key=itemgetter(0, 1))
-        for _, partition, _ in ready[:most]:
+        for _, partition, record in ready[:most]:
             self._held[partition].popleft()
+            self._bytes[partition] -= _size_bytes(record)
         left_ms = (ready[most][0] - 1,) if len(ready) > most else ()
         self.given_ms = max(self.given_ms, min((known_ms, *left_ms)))
         return [(partition, record) for _, partition, record in ready[:most]]
@@ -85,3 +90,7 @@ class Order:
                 if moment_ms > known_ms:
                     break
                 yield moment_ms, partition, record
+
+
+def _size_bytes(record: Any) -> int:
+    return _RECORD_BYTES + len(record.value or b"")

@@ -12,7 +12,6 @@ from schemas.errors import StateError
 from tests.support.feedback import judged
 from transforms.feedback import feed as module
 from transforms.feedback.feed import Feed
-from transforms.feedback.items import Judged
 
 FATED = {(0, 5)}
 PENDING, FEEDBACK = TopicPartition("demo.pending", 0), TopicPartition("demo.feedback", 0)

@@ -12,7 +12,10 @@ FIRST, SECOND = TopicPartition("demo.feedback", 0), TopicPartition("demo.pending
 
 
 def records(*moments_ms):
-    return [SimpleNamespace(timestamp=moment_ms, offset=offset) for offset, moment_ms in enumerate(moments_ms)]
+    return [
+        SimpleNamespace(timestamp=moment_ms, offset=offset, value=b"1234")
+        for offset, moment_ms in enumerate(moments_ms)
+    ]
 
 
 def moments(placed):
@@ -61,7 +64,7 @@ def test_a_clock_that_went_back_keeps_the_order_of_the_partition():
 
 
 def test_a_partition_that_is_far_ahead_has_to_wait(monkeypatch):
-    monkeypatch.setattr(module, "_MOST_HELD", 2)
+    monkeypatch.setattr(module, "_MOST_HELD_BYTES", 2 * (1024 + 4))
     order = Order([FIRST, SECOND])
     order.put(FIRST, records(10, 20))
     assert order.ahead() == {FIRST}

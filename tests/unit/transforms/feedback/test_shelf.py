@@ -98,7 +98,7 @@ def test_when_and_how_often_a_shelf_is_settled_changes_nothing():
 
 def test_a_shelf_from_its_journal_goes_on_like_the_one_in_memory(monkeypatch):
     monkeypatch.setattr(module, "_SLACK_PARTS", 32)
-    dice, state, kept = random.Random(1), State(), Shelf(CONFIG)
+    dice, state, kept, restored = random.Random(1), State(), Shelf(CONFIG), Shelf(CONFIG)
     told, told_again, now_s, largest = [], [], 0.0, 0
     for step in range(600):
         now_s += dice.random() * 40
