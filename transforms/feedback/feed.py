@@ -201,7 +201,7 @@ class Feed:
             group = samples[0].group
             decision = self._book.decision_of(group, source.place)
             if len(groups) == 1:  # as it came
-                yield Awaited(group, source, 1, len(samples), record.value, tuple(record.headers), decision)
+                yield Awaited(group, source, 1, len(samples), record.value, decision)
             else:
                 yield Awaited.of(source, samples, of_groups=len(groups), decision=decision)
 

@@ -11,7 +11,7 @@ from schemas.dead_letters import DeadLetter
 from schemas.feedback import Feedback
 from schemas.identity import GroupId
 from schemas.outcomes import Fate, FeedbackFate, Outcome
-from schemas.trajectories import Sample, decode, encode
+from schemas.trajectories import Sample, decode_again, encode
 
 Place = tuple[int, int]
 """Partition and offset of a record."""
@@ -38,8 +38,7 @@ class Awaited:
     size: int
     """How many answers the group has."""
     value: bytes
-    """The group alone, as in the log (:func:`schemas.trajectories.encode`): as objects its tokens would take more."""
-    headers: tuple[tuple[str, bytes], ...]
+    """The group alone, as in the log and read before: as objects its tokens would take more."""
     decision: Outcome | None = None
     """What was decided about it before the pipeline was started."""
 
@@ -48,8 +47,8 @@ class Awaited:
         cls, source: Source, samples: Sequence[Sample], *, of_groups: int = 1, decision: Outcome | None = None
     ) -> "Awaited":
         """A group as it was read, of a record that may hold others."""
-        value, headers = encode(samples)
-        return cls(samples[0].group, source, of_groups, len(samples), value, tuple(headers.items()), decision)
+        value, _ = encode(samples)
+        return cls(samples[0].group, source, of_groups, len(samples), value, decision)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Not what ``dataclass`` generates, which looks its fields up anew each time: every item crosses stages."""
@@ -57,8 +56,7 @@ class Awaited:
 
     def samples(self) -> list[Sample]:
         """All of the group, by index."""
-        (samples,) = decode(self.value, dict(self.headers))
-        return sorted(samples, key=lambda sample: sample.sample_index)
+        return sorted(decode_again(self.value), key=lambda sample: sample.sample_index)
 
 
 @dataclass(frozen=True, slots=True)
