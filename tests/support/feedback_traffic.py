@@ -21,7 +21,7 @@ from tests.support.samples import group
 from tests.support.trajectories import read_all
 from transforms.feedback.case import Case, Rules, settle, take, wakes_at
 from transforms.feedback.gate import Gate
-from transforms.feedback.items import Awaited, Source
+from transforms.feedback.items import Awaited, Refused, Source
 
 _USERS = 1000
 _BEGIN = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -129,21 +129,31 @@ def foresee(config):
     The decisions are those of :mod:`transforms.feedback.case`; what is left out is all that reads, divides, keeps and
     writes, and every clock.
     """
+    return foreseen(config, read_all(config, config.topics.pending), read_all(config, config.topics.feedback))
+
+
+def foreseen(config, pending, feedback):
+    """The same from records, each partition's in its order."""
     gate, rules = Gate(config), Rules(config.topics, config.feedback, lambda *_: None)
-    cases = {}
-    for record in read_all(config, config.topics.pending):
+    cases, fates, kinds = {}, {}, Counter()
+    for record in pending:
         (samples,) = decode(record.value, dict(record.headers))
-        item = Awaited.of(_source(record), samples)
-        cases[item.group] = take(cases.get(item.group, Case(item.group)), item)
-    for record in sorted(read_all(config, config.topics.feedback), key=lambda each: (each.timestamp, each.partition)):
+        _add(cases, Awaited.of(_source(record), samples))
+    for record in sorted(feedback, key=lambda each: (each.timestamp, each.partition)):
         item = gate.look(_source(record), record.value)
-        cases[item.group] = take(cases.get(item.group, Case(item.group)), item)
-    fates, kinds = {}, Counter()
+        if isinstance(item, Refused):
+            fates[item.source.place] = item.fate
+        else:
+            _add(cases, item)
     for case in cases.values():
         for outcome in _outcomes(case, rules):
             fates.update({fate.at: fate.fate for fate in outcome.feedback})
             kinds[outcome.kind] += outcome.kind != "refused"
     return fates, +kinds
+
+
+def _add(cases, item):
+    cases[item.group] = take(cases.get(item.group, Case(item.group)), item)
 
 
 def _source(record):
