@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if name not in known:
         raise ConfigError(f"no benchmark {name!r}; {did_you_mean(name, known)}")
-    _become([sys.executable, "-m", f"tests.benchmarks.{name}", *arguments[1:]])
+    return _become([sys.executable, "-m", f"tests.benchmarks.{name}", *arguments[1:]])
 
 
 def _become(command: list[str]) -> NoReturn:
