@@ -16,7 +16,7 @@ from typing import Any, Final
 from schemas.errors import ConfigError
 
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
-_SECRET: Final = re.compile(r"password|secret|(^|_)token$|credential|api_?key", re.IGNORECASE)
+_SECRET: Final = re.compile(r"password|secret|(^|[_-])token$|credential|(api|access|private)[_-]?key", re.IGNORECASE)
 _HIDDEN: Final = "***"
 
 

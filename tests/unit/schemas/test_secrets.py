@@ -38,7 +38,7 @@ def test_what_is_no_reference_stays_as_it_is():
         assert reveal("key", value) == value
 
 
-@pytest.mark.parametrize("key", ["sasl_plain_password", "ssl_password", "oauth_client_secret", "api_key"])
+@pytest.mark.parametrize("key", ["sasl_plain_password", "ssl_password", "oauth_client_secret", "api-key"])
 def test_a_secret_that_is_written_out_is_refused_and_not_repeated(key):
     assert is_secret(key)
     with pytest.raises(ConfigError, match="written out") as caught:
