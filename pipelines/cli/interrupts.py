@@ -4,10 +4,9 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from typing import Any
 
-_SAME_S: Final = 1.0
-"""A signal that comes so soon after another is the same wish: a terminal and ``make`` may both pass it on."""
+from pipelines.local.supervisor import SAME_S
 
 _last: list[float] = []
 """When the last signal raised; empty if none has."""
@@ -75,7 +74,7 @@ def _number(interrupt: KeyboardInterrupt) -> int:
 
 def _interrupt(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
     at = time.monotonic()
-    if _last and at - _last[0] < _SAME_S:
+    if _last and at - _last[0] < SAME_S:
         return
     _last[:] = [at]
     raise Interrupted(number)

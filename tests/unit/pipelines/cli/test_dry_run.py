@@ -75,7 +75,8 @@ def test_up_says_what_is_wrong(rehearse):
     assert "feedback.key_file: none.key: no such file" in page
 
 
-def test_modules_and_files_that_hold_rewards_are_looked_for(rehearse, place):
+def test_modules_and_files_that_hold_rewards_are_looked_for(rehearse, place, monkeypatch):
+    monkeypatch.setattr(facts, "_BROKER_TIMEOUT_S", 0.2)
     (place / "mine.py").write_text("")
     _, page = rehearse(
         "rollout", "--kafka.bootstrap", "127.0.0.1:1", "--rewards.modules", "mine.py", "no_such", "no.py"
