@@ -122,10 +122,15 @@ def _flushed(run: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
         code = run(arguments)
     except SystemExit:  # of --help
-        sys.stdout.flush()
+        _flush()
         raise
-    sys.stdout.flush()
+    _flush()
     return code
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # a process may be started without one
+        sys.stdout.flush()
 
 
 def _of_memory(error: Exception) -> str:
