@@ -12,7 +12,7 @@ import pytest
 from pipelines.log import RunLog
 from pipelines.report.curves import Curve, Trace, by_step, occupancy, staleness
 from pipelines.report.embed import embed, tree
-from pipelines.report.facts import duration_text, facts_of
+from pipelines.report.facts import facts_of
 from pipelines.report.figures import figure
 from pipelines.report.flow import Flow, Timeline
 from pipelines.report.gather import Gathered, keep, read_metrics
@@ -194,7 +194,3 @@ def test_logs_tell_warnings_errors_and_last_words():
         ("ended", "learn", 1, "FencedError: a newer process"),
     ]
     assert told[0].first == BEGAN
-
-
-def test_durations_are_said_in_the_unit_that_fits():
-    assert [duration_text(each) for each in (95, 700, 12600, 200000)] == ["95 s", "12 min", "3.5 h", "2.3 days"]
