@@ -39,7 +39,7 @@ from pipelines.top.draw import render
 from pipelines.top.endpoints import endpoints_of
 from pipelines.top.explain import explain
 from pipelines.top.lines import plain
-from pipelines.top.screen import LINE_S, REFRESH_S
+from pipelines.top.screen import LINE_S, REFRESH_S, can_draw
 from pipelines.top.watch import Watch, Watched
 from schemas.checks import Check
 from schemas.config import RunConfig, validate
@@ -150,7 +150,7 @@ def _train(console: Console, stack: Stack, monitor: Monitor, clock: _Clock) -> N
 @contextmanager
 def _screen(console: Console, watch: Watch) -> Iterator[Callable[[], None]]:
     """The screen of ``asyncflow top`` on a terminal, else its line every ten seconds and at the end."""
-    if not console.is_terminal:
+    if not can_draw(console):
         yield _plain_printer(console, watch)
         return
     with Live(console=console, auto_refresh=False) as live:

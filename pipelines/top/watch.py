@@ -73,14 +73,23 @@ class Watch:
             self._look_at_endpoints()
         except BaseException:
             self._endpoints.close()
+            self._topics.close()
             raise
-        for name, look in (("topics", self._look_at_topics), ("endpoints", self._look_at_endpoints)):
-            threading.Thread(target=self._repeat, args=(look,), name=f"top-{name}", daemon=True).start()
+        for name, looks in (("topics", self._follow_topics), ("endpoints", self._follow_endpoints)):
+            threading.Thread(target=looks, name=f"top-{name}", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()  # a thread that waits for a broker which is away ends with the process
         self._endpoints.close()
+
+    def _follow_topics(self) -> None:
+        self._repeat(self._look_at_topics)
+        with self._reading_topics:
+            self._topics.close()
+
+    def _follow_endpoints(self) -> None:
+        self._repeat(self._look_at_endpoints)
 
     def look(self) -> Snapshot:
         """Reads what there is to read now instead of waiting for the next look, and says what is found."""
