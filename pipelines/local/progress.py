@@ -29,7 +29,7 @@ def describe(entry: StepEntry, steps: int) -> str:
         entry: of the ledger.
         steps: how many the run is to do.
     """
-    reasons = Counter(dropped.reason for dropped in entry.dropped)
+    reasons: Counter[str] = Counter(dropped.reason for dropped in entry.dropped)
     dropped = f"{len(entry.dropped)} dropped{f' ({listed(reasons)})' if reasons else ''}"
     reward = entry.metrics.get("reward_mean")
     told = "no reward" if reward is None else f"reward {reward:.2f}"

@@ -82,7 +82,7 @@ def facts_of(gathered: Gathered) -> Facts:
         tiles=list(_tiles(gathered, line, verdict)),
         faults=find_faults(gathered, verdict, line),
         figures=list(_figures(gathered, line)),
-        others=curves.others(line, gathered.more_metrics),
+        others=curves.others(line),
         marks=curves.marks(log.ledger),
         evals=log.evals[: -_ROWS_SHOWN - 1 : -1],
         dead_letters=log.dead_letters[: -_ROWS_SHOWN - 1 : -1],
@@ -102,7 +102,7 @@ def facts_of(gathered: Gathered) -> Facts:
 
 def _figures(gathered: Gathered, line: Sequence[StepEntry]) -> Iterator[Curve]:
     log, flow = gathered.log, gathered.flow
-    by_step = list(curves.by_step(line, gathered.more_metrics))
+    by_step = list(curves.by_step(line))
     yield from by_step[:1]
     if held_out := curves.held_out(log.evals, log):
         yield held_out

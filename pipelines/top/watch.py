@@ -10,11 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final, Self, get_args
+from typing import Final, Self, get_args
 
 import structlog
 
+from pipelines.tokenizer import load_decoder
 from pipelines.top.endpoints import RATE_WINDOW_S, Endpoints, Reading
 from pipelines.top.state import Engine, Learner, LearnerState, Process, Snapshot, Stage, Worker
 from pipelines.top.topics import LogView, TopicsWatcher
@@ -238,10 +238,5 @@ def _whole(value: float | None) -> int | None:
 
 def _detokenizer(watched: Watched) -> Callable[[list[int]], str]:
     """The model's, if it lies on this machine; else prompts are shown by their names."""
-    file = Path(watched.config.model.path) / "tokenizer.json"
-    if not watched.is_here or not watched.config.model.path or not file.is_file():
-        return lambda _: ""
-    from tokenizers import Tokenizer
-
-    tokenizer: Any = Tokenizer.from_file(str(file))
-    return lambda tokens: str(tokenizer.decode(tokens)).strip()
+    decoder = load_decoder(watched.config) if watched.is_here else None
+    return lambda tokens: decoder.decode(tokens).strip() if decoder else ""
