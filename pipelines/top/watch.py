@@ -184,7 +184,7 @@ def _worker(worker: Worker, reading: Reading | None) -> Worker:
         running=_whole(reading.now("vllm:num_requests_running")),
         queued=_whole(reading.now("vllm:num_requests_waiting")),
         tokens_per_s=reading.rate("vllm:generation_tokens_total"),
-        refused=_whole(reading.now("asyncflow_worker_updates_refused_total")),
+        refused=_whole(reading.now("asyncflow_worker_updates_refused_total") or 0),  # not served before the first
     )
 
 

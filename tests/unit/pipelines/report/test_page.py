@@ -182,6 +182,7 @@ def test_logs_tell_warnings_errors_and_last_words():
         "2026-01-31T12:00:02Z [info     ] worker_up                      worker=w\n",
         "(EngineCore pid=7) INFO 01-31 12:00:02 something\n",
         "asyncflow learn: FencedError: a newer process\n",
+        "asyncflow evaluate: ended by SIGTERM\n",
     ]  # fmt: skip
     told = list(said_in("rollout", lines))
     assert [(each.level, each.event, each.times, each.rest) for each in told] == [
