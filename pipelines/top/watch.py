@@ -62,6 +62,7 @@ class Watch:
         self._views: deque[LogView] = deque(maxlen=_HISTORY)
         self._readings: tuple[Reading, ...] = ()
         self._stop = threading.Event()
+        self._fault: Exception | None = None
         self._reading_topics = threading.Lock()
         self.history: deque[Snapshot] = deque(maxlen=_HISTORY)
         """Snapshots, the newest last."""
@@ -97,7 +98,13 @@ class Watch:
         return self.snapshot()
 
     def snapshot(self) -> Snapshot:
-        """The run as it is now; also added to the history."""
+        """The run as it is now; also added to the history.
+
+        Raises:
+            Exception: whatever ended a thread that looks, so that nobody is shown the same for ever.
+        """
+        if self._fault and not self._stop.is_set():  # else the pool was closed while it looked
+            raise self._fault
         found = compose(self._watched, tuple(self._views), self._readings, time.time() - self._topics.heard_at)
         self.history.append(found)
         return found
@@ -110,9 +117,9 @@ class Watch:
                 look()
             except (KafkaError, OSError) as error:
                 _log.debug("broker_away", error=repr(error))
-            except RuntimeError:  # the pool was closed while we looked
-                if not self._stop.is_set():
-                    raise
+            except Exception as error:  # noqa: BLE001 - whoever shows the run is to hear of it, see snapshot
+                self._fault = error
+                return
 
     def _look_at_topics(self) -> None:
         with self._reading_topics:

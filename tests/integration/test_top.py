@@ -12,6 +12,7 @@ from kafka.structs import OffsetAndMetadata
 from pipelines.cli.main import main
 from pipelines.local.topics import create_topics
 from pipelines.top.explain import explain
+from pipelines.top.topics import TopicsWatcher
 from pipelines.top.watch import Watch, Watched
 from schemas.admission import AdmissionFrontier
 from schemas.config import KafkaConfig, RunConfig
@@ -90,7 +91,7 @@ def run(run_config, send):
     return run_config
 
 
-def test_a_screen_has_what_the_topics_say_and_follows_them(run, send):
+def test_a_screen_has_what_the_topics_say_and_follows_them(run, send, monkeypatch):
     with Watch(Watched(run, {}, is_here=False)) as watch:
         seen = watch.snapshot()
         rows = {stage.name: (stage.total, stage.waiting) for stage in seen.stages}
@@ -112,11 +113,16 @@ def test_a_screen_has_what_the_topics_say_and_follows_them(run, send):
         texts = [sentence.text for sentence in (watch.look(), explain(watch.history))[1]]
         assert any("learner died and was started again" in text for text in texts)
         assert any("worker http://127.0.0.1:1 left" in text for text in texts)
-        watching = [thread for thread in threading.enumerate() if thread.name.startswith("top-")]
-    for thread in watching:
+        watching = {each.name: each for each in threading.enumerate() if each.name.startswith("top-")}
+        with monkeypatch.context() as patch:
+            patch.setattr(TopicsWatcher, "look", lambda _: {}["what nobody thought of"])
+            watching["top-topics"].join(20)
+            with pytest.raises(KeyError, match="nobody thought of"):
+                watch.snapshot()
+    for thread in watching.values():
         thread.join(20)
     assert len(watching) == 2
-    assert not any(thread.is_alive() for thread in watching)
+    assert not any(thread.is_alive() for thread in watching.values())
     with pytest.raises(RuntimeError, match="closed"):
         watch.look()
 
