@@ -30,7 +30,7 @@ LINE_S: Final = 10.0
 
 
 def run(name: str, bootstrap: str | None, metrics: Sequence[str], *, once: bool, as_json: bool) -> int:
-    """Shows a run until Ctrl-C.
+    """Shows a run until Ctrl-C; of one that has ended, without a screen, only how it stands.
 
     Args:
         name: of the run, or its directory.
@@ -44,19 +44,20 @@ def run(name: str, bootstrap: str | None, metrics: Sequence[str], *, once: bool,
         BrokerError: its log can be read nowhere.
     """
     with find(name, bootstrap, metrics) as watched, Watch(watched) as watch:
-        if once:
+        drawn = not as_json and can_draw(Console())
+        if once or not (drawn or watched.is_live):  # a log that nobody writes any more says nothing new
             time.sleep(2 * PAUSE_S)
             _print(watch, as_json=as_json)
-        elif as_json or not can_draw(Console()):
-            follow_in_lines(watch, as_json=as_json)
-        else:
+        elif drawn:
             follow_on_screen(watch)
+        else:
+            follow_in_lines(watch, as_json=as_json)
     return 0
 
 
 def can_draw(console: Console) -> bool:
-    """Whether a live screen has a place: a terminal that can move its cursor, whatever FORCE_COLOR says."""
-    return console.file.isatty() and not console.is_dumb_terminal
+    """Whether a live screen has a place: a terminal with a cursor and all of Unicode, whatever FORCE_COLOR says."""
+    return console.file.isatty() and not console.is_dumb_terminal and console.encoding.startswith("utf")
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from rich.console import Console
 from pipelines.top.draw import render, sparkline
 from pipelines.top.explain import Sentence, explain
 from pipelines.top.lines import plain
+from pipelines.top.screen import can_draw
 from pipelines.top.state import Endpoint, Engine, Learner, ShownSample, Snapshot, Stage, Worker
 
 STAGES = (
@@ -156,3 +157,26 @@ def test_rewards_are_drawn_from_0_to_1_or_as_far_as_they_go():
     assert sparkline([0, 0.5, 1]) == " ▄█"
     assert sparkline([-1, 0, 3]) == " ▂█"
     assert sparkline([]) == ""
+
+
+class Terminal(io.TextIOWrapper):
+    """A terminal, or a pipe."""
+
+    def __init__(self, encoding, *, is_terminal=True):
+        super().__init__(io.BytesIO(), encoding=encoding)
+        self.isatty = lambda: is_terminal
+
+
+@pytest.mark.parametrize(
+    ("terminal", "term", "drawn"),
+    [
+        (Terminal("utf-8"), "xterm", True),
+        (Terminal("utf-8"), "dumb", False),
+        (Terminal("iso-8859-1"), "xterm", False),
+        (Terminal("utf-8", is_terminal=False), "xterm", False),
+    ],
+)
+def test_a_screen_needs_a_terminal_that_can_show_it(monkeypatch, terminal, term, drawn):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert can_draw(Console(file=terminal)) == drawn
