@@ -49,17 +49,25 @@ def has_prompts(config: RunConfig) -> bool:
 
 
 def write_lines(file: Path, lines: Iterable[bytes]) -> int:
-    """Writes prompts to a file of JSON lines, and returns how many.
+    """Writes prompts to a file of JSON lines, whole or not at all, and returns how many.
 
     Raises:
-        ConfigError: the file exists, or cannot be written.
+        ConfigError: the file exists, or cannot be made.
+        OSError: there is no room for it.
     """
     given = list(lines)
     try:
-        with file.open("xb") as written:
-            written.writelines(line + b"\n" for line in given)
+        written = file.open("xb")
+    except FileExistsError as error:
+        raise ConfigError(f"--out {file} exists; give a file that does not exist yet") from error
     except OSError as error:
-        raise ConfigError(f"--out {file}: {error.strerror}; give a file that does not exist yet") from error
+        raise ConfigError(f"--out {file}: {error.strerror}; give a place that can be written") from error
+    try:
+        with written:
+            written.writelines(line + b"\n" for line in given)
+    except BaseException:  # also Ctrl-C: a part would pass for all
+        file.unlink(missing_ok=True)
+        raise
     return len(given)
 
 
