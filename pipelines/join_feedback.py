@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import apache_beam as beam
 import structlog
+from apache_beam.options.pipeline_options import DebugOptions
 from apache_beam.runners.runner import PipelineState
 
 from pipelines.beam import beam_options, serve_metrics
@@ -26,6 +27,9 @@ from transforms.join_feedback import Commit, JoinFeedback
 
 _LOG = structlog.get_logger(__name__)
 _FAILED: Final = 1
+_UNDIVIDED: Final = "prism_disable_sdf_split"
+"""Prism 2.77 divides a bundle that is slow, and then forgets which of the keys that it moves are worked on still: two
+bundles of one key at a time, of which the later one overwrites the state of the other."""
 _LOOK_S: Final = 0.2
 _ENDED: Final = (PipelineState.DONE, PipelineState.FAILED, PipelineState.CANCELLED)
 
@@ -53,6 +57,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     options = beam_options(beam_args)
+    options.view_as(DebugOptions).add_experiment(_UNDIVIDED)
     serve_metrics("feedback.metrics_port", config.feedback.metrics_port)
     sample_often()
     pipeline = beam.Pipeline(options=options)

@@ -62,13 +62,18 @@ class Record(BaseModel):
         if cls.max_bytes is not None and len(value) > cls.max_bytes:
             raise RecordError("too_large", f"{len(value)} bytes, expected at most {cls.max_bytes}")
         try:
-            json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise RecordError("not_json", f"{error}; the value starts with {value[:40]!r}") from error
-        try:
             return cls.model_validate_json(value)
         except ValidationError as error:
-            raise RecordError("bad_record", first_fault(error)) from error
+            raise _fault(value, error) from error
+
+
+def _fault(value: bytes, error: ValidationError) -> RecordError:
+    """Whether it is no JSON at all, which only a value that was refused is asked: one that was read is."""
+    try:
+        json.loads(value)
+    except (ValueError, RecursionError) as broken:
+        return RecordError("not_json", f"{broken}; the value starts with {value[:40]!r}")
+    return RecordError("bad_record", first_fault(error))
 
 
 def first_fault(error: ValidationError) -> str:

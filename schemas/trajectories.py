@@ -262,6 +262,12 @@ def decode(value: bytes | None, headers: Mapping[str, bytes | None]) -> list[lis
     return _whole_groups(_to_samples(_read_whole(value, headers)))
 
 
+def decode_again(value: bytes) -> list[Sample]:
+    """The rows of a value that :func:`decode` has read before, for a third of its cost: its bytes are trusted."""
+    with pa.ipc.open_stream(value) as reader:
+        return _to_samples(reader.read_all())
+
+
 def decode_columns(value: bytes | None, headers: Mapping[str, bytes | None], names: Sequence[str]) -> pa.Table:
     """Reads some columns of a record, for a twentieth of what :func:`decode` costs.
 

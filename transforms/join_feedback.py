@@ -4,13 +4,16 @@
                                            └─► refused at once ────────────────────────┴──► Commit ──► (Kafka)
 
 All decisions are those of :mod:`transforms.feedback.case`. Groups are spread over keys; a key's state is a journal of
-its groups' cases, and its timer is when one of them has to be looked at next. Commit is keyed too, by one key, so that
-one writer commits at a time wherever the runner puts it; Join divides the work over as many workers as the runner has.
+its groups' cases, and its timer is when one of them has to be looked at next. A case is settled as of its own moment,
+so where the pipeline reads on after a while, timers are set later than that, and one settles what many would. Commit is
+keyed too, by one key, so that one writer commits at a time wherever the runner puts it; Join divides the work over as
+many workers as the runner has.
 """
 
 import math
+import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import apache_beam as beam
@@ -31,7 +34,7 @@ from transforms.feedback.case import Rules
 from transforms.feedback.feed import Batch
 from transforms.feedback.items import Item, Settled
 from transforms.feedback.pace import PACE
-from transforms.feedback.shelf import Shelf
+from transforms.feedback.shelf import Shelf, pack, unpack
 from transforms.feedback.source import BatchSource, ReadFn
 from transforms.generation.tokenizer import Tokenizer
 
@@ -39,6 +42,12 @@ _LOG = structlog.get_logger(__name__)
 _REFUSED: Final = "refused"
 _KEYS: Final = 32
 """Over which groups are spread: on so many workers at most the state is divided."""
+_BEHIND_S: Final = 1.0
+"""From when on a timer is late: decisions of a pipeline that keeps up are due in a moment, not in the past."""
+_SHARE_BEHIND: Final = 0.2
+"""How much later a timer is set, as a share of the time that the pipeline is behind."""
+_MOST_DECISIONS: Final = 32
+"""Of one key in one bundle: nothing of a bundle is written before its end."""
 _STAMP: Final = ReadModifyWriteStateSpec("stamp", StrUtf8Coder())
 _JOURNAL: Final = BagStateSpec("journal", PickleCoder())
 _WAKE: Final = TimerSpec("wake", TimeDomain.WATERMARK)
@@ -56,12 +65,12 @@ class UnbatchFn(beam.DoFn):  # type: ignore[misc]
 
     def process(self, batch: Batch) -> Iterator[Any]:
         """One batch."""
-        for settled in batch.settled:
-            yield beam.pvalue.TaggedOutput(_REFUSED, settled)
+        if batch.settled is not None:
+            yield beam.pvalue.TaggedOutput(_REFUSED, batch.settled)
         by_key: dict[int, list[Item]] = {}
         for item in batch.items:
             by_key.setdefault(key_of(item.group), []).append(item)
-        yield from ((key, tuple(items)) for key, items in by_key.items())
+        yield from ((key, (len(items), pack(tuple(items)))) for key, items in by_key.items())
 
 
 def key_of(group: GroupId) -> int:
@@ -100,17 +109,19 @@ class JoinFn(beam.DoFn):  # type: ignore[misc]
 
     def process(
         self,
-        element: tuple[int, tuple[Item, ...]],
+        element: tuple[int, tuple[int, bytes]],
         stamp: Any = _STAMP_PARAM,
         journal: Any = _JOURNAL_PARAM,
         timer: Any = _WAKE_PARAM,
     ) -> None:
         """Keeps items and sets the timer."""
-        key, items = element
-        PACE.take(len(items))
+        key, (items, packed) = element
+        PACE.take(items)
         state = _State(stamp, journal, timer)
         shelf = self._shelf(key, state)
-        self._keep(key, shelf, shelf.take(items), state)
+        shelf.take(unpack(packed))
+        journal.add(shelf.journal_of(packed, items))
+        self._keep(key, shelf, state)
 
     @on_timer(_WAKE)  # type: ignore[untyped-decorator]
     def wake(
@@ -124,30 +135,38 @@ class JoinFn(beam.DoFn):  # type: ignore[misc]
         """Settles what is due."""
         state = _State(stamp, journal, timer)
         shelf = self._shelf(key, state)
-        settled, changed = shelf.settle(moment.micros / 1e6, self._rules)
-        self._keep(key, shelf, changed, state)
+        settled, changed = shelf.settle(moment.micros / 1e6, self._rules, _MOST_DECISIONS)
+        if changed:
+            anew, entries = shelf.journal(changed)
+            if anew:
+                journal.clear()
+            for entry in entries:
+                journal.add(entry)
+        self._keep(key, shelf, state)
         return settled
 
     def _shelf(self, key: int, state: _State) -> Shelf:
         """Takes the key's shelf from this process if it is as the state says, else rebuilds it."""
         known, newest = _SHELVES.pop((self._config.name, key), None), state.stamp.read() or ""
         if known is None or known.stamp != newest:
+            if newest:
+                _LOG.warning("shelf_rebuilt", key=key)  # a fault, or the key has moved to this worker
             return Shelf.restored(self._config.feedback, state.journal.read())
         return known
 
-    def _keep(self, key: int, shelf: Shelf, changed: Collection[GroupId], state: _State) -> None:
+    def _keep(self, key: int, shelf: Shelf, state: _State) -> None:
         """Puts a shelf back, after the state was told of it: one that a fault came in between is rebuilt."""
-        if changed:
-            anew, entries = shelf.journal(changed)
-            if anew:
-                state.journal.clear()
-            for entry in entries:
-                state.journal.add(entry)
-            state.stamp.write(shelf.stamp)
+        state.stamp.write(shelf.stamp)
         if shelf.cases:
-            state.timer.set(Timestamp(micros=math.ceil(shelf.wakes_at() * 1e6)))
+            state.timer.set(Timestamp(micros=math.ceil(wake_at(shelf.wakes_at(), time.time()) * 1e6)))
         _SHELVES[self._config.name, key] = shelf
         metrics.CASES.set(sum(len(each.cases) for each in list(_SHELVES.values())))
+
+
+def wake_at(due_s: float, now_s: float) -> float:
+    """When to settle what is due at a moment, in seconds since 1970: then, or with more at once if that is long ago."""
+    behind_s = now_s - due_s
+    return due_s + _SHARE_BEHIND * behind_s if behind_s > _BEHIND_S else due_s
 
 
 class CommitFn(beam.DoFn):  # type: ignore[misc]
@@ -185,7 +204,7 @@ class JoinFeedback(beam.PTransform):  # type: ignore[misc]
             | "Read" >> beam.ParDo(ReadFn()).with_output_types(Batch)
         )
         items = batches | "Unbatch" >> beam.ParDo(UnbatchFn()).with_outputs(_REFUSED, main="items")
-        keyed = items["items"] | "Keyed" >> beam.Map(lambda item: item).with_output_types(tuple[int, tuple[Item, ...]])
+        keyed = items["items"] | "Keyed" >> beam.Map(lambda item: item).with_output_types(tuple[int, tuple[int, bytes]])
         joined = keyed | "Join" >> beam.ParDo(JoinFn(self._config)).with_output_types(Settled)
         return (joined, items[_REFUSED]) | beam.Flatten()
 

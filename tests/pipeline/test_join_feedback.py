@@ -12,7 +12,7 @@ from schemas import crash_points
 from schemas.config import KafkaConfig, ModelConfig, RunConfig
 from schemas.joining import FeedbackConfig
 from tests.pipeline.rollout_process import JoinProcess, wait_for
-from tests.support.feedback_traffic import Sender, account, draw
+from tests.support.feedback_traffic import Sender, account, draw, foresee
 
 ROLLOUTS, JUDGEMENTS = 300, 300
 TIMES = FeedbackConfig(settle_s=2, wait_s=20, unknown_after_s=15, correction_s=20, user_rate_per_s=1000)
@@ -75,9 +75,10 @@ def test_every_judgement_has_one_fate_and_every_rollout_one_end(scene, undisturb
     assert fates["corrected"] + fates["no_change"] + fates["too_late"] > 0.05 * JUDGEMENTS
     assert fates["used"] > 0.3 * JUDGEMENTS
     assert {"retracted", "retraction"} & set(fates)
+    assert (undisturbed.told, undisturbed.kinds) == foresee(scene.config), "the log alone decides"
 
 
-def test_killed_again_and_again_it_decides_what_it_would_have(scene, undisturbed, tmp_path, monkeypatch):
+def test_killed_again_and_again_it_decides_what_it_would_have(scene, tmp_path, monkeypatch):
     """The same traffic for another run, whose pipeline dies in the middle of a transaction, after one, and anywhere."""
     config = scene.config.model_copy(update={"name": f"{scene.config.name}-killed"})
     create_topics(config)
@@ -108,4 +109,5 @@ def test_killed_again_and_again_it_decides_what_it_would_have(scene, undisturbed
         crash_points.JOIN_POINTS, 1
     )
     assert found.once()
-    assert found.figures == undisturbed.figures
+    assert len(found.judged) == len(traffic.judgements)
+    assert (found.told, found.kinds) == foresee(config), "as if nothing had happened"

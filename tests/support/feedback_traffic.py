@@ -19,6 +19,9 @@ from schemas.outcomes import Outcome
 from schemas.trajectories import decode, encode
 from tests.support.samples import group
 from tests.support.trajectories import read_all
+from transforms.feedback.case import Case, Rules, settle, take, wakes_at
+from transforms.feedback.gate import Gate
+from transforms.feedback.items import Awaited, Refused, Source
 
 _USERS = 1000
 _BEGIN = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -107,6 +110,8 @@ class Account:
     """How often each contribution lies in the trajectories topic; 1 is right."""
     announced: set
     """Contributions that the outcomes name."""
+    told: dict
+    """The fate of each feedback record."""
 
     @property
     def figures(self):
@@ -116,6 +121,49 @@ class Account:
         """Everything counts once, and the trajectories are those of the outcomes."""
         counts = (self.judged, self.joined, self.contributions)
         return all(set(each.values()) <= {1} for each in counts) and set(self.contributions) == self.announced
+
+
+def foresee(config):
+    """What the log alone says will become of the traffic: the fate of every judgement, and how often each kind.
+
+    The decisions are those of :mod:`transforms.feedback.case`; what is left out is all that reads, divides, keeps and
+    writes, and every clock.
+    """
+    return foreseen(config, read_all(config, config.topics.pending), read_all(config, config.topics.feedback))
+
+
+def foreseen(config, pending, feedback):
+    """The same from records, each partition's in its order."""
+    gate, rules = Gate(config), Rules(config.topics, config.feedback, lambda *_: None)
+    cases, fates, kinds = {}, {}, Counter()
+    for record in pending:
+        (samples,) = decode(record.value, dict(record.headers))
+        _add(cases, Awaited.of(_source(record), samples))
+    for record in sorted(feedback, key=lambda each: (each.timestamp, each.partition)):
+        item = gate.look(_source(record), record.value)
+        if isinstance(item, Refused):
+            fates[item.source.place] = item.fate
+        else:
+            _add(cases, item)
+    for case in cases.values():
+        for outcome in _outcomes(case, rules):
+            fates.update({fate.at: fate.fate for fate in outcome.feedback})
+            kinds[outcome.kind] += outcome.kind != "refused"
+    return fates, +kinds
+
+
+def _add(cases, item):
+    cases[item.group] = take(cases.get(item.group, Case(item.group)), item)
+
+
+def _source(record):
+    return Source((record.partition, record.offset), record.offset, record.timestamp / 1000)
+
+
+def _outcomes(case, rules):
+    while (moment_s := wakes_at(case, rules.feedback)) < float("inf"):
+        settled, case = settle(case, moment_s, rules)
+        yield from (each.outcome for each in settled if each.outcome)
 
 
 def account(config):
@@ -130,5 +178,6 @@ def account(config):
         judged=Counter(fate.at for fate in told),
         joined=Counter(outcome.group for outcome in outcomes if outcome.kind == "joined"),
         contributions=Counter(groups),
+        told={fate.at: fate.fate for fate in told},
         announced={contribution for outcome in outcomes for contribution in outcome.contributions},
     )

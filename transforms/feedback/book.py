@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import chain
 from typing import Any, Final
 
 import structlog
@@ -28,14 +30,17 @@ from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError, RecordError, StateError
 from schemas.identity import GroupId
 from schemas.offsets import OffsetSet
-from schemas.outcomes import Outcome
+from schemas.outcomes import FeedbackFate, Outcome
 from schemas.transactions import open_producer, transaction
 from transforms.feedback import metrics
-from transforms.feedback.items import Closed, Contribution, Place, Settled, Source
+from transforms.feedback.items import Closed, Contribution, Place, Refused, Settled, Source
 
 _LOG = structlog.get_logger(__name__)
 _POLL_MS: Final = 200
 _NONE: Final = OffsetSet()
+_BEYOND_AGE_S: Final = 1.0
+_Record = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
+"""Topic, key, value, headers."""
 _SWEEP_FATES: Final = 10_000
 """Fates that are remembered by themselves before those are forgotten that the offsets tell."""
 
@@ -58,8 +63,12 @@ class Book:
         self._closed: dict[Place, set[GroupId]] = {}
         self._decided: dict[GroupId, Outcome] = {}
         self._fates: set[Place] = set()
+        self._limited: set[Place] = set()
+        self._sweep_at = _SWEEP_FATES
+        self._written: dict[TopicPartition, tuple[int, str, float]] = {}
         for outcome in _read_outcomes(config, self._done):
             self._note(outcome)
+            self._limited.update(fate.at for fate in outcome.feedback if fate.fate == "rate_limited")
 
     # ---- what has happened -------------------------------------------------------------------------------
 
@@ -71,13 +80,18 @@ class Book:
         """Whether a feedback record was dealt with."""
         return place in self._fates or place[1] in self._done[self._topics.feedback].get(place[0], _NONE)
 
+    def was_limited(self, place: Place) -> bool:
+        """Whether a feedback record was refused for its user's rate, before the pipeline was started."""
+        return place in self._limited
+
     def is_closed(self, place: Place) -> bool:
         """Whether a pending record is done with: all its groups are."""
         return place[1] in self._done[self._topics.pending].get(place[0], _NONE)
 
-    def decision_of(self, group: GroupId) -> Outcome | None:
-        """The newest decision about a group whose pending record is not closed."""
-        return self._decided.get(group)
+    def decision_of(self, group: GroupId, place: Place) -> Outcome | None:
+        """The newest decision about a group whose pending record is not closed; null if it is about another record."""
+        found = self._decided.get(group)
+        return found if found is not None and place in found.pending else None
 
     def _note(self, outcome: Outcome) -> None:
         self._fates.update(fate.at for fate in outcome.feedback)
@@ -102,17 +116,13 @@ class Book:
 
     def _only_new(self, settled: Settled) -> Settled:
         """Without refusals that were committed before: a reader that was set back has read them again."""
-        outcome = settled.outcome
-        if outcome is None or outcome.group is not None:
+        if not settled.refused and not settled.letters:
             return settled
-        fresh = tuple(fate for fate in outcome.feedback if not self.has_fate(fate.at))
-        letters = tuple(letter for letter in settled.letters if self._is_new(letter))
-        return replace(
-            settled, outcome=outcome.model_copy(update={"feedback": fresh}) if fresh else None, letters=letters
-        )
+        fresh = tuple(each for each in settled.refused if not self.has_fate(each.source.place))
+        return replace(settled, refused=fresh, letters=tuple(each for each in settled.letters if self._is_new(each)))
 
     def _is_new(self, letter: DeadLetter) -> bool:
-        return letter.topic != self._topics.feedback or not self.has_fate((letter.partition, letter.offset))
+        return letter.topic != self._topics.pending or not self.is_closed((letter.partition, letter.offset))
 
     # ---- what happens ------------------------------------------------------------------------------------
 
@@ -128,17 +138,19 @@ class Book:
             started = time.monotonic()
             fresh = [self._only_new(each) for each in settled if not self._is_known(each)]
             moved = self._offsets_after(fresh)
-            if not moved and not any(each.outcome for each in fresh):
+            outcomes = [outcome for each in fresh if (outcome := each.outcome)]
+            outcomes += _refusals(each for of in fresh for each in of.refused)
+            if not moved and not outcomes:
                 return
-            self._transact(fresh, moved)
-            self._keep(fresh)
+            self._transact(fresh, outcomes, moved)
+            self._keep(fresh, outcomes)
             metrics.COMMIT_SECONDS.observe(time.monotonic() - started)
 
     def _offsets_after(self, settled: Iterable[Settled]) -> set[TopicPartition]:
         """Moves what is done; gives the partitions that changed."""
         moved: set[TopicPartition] = set()
         for each in settled:
-            for source in each.judged:
+            for source in chain(each.judged, (refused.source for refused in each.refused)):
                 moved.add(self._finish(self._topics.feedback, source))
             for closed in each.closed:
                 if self._close(closed):
@@ -163,40 +175,55 @@ class Book:
             done.add(each)
         return TopicPartition(topic, partition)
 
-    def _transact(self, settled: Sequence[Settled], moved: Iterable[TopicPartition]) -> None:
+    def _transact(
+        self, settled: Sequence[Settled], outcomes: Sequence[Outcome], moved: Iterable[TopicPartition]
+    ) -> None:
         with transaction(self._producer, f"a newer feedback pipeline holds {self._topics.join_id}; this one ends"):
-            for each in settled:
-                for topic, key, value, headers in self._records(each):
-                    self._producer.send(topic, value, key, headers=headers)
+            for topic, key, value, headers in chain(self._records(settled), self._told(outcomes)):
+                self._producer.send(topic, value, key, headers=headers)
             crash_point("outcomes_sent")
             if positions := {place: self._position(place) for place in moved}:
                 self._producer.send_offsets_to_transaction(positions, self._topics.join_group)
         crash_point("outcomes_committed")
 
     def _position(self, place: TopicPartition) -> OffsetAndMetadata:
+        """Only rollouts need to have it written which of them are done out of turn: the outcomes name judgements."""
         done = self._done[place.topic][place.partition]
-        return OffsetAndMetadata(done.low, done.encode(), -1)
+        beyond = self._beyond(place, done) if place.topic == self._topics.pending else ""
+        return OffsetAndMetadata(done.low, beyond, -1)
 
-    def _records(self, settled: Settled) -> Iterator[tuple[str, bytes, bytes, list[tuple[str, bytes]]]]:
-        for contribution in settled.contributions:
-            value, headers = encode(contribution)
-            yield self._topics.trajectories, contribution.id.key(), value, list(headers.items())
-        for letter in settled.letters:
-            yield self._topics.dead_letters, letter.key(), letter.encode(), []
-        if settled.outcome is not None:
-            group = settled.outcome.group
-            yield self._topics.outcomes, group.key() if group else b"", settled.outcome.encode(), []
+    def _beyond(self, place: TopicPartition, done: OffsetSet) -> str:
+        """What is done out of turn, or was a second ago: it only saves work, and to write it takes long."""
+        low, text, told_s = self._written.get(place, (-1, "", 0.0))
+        if low != done.low or time.monotonic() - told_s > _BEYOND_AGE_S:
+            low, text, told_s = self._written[place] = (done.low, done.encode(), time.monotonic())
+        return text
 
-    def _keep(self, settled: Iterable[Settled]) -> None:
+    def _records(self, settled: Iterable[Settled]) -> Iterator[_Record]:
         for each in settled:
-            if each.outcome is not None:
-                self._note(each.outcome)
-                metrics.count(each.outcome)
+            for contribution in each.contributions:
+                value, headers = encode(contribution)
+                yield self._topics.trajectories, contribution.id.key(), value, list(headers.items())
+            letters = chain(each.letters, (refused.letter for refused in each.refused))
+            for letter in letters:
+                if letter is not None:
+                    yield self._topics.dead_letters, letter.key(), letter.encode(), []
+
+    def _told(self, outcomes: Iterable[Outcome]) -> Iterator[_Record]:
+        for outcome in outcomes:
+            yield self._topics.outcomes, outcome.group.key() if outcome.group else b"", outcome.encode(), []
+
+    def _keep(self, settled: Iterable[Settled], outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            self._note(outcome)
+            metrics.count(outcome)
+        for each in settled:
             for closed in each.closed:
                 self._decided.pop(closed.group, None)
         feedback = self._done[self._topics.feedback]
-        if len(self._fates) > _SWEEP_FATES:
+        if len(self._fates) > self._sweep_at:
             self._fates = {place for place in self._fates if place[1] not in feedback.get(place[0], _NONE)}
+            self._sweep_at = 2 * len(self._fates) + _SWEEP_FATES
 
     def close(self) -> None:
         """Closes the connection."""
@@ -206,6 +233,16 @@ class Book:
 def encode(contribution: Contribution) -> tuple[bytes, dict[str, bytes]]:
     """The value and headers of its trajectories record."""
     return trajectories.encode(contribution.samples, {contribution.id: contribution.raters})
+
+
+def _refusals(refused: Iterable[Refused]) -> Iterator[Outcome]:
+    """Judgements that are used for no group as one outcome, of the time of the newest; none if there are none."""
+    told, newest_s = [], 0.0
+    for source, fate, name, _ in refused:
+        told.append(FeedbackFate.model_construct(at=source.place, fate=fate, id=name))
+        newest_s = max(newest_s, source.appended_s)
+    if told:
+        yield Outcome(kind="refused", feedback=tuple(told), decided_at=datetime.fromtimestamp(newest_s, UTC))
 
 
 def _read_offsets(config: RunConfig) -> dict[str, dict[int, OffsetSet]]:

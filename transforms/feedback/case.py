@@ -7,14 +7,16 @@
     joined             what comes later is held back too, then goes out as a correction, for ``correction_s``
     expired            what comes later is too late
 
-Every decision is made at its moment by the clock of the topics, from what was appended until then: a pipeline that
-reads on after hours decides what it would have decided in time.
+Every decision is made as of its moment by the clock of the topics (:func:`wakes_at`), from what was appended until
+then, whenever that was read and the decision is made: a pipeline that reads on after hours, or again after it was
+killed, decides what it would have decided in time. Moments are kept in whole milliseconds, as the topics keep them.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, filterfalse
 from typing import Final, NamedTuple
 
 from schemas.dead_letters import DeadLetter
@@ -33,8 +35,10 @@ _LEAST_CHANGE: Final = 1e-6
 _MOST_WAITING: Final = 1000
 """Judgements of one group that are held back; its state is written anew with each."""
 _NEVER: Final = float("inf")
-ROUNDING_S: Final = 1e-3
-"""What is due within it is due: times of the topics are whole milliseconds, those of timers whole microseconds."""
+_LEAST_PART: Final = 1e-2
+"""Of a millisecond: a float that should be a whole one may be a little less."""
+ROUNDING_S: Final = 2e-6
+"""What is due within it is due: timers have whole microseconds, and today's seconds a quarter of one as a float."""
 
 
 class Rules(NamedTuple):
@@ -94,14 +98,17 @@ def wakes_at(case: Case, rules: FeedbackConfig) -> float:
         return lost_s
     if case.decision is None:
         expires_s = case.awaited.source.appended_s + rules.wait_s
-        return min(_ripe_at(case, case.awaited, rules) + _hold_s(case, rules), expires_s)
+        return min(_held_until(_ripe_at(case, case.awaited, rules), case, rules), expires_s)
     first_s = min((each.source.appended_s for each in case.waiting), default=_NEVER)
-    return min(first_s + _hold_s(case, rules), closes_at(case.decision, rules))
+    return min(_held_until(first_s, case, rules), closes_at(case.decision, rules))
 
 
-def _hold_s(case: Case, rules: FeedbackConfig) -> float:
-    """How long judgements are held back: not at all where they are too many to be kept."""
-    return rules.settle_s if len(case.waiting) < _MOST_WAITING else 0.0
+def _held_until(since_s: float, case: Case, rules: FeedbackConfig) -> float:
+    """How long judgements are held back: no longer than until they are too many to be kept."""
+    if len(case.waiting) < _MOST_WAITING:
+        return since_s + rules.settle_s
+    full_s = sorted(each.source.appended_s for each in case.waiting)[_MOST_WAITING - 1]
+    return min(since_s + rules.settle_s, max(since_s, full_s))
 
 
 def closes_at(decision: Outcome, rules: FeedbackConfig) -> float:
@@ -138,7 +145,7 @@ def _ripe_at(case: Case, awaited: Awaited, rules: FeedbackConfig) -> float:
 
 
 def settle(case: Case, now_s: float, rules: Rules) -> tuple[list[Settled], Case]:
-    """Decides what is due at a moment.
+    """Makes the next decision, if it is due; there may be another one after it.
 
     Args:
         case: of one group.
@@ -148,22 +155,38 @@ def settle(case: Case, now_s: float, rules: Rules) -> tuple[list[Settled], Case]
     Returns:
         What is to be written, in order, and what remains of the case.
     """
-    until_s = now_s + ROUNDING_S
-    if wakes_at(case, rules.feedback) > until_s:
+    due_s = wakes_at(case, rules.feedback)
+    if due_s > now_s + ROUNDING_S:
         return [], case
-    if lost := [judged for judged in _lost(case, rules.feedback) if _lost_at(judged, rules.feedback) <= until_s]:
-        return [_refused(case.group, lost, now_s)], _without(case, lost)
+    if lost := [judged for judged in _lost(case, rules.feedback) if _lost_at(judged, rules.feedback) <= due_s]:
+        return [_refused(case.group, lost, due_s)], _without(case, lost)
     if case.awaited is None:
         return [], case
-    later = [judged for judged in case.waiting if judged.source.appended_s > until_s]
-    due, settled = _without(case, later), list[Settled]()
+    due, later = _divide(case, due_s)
+    settled: list[Settled] = []
     if case.decision is None:
-        settled, due = _decide(due, case.awaited, now_s, rules)
+        settled, due = _decide(due, case.awaited, due_s, rules)
     elif due.waiting:
-        settled, due = _decide_again(due, case.awaited, case.decision, now_s, rules)
-    if due.decision and closes_at(due.decision, rules.feedback) <= until_s:
-        settled, due = [*settled, Settled(closed=_closed(due))], Case(case.group)
-    return settled, replace(due, waiting=tuple(later))
+        settled, due = _decide_again(due, case.awaited, case.decision, due_s, rules)
+    if due.decision and closes_at(due.decision, rules.feedback) <= due_s:
+        first, *others = later.others or (None,)
+        return [*settled, Settled(closed=_closed(due))], replace(later, awaited=first, others=tuple(others))
+    return settled, replace(due, others=due.others + later.others, waiting=later.waiting)
+
+
+def _divide(case: Case, moment_s: float) -> tuple[Case, Case]:
+    """What is known of a case at a moment, and what came later."""
+
+    def is_late(item: Item) -> bool:
+        return item.source.appended_s > moment_s
+
+    others, waiting = tuple(filter(is_late, case.others)), tuple(filter(is_late, case.waiting))
+    if not others and not waiting:
+        return case, Case(case.group)
+    known = replace(
+        case, others=tuple(filterfalse(is_late, case.others)), waiting=tuple(filterfalse(is_late, case.waiting))
+    )
+    return known, Case(case.group, others=others, waiting=waiting)
 
 
 def _without(case: Case, judgements: Sequence[Judged]) -> Case:
@@ -180,7 +203,8 @@ def _refused(group: GroupId, lost: Sequence[Judged], now_s: float) -> Settled:
 
 def _decide(case: Case, awaited: Awaited, now_s: float, rules: Rules) -> tuple[list[Settled], Case]:
     """The first decision: joined if enough users have judged an answer, else expired."""
-    folded, samples = fold((), case.waiting, awaited.size), awaited.samples()
+    folded = fold((), case.waiting, awaited.size)
+    samples = awaited.samples() if folded.votes else []  # most that expire were never judged
     rated = rate(folded.votes, samples, rules.feedback)
     by_place = {judged.source.place: judged for judged in case.waiting}
     votes = tuple(vote for vote in folded.votes if any(concerns(vote, index) for index in rated))
@@ -200,7 +224,7 @@ def _decide(case: Case, awaited: Awaited, now_s: float, rules: Rules) -> tuple[l
         decided_at=_instant(now_s),
     )
     letters = () if rated else _expiry(case.group, rules)
-    settled = Settled(outcome, contributions, letters, judged=folded.fates.sources)
+    settled = Settled(outcome, contributions=contributions, letters=letters, judged=folded.fates.sources)
     return [settled], replace(case, waiting=(), decision=outcome)
 
 
@@ -245,7 +269,8 @@ def _decide_again(
         rewards=rewards,
         decided_at=_instant(now_s),
     )
-    return [Settled(outcome, tuple(made), judged=folded.fates.sources)], replace(case, waiting=(), decision=outcome)
+    settled = Settled(outcome, contributions=tuple(made), judged=folded.fates.sources)
+    return [settled], replace(case, waiting=(), decision=outcome)
 
 
 def _correct(
@@ -307,4 +332,5 @@ def _closed(case: Case) -> tuple[Closed, ...]:
 
 
 def _instant(moment_s: float) -> datetime:
-    return datetime.fromtimestamp(moment_s, UTC)
+    """As it is read again from the log, where instants have milliseconds."""
+    return datetime.fromtimestamp(math.floor(moment_s * 1000 + _LEAST_PART) / 1000, UTC)

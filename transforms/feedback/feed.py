@@ -1,12 +1,15 @@
 """What one process has read of pending and feedback: one consumer, one gate, one clock.
 
-    pending  ──► decode ──► Awaited, with what was decided before ─┐
-    feedback ──► Gate ────► Judged ────────────────────────────────┴──► Batch
-                  └───────► Settled: refused, or dealt with before
+    pending  ──┐           ┌──► decode ──► Awaited, with what was decided before ─┐
+               ├──► Order ─┤                                                      │
+    feedback ──┘           └──► Gate ────► Judged ────────────────────────────────┴──► Batch
+                                 └───────► Refused; or passed over: dealt with before
 
-The watermark is the time of what was read last; of partitions that are read to their end a little before now. It never
-stands still while nothing comes, so that timers fire (a source that is idle otherwise blocks them all), and a backlog
-is worked off by its own time: what a pipeline missed while it was away does not expire because it was away.
+Records of all partitions are given in the order of their times (:class:`transforms.feedback.order.Order`), so what
+becomes of them does not depend on how they were read. The watermark is the time until which all was given; where every
+partition is read to its end it is a little before now. It never stands still while nothing comes, so that timers fire
+(a source that is idle otherwise blocks them all), and a backlog is worked off by its own time: what a pipeline missed
+while it was away does not expire because it was away.
 
 A feed begins where the book says, with the oldest record that is not done. It outlives the readers that Beam builds:
 one that is built anew goes on where the last one was, and only one that Beam sets back begins again.
@@ -15,7 +18,7 @@ one that is built anew goes on where the last one was, and only one that Beam se
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,7 +33,8 @@ from schemas.identity import FEEDBACK
 from schemas.trajectories import Sample, decode
 from transforms.feedback.book import book_of
 from transforms.feedback.gate import Gate, merge
-from transforms.feedback.items import Awaited, Item, Judged, Settled, Source
+from transforms.feedback.items import Awaited, Item, Judged, Refused, Settled, Source
+from transforms.feedback.order import Order
 from transforms.feedback.pace import PACE
 
 _LOG = structlog.get_logger(__name__)
@@ -38,9 +42,13 @@ _PATIENCE_MS: Final = 80
 """How long a bundle waits for its first record: less than the 100 ms after which Prism asks for its progress."""
 _MOST_RECORDS: Final = 4000
 """Of one bundle."""
+_FETCH_BYTES: Final = 512 << 10
+"""Of one partition at once; the broker gives a larger record whole. A consumer hands out all of one answer before it
+looks at the next partition."""
 _IDLE_LAG_S: Final = 0.5
 """How far the watermark stays behind the clock where nothing waits: more than broker and reader differ in their clocks.
-What is later than that is joined all the same, by decisions that are made without it."""
+What is later than that is joined all the same, by decisions that are made without it; so is what a transaction had
+kept from readers for longer."""
 _ASK_S: Final = 0.2
 """Time between two questions where the topics end."""
 
@@ -50,7 +58,8 @@ class Batch:
     """What one bundle is made of."""
 
     items: tuple[Item, ...]
-    settled: tuple[Settled, ...]
+    settled: Settled | None
+    """What needs no state: refused, or dealt with before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,6 @@ class Feed:
     Attributes:
         batch: the newest one.
         batch_s: when the oldest of its records was appended, in seconds since 1970.
-        watermark_s: everything that was appended before has been given.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -80,10 +88,13 @@ class Feed:
         self._book, self._gate = book_of(config), Gate(config)
         self._name, self._batches = uuid.uuid4().hex, 0
         self._next = self._book.starts()
-        self._reached_s = dict.fromkeys(self._next, 0.0)
-        self._asked_s = self.watermark_s = self.batch_s = 0.0
-        self.batch = Batch((), ())
-        self._consumer = KafkaConsumer(**config.kafka.consumer_options(), max_poll_records=_MOST_RECORDS)
+        self._order = Order(self._next)
+        self._asked_s = self.batch_s = 0.0
+        self.batch = Batch((), None)
+        self._consumer = KafkaConsumer(
+            **config.kafka.consumer_options() | {"max_partition_fetch_bytes": _FETCH_BYTES},
+            max_poll_records=_MOST_RECORDS,
+        )
         self._consumer.assign(sorted(self._next))
         for partition, offset in self._next.items():
             self._consumer.seek(partition, offset)
@@ -93,19 +104,26 @@ class Feed:
         """Where it is."""
         return At(self._name, self._batches)
 
+    @property
+    def watermark_s(self) -> float:
+        """Everything that was appended until then has been given."""
+        return max(0.0, self._order.given_ms / 1000)
+
     def advance(self) -> bool:
         """Moves to the next batch; waits a little if nothing has come or the state has enough to do."""
         if not PACE.has_room():
             time.sleep(_PATIENCE_MS / 1000)
             return False
-        polled = self._poll()
-        found = [self._read(partition, record) for partition, records in polled.items() for record in records]
-        self._move_watermark(polled)
-        items = tuple(each for of in found for each in of if isinstance(each, Awaited | Judged))
-        refused = [each for of in found for each in of if isinstance(each, Settled)]
+        for partition, records in self._poll().items():
+            self._order.put(partition, records)
+        if self._may_know_more():
+            self._find_ends()
+        placed = self._order.take(_MOST_RECORDS)
+        found = [each for partition, record in placed for each in self._read(partition, record)]
+        items = tuple(each for each in found if isinstance(each, Awaited | Judged))
         PACE.give(len(items))
-        self.batch = Batch(items, (merge(refused),) if refused else ())
-        self.batch_s = min((record.timestamp for of in polled.values() for record in of), default=0) / 1000
+        self.batch = Batch(items, merge(each for each in found if isinstance(each, Refused | Settled)))
+        self.batch_s = placed[0][1].timestamp / 1000 if placed else 0.0
         self._batches += bool(found)
         return bool(found)
 
@@ -115,8 +133,9 @@ class Feed:
         Raises:
             StateError: records that were never read are gone.
         """
+        self._hold_back()
         try:
-            polled: dict[Any, list[Any]] = self._consumer.poll(timeout_ms=_PATIENCE_MS)
+            polled: dict[Any, list[Any]] = self._consumer.poll(timeout_ms=self._patience_ms())
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             raise StateError(f"feedback that was never read is gone from its topic: {error}") from error
         except KafkaError as error:
@@ -125,33 +144,46 @@ class Feed:
             return {}
         return polled
 
-    def _move_watermark(self, polled: dict[Any, list[Any]]) -> None:
-        for partition, records in polled.items():
-            self._reached_s[partition] = max(self._reached_s[partition], records[-1].timestamp / 1000)
-        if time.time() - self._asked_s > _ASK_S:
-            self._find_ends()
-        self.watermark_s = max(self.watermark_s, min(self._reached_s.values()))
+    def _patience_ms(self) -> int:
+        """How long to wait for more: not beyond the moment when the next record that is held back may be given."""
+        if self._order.is_ready:
+            return 0
+        free_ms = self._order.waits_for_ms + 1000 * (_IDLE_LAG_S - time.time())
+        return round(min(_PATIENCE_MS, free_ms)) if free_ms > 0 else _PATIENCE_MS
+
+    def _hold_back(self) -> None:
+        """Pauses partitions that are read faster than the others, until those have come as far."""
+        ahead, paused = self._order.ahead(), self._consumer.paused()
+        self._consumer.pause(*(ahead - paused))
+        self._consumer.resume(*(paused - ahead))
+
+    def _may_know_more(self) -> bool:
+        """Whether it is time to ask where the topics end: now and then, and when that would set something free."""
+        now_s, waits_s = time.time(), self._order.waits_for_ms / 1000
+        return now_s - self._asked_s > _ASK_S or self._asked_s - _IDLE_LAG_S <= waits_s < now_s - _IDLE_LAG_S
 
     def _find_ends(self) -> None:
         """Asks the broker which partitions are read to their ends; that nothing was polled may mean that it is slow."""
         self._asked_s = time.time()
         try:
-            ends = self._consumer.end_offsets(list(self._reached_s))
+            ends = self._consumer.end_offsets(list(self._next))
             done = [partition for partition, end in ends.items() if self._consumer.position(partition) >= end]
         except KafkaError as error:
             _LOG.error("ends_not_known", error=repr(error))
             return
         for partition in done:
-            self._reached_s[partition] = max(self._reached_s[partition], self._asked_s - _IDLE_LAG_S)
+            self._order.know(partition, int((self._asked_s - _IDLE_LAG_S) * 1000))
 
-    def _read(self, partition: TopicPartition, record: Any) -> list[Item | Settled]:
+    def _read(self, partition: TopicPartition, record: Any) -> Iterable[Item | Refused | Settled]:
         source = Source((record.partition, record.offset), self._next[partition], record.timestamp / 1000)
         self._next[partition] = record.offset + 1
         if partition.topic == self._config.topics.pending:
-            return list(self._read_pending(source, record))
+            return self._read_pending(source, record)
         if self._book.has_fate(source.place):
-            return [Settled(judged=(source,))]
-        return [self._gate.look(source, record.value)]
+            if not self._book.was_limited(source.place):
+                self._gate.remember(source, record.value)
+            return (Settled(judged=(source,)),)
+        return (self._gate.look(source, record.value),)
 
     def _read_pending(self, source: Source, record: Any) -> Iterator[Item | Settled]:
         if self._book.is_closed(source.place):
@@ -167,9 +199,9 @@ class Feed:
             return
         for samples in groups:
             group = samples[0].group
-            decision = self._book.decision_of(group)
+            decision = self._book.decision_of(group, source.place)
             if len(groups) == 1:  # as it came
-                yield Awaited(group, source, 1, len(samples), record.value, tuple(record.headers), decision)
+                yield Awaited(group, source, 1, len(samples), record.value, decision)
             else:
                 yield Awaited.of(source, samples, of_groups=len(groups), decision=decision)
 

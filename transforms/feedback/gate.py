@@ -4,11 +4,13 @@
        └──────────┴────────┴───────────────┴────────────────┴────────► a fate at once
 
 What is refused here never reaches the pipeline's state, so a flood by one user delays nobody else. Forged records are
-told apart before they count against the user whose name they bear.
+told apart before they count against the user whose name they bear. Rates are those of the topics' times, and records
+come in that order, so a user's limit does not depend on when they are read.
 """
 
 import hashlib
-from typing import Any
+from collections.abc import Iterable
+from contextlib import suppress
 
 import structlog
 
@@ -16,12 +18,11 @@ from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import RecordError
 from schemas.feedback import Feedback
-from schemas.outcomes import Fate, FeedbackFate, Outcome
+from schemas.outcomes import Fate
 from schemas.receipts import Receipts
-from schemas.records import now
 from transforms.buckets import Buckets
 from transforms.feedback.drift import Drift
-from transforms.feedback.items import Judged, Settled, Source
+from transforms.feedback.items import Judged, Refused, Settled, Source
 
 _LOG = structlog.get_logger(__name__)
 
@@ -38,11 +39,12 @@ class Gate:
 
     def __init__(self, config: RunConfig) -> None:
         self._config, self._rules = config, config.feedback
+        self._prefix = f"{config.name}/"
         self._receipts = Receipts.load(self._rules.key_file) if self._rules.key_file else None
         self._buckets = Buckets(self._rules.user_rate_per_s, self._rules.user_burst)
         self._drift = Drift(self._rules.drift_window, self._rules.drift_alarm)
 
-    def look(self, source: Source, value: bytes | None) -> Judged | Settled:
+    def look(self, source: Source, value: bytes | None) -> Judged | Refused:
         """One record of the feedback topic."""
         try:
             feedback = Feedback.decode(value)
@@ -51,10 +53,15 @@ class Gate:
         fate = self._refuse(feedback, source.appended_s)
         if fate in (None, "held_out") and feedback.channel == "rating":
             self._drift.hear(float(feedback.value or 0), held_out=fate == "held_out")
-        return settled(source, fate, feedback.feedback_id) if fate else Judged(source, feedback)
+        return Refused(source, fate, feedback.feedback_id) if fate else Judged(source, feedback)
+
+    def remember(self, source: Source, value: bytes | None) -> None:
+        """A record that was looked at before a restart and not refused for its rate: it counts for its user's still."""
+        with suppress(RecordError):
+            self._refuse(Feedback.decode(value), source.appended_s)
 
     def _refuse(self, feedback: Feedback, appended_s: float) -> Fate | None:
-        if feedback.rollout.run != self._config.name:
+        if not feedback.rollout_id.startswith(self._prefix):
             return "unknown"
         if self._receipts:
             fault = self._receipts.find_fault(feedback.receipt, feedback.rollout, feedback.user, appended_s)
@@ -64,18 +71,10 @@ class Gate:
             return "rate_limited"
         return "held_out" if is_held_out(feedback.user, self._rules.held_out_share) else None
 
-    def _malformed(self, source: Source, error: RecordError, value: bytes) -> Settled:
+    def _malformed(self, source: Source, error: RecordError, value: bytes) -> Refused:
         _LOG.warning("feedback_malformed", place=source.place, reason=error.reason, detail=error.detail[:300])
         where = (self._config.topics.feedback, *source.place)
-        letter = DeadLetter.of("join", error.reason, error.detail, where, value)
-        found = settled(source, "malformed", "")
-        return Settled(found.outcome, letters=(letter,), judged=found.judged)
-
-
-def settled(source: Source, fate: Fate, name: str) -> Settled:
-    """A judgement that is used for no group."""
-    told = FeedbackFate(at=source.place, fate=fate, id=name)
-    return Settled(Outcome(kind="refused", feedback=(told,), decided_at=now()), judged=(source,))
+        return Refused(source, "malformed", "", DeadLetter.of("join", error.reason, error.detail, where, value))
 
 
 def is_held_out(user: str, share: float) -> bool:
@@ -84,13 +83,19 @@ def is_held_out(user: str, share: float) -> bool:
     return int.from_bytes(digest[:8]) < share * 2**64
 
 
-def merge(refusals: list[Settled]) -> Settled:
-    """Many refusals as one record."""
-    outcomes: list[Any] = [each.outcome for each in refusals if each.outcome]
-    told = tuple(fate for outcome in outcomes for fate in outcome.feedback)
+def merge(found: Iterable[Refused | Settled]) -> Settled | None:
+    """All that needs no state as one; null if there is none."""
+    refused, settled = [], list[Settled]()
+    for each in found:
+        if isinstance(each, Refused):
+            refused.append(each)
+        else:
+            settled.append(each)
+    if not refused and not settled:
+        return None
     return Settled(
-        Outcome(kind="refused", feedback=told, decided_at=now()) if told else None,
-        letters=tuple(letter for each in refusals for letter in each.letters),
-        judged=tuple(source for each in refusals for source in each.judged),
-        passed=tuple(source for each in refusals for source in each.passed),
+        refused=tuple(refused),
+        letters=tuple(letter for each in settled for letter in each.letters),
+        judged=tuple(source for each in settled for source in each.judged),
+        passed=tuple(source for each in settled for source in each.passed),
     )

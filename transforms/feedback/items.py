@@ -5,20 +5,19 @@ Judged, Awaited ──► Case, one a group ──► Settled
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.dead_letters import DeadLetter
 from schemas.feedback import Feedback
 from schemas.identity import GroupId
-from schemas.outcomes import FeedbackFate, Outcome
-from schemas.trajectories import Sample, decode, encode
+from schemas.outcomes import Fate, FeedbackFate, Outcome
+from schemas.trajectories import Sample, decode_again, encode
 
 Place = tuple[int, int]
 """Partition and offset of a record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """A record of the pending or feedback topic."""
 
     place: Place
@@ -26,10 +25,6 @@ class Source:
     """The lowest offset that it accounts for: between it and the place lie no other records."""
     appended_s: float
     """When the broker took it, in seconds since 1970."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """As that of :class:`Awaited`."""
-        return Source, (self.place, self.first, self.appended_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +38,7 @@ class Awaited:
     size: int
     """How many answers the group has."""
     value: bytes
-    """The group alone, as in the log (:func:`schemas.trajectories.encode`): as objects its tokens would take more."""
-    headers: tuple[tuple[str, bytes], ...]
+    """The group alone, as in the log and read before: as objects its tokens would take more."""
     decision: Outcome | None = None
     """What was decided about it before the pipeline was started."""
 
@@ -53,8 +47,8 @@ class Awaited:
         cls, source: Source, samples: Sequence[Sample], *, of_groups: int = 1, decision: Outcome | None = None
     ) -> "Awaited":
         """A group as it was read, of a record that may hold others."""
-        value, headers = encode(samples)
-        return cls(samples[0].group, source, of_groups, len(samples), value, tuple(headers.items()), decision)
+        value, _ = encode(samples)
+        return cls(samples[0].group, source, of_groups, len(samples), value, decision)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Not what ``dataclass`` generates, which looks its fields up anew each time: every item crosses stages."""
@@ -62,8 +56,7 @@ class Awaited:
 
     def samples(self) -> list[Sample]:
         """All of the group, by index."""
-        (samples,) = decode(self.value, dict(self.headers))
-        return sorted(samples, key=lambda sample: sample.sample_index)
+        return sorted(decode_again(self.value), key=lambda sample: sample.sample_index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +77,16 @@ class Judged:
 
 
 Item = Awaited | Judged
+
+
+class Refused(NamedTuple):
+    """A judgement that is used for no group. Floods are made of these: it is as small as it can be."""
+
+    source: Source
+    fate: Fate
+    name: str
+    """Its ``feedback_id``; empty if it could not be read."""
+    letter: DeadLetter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +117,13 @@ class Settled:
     """What is written in one transaction, or left out as a whole."""
 
     outcome: Outcome | None = None
-    """Null if something is only closed or passed over."""
+    """Null if something is only refused, closed or passed over."""
+    refused: tuple[Refused, ...] = ()
+    """Written as one outcome."""
     contributions: tuple[Contribution, ...] = ()
     letters: tuple[DeadLetter, ...] = ()
     judged: tuple[Source, ...] = ()
-    """The feedback records that need not be read again: those of the outcome, or such as had a fate before."""
+    """More feedback records that need not be read again: those of the outcome, or such as had a fate before."""
     closed: tuple[Closed, ...] = ()
     passed: tuple[Source, ...] = ()
     """Pending records of which nothing can be used."""

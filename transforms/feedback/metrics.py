@@ -1,5 +1,6 @@
 """Figures of the feedback pipeline, for Prometheus."""
 
+from collections import Counter as Counted
 from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -20,5 +21,5 @@ def count(outcome: Outcome) -> None:
     """Counts a decision that was committed."""
     GROUPS.labels(outcome.kind).inc()
     CONTRIBUTIONS.inc(len(outcome.contributions))
-    for fate in outcome.feedback:
-        FEEDBACK.labels(fate.fate).inc()
+    for fate, judgements in Counted(each.fate for each in outcome.feedback).items():
+        FEEDBACK.labels(fate).inc(judgements)

@@ -54,7 +54,7 @@ class BatchReader(UnboundedReader):  # type: ignore[misc]
         return Timestamp(self._feed.batch_s)
 
     def get_watermark(self) -> Timestamp:
-        """Everything that was appended before has been given."""
+        """Everything that was appended until then has been given."""
         return Timestamp(self._feed.watermark_s)
 
     def get_checkpoint_mark(self) -> CheckpointMark:

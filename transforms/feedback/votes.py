@@ -4,6 +4,7 @@ votes that held, new judgements ──► fold ──► votes that hold, the fa
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from schemas.feedback import Channel
@@ -26,8 +27,8 @@ class Folded(NamedTuple):
 def fold(standing: Iterable[Vote], judgements: Sequence[Judged], group_size: int) -> Folded:
     """Applies judgements to the votes that stand.
 
-    They count in the order in which their users gave them (``at``), whenever they came; equal moments by the order of
-    the log. Whatever order they are given in, the result is the same.
+    They count in the order in which their users gave them (``at``, in milliseconds, as votes keep it in the log),
+    whenever they came; equal moments by the order of the log. Whatever order they are given in, the result is the same.
 
     Args:
         standing: votes of earlier decisions.
@@ -37,8 +38,8 @@ def fold(standing: Iterable[Vote], judgements: Sequence[Judged], group_size: int
     votes = {_key(vote): vote for vote in standing}
     by_place, fates = {judged.source.place: judged for judged in judgements}, Fates()
     seen = {(vote.id, vote.at) for vote in votes.values()}
-    for judged in sorted(judgements, key=lambda each: (each.feedback.at, each.source.place)):
-        name = (judged.feedback.feedback_id, judged.feedback.at)
+    for judged in sorted(judgements, key=lambda each: (_given_at(each), each.source.place)):
+        name = (judged.feedback.feedback_id, _given_at(judged))
         if max(answers_of(judged)) >= group_size:
             fates.give(judged, "unknown")
         elif name in seen:
@@ -58,6 +59,11 @@ def answers_of(judged: Judged) -> list[int]:
     if feedback.kind == "preference":
         found.append(RolloutId.parse(str(feedback.value)).index)
     return found
+
+
+def _given_at(judged: Judged) -> datetime:
+    at = judged.feedback.at
+    return at.replace(microsecond=at.microsecond // 1000 * 1000)
 
 
 def _key(vote: Vote) -> _Key:
@@ -80,7 +86,7 @@ def _vote(
 
 def _retract(votes: dict[_Key, Vote], judged: Judged, by_place: dict[tuple[int, int], Judged], fates: Fates) -> None:
     sample, user = judged.feedback.rollout.index, judged.feedback.user
-    gone = [key for key, vote in votes.items() if key[:2] == (sample, user) and vote.at <= judged.feedback.at]
+    gone = [key for key, vote in votes.items() if key[:2] == (sample, user) and vote.at <= _given_at(judged)]
     for key in gone:
         place = votes.pop(key).place
         if place in by_place:
@@ -98,7 +104,7 @@ def to_vote(judged: Judged, channel: Channel) -> Vote:
         user=feedback.user,
         channel=channel,
         value=float(RolloutId.parse(str(value)).index) if channel == "preference" else value,
-        at=feedback.at,
+        at=_given_at(judged),
         id=feedback.feedback_id,
         place=judged.source.place,
     )

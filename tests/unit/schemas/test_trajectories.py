@@ -18,6 +18,7 @@ from schemas.trajectories import (
     SCHEMA,
     Span,
     decode,
+    decode_again,
     decode_columns,
     encode,
     find_fault,
@@ -52,6 +53,11 @@ def test_some_columns_are_read_under_the_same_distrust():
     for damaged, told in ((value[:-9], headers), (value, {**headers, "rows": b"3"}), (None, headers)):
         with pytest.raises(RecordError):
             decode_columns(damaged, told, ("reward",))
+
+
+def test_what_was_read_before_is_read_again_alike():
+    value, headers = encode(group(0, 38, 3))
+    assert [decode_again(value)] == decode(value, headers)
 
 
 def test_the_schema_is_version_1_as_published():

@@ -12,8 +12,8 @@ from schemas.errors import StateError
 from tests.support.feedback import judged
 from transforms.feedback import feed as module
 from transforms.feedback.feed import Feed
-from transforms.feedback.items import Judged
 
+FATED = {(0, 5)}
 PENDING, FEEDBACK = TopicPartition("demo.pending", 0), TopicPartition("demo.feedback", 0)
 
 
@@ -27,6 +27,15 @@ class Consumer:
         pass
 
     def seek(self, partition, offset):
+        pass
+
+    def paused(self):
+        return set()
+
+    def pause(self, *partitions):
+        self.waiting = set(partitions)
+
+    def resume(self, *partitions):
         pass
 
     def poll(self, timeout_ms):
@@ -46,7 +55,12 @@ class Consumer:
 
 @pytest.fixture
 def feed(monkeypatch):
-    book = SimpleNamespace(starts=lambda: {PENDING: 0, FEEDBACK: 0}, has_fate=lambda place: False)
+    book = SimpleNamespace(
+        starts=lambda: {PENDING: 0, FEEDBACK: 0},
+        has_fate=lambda place: place in FATED,
+        was_limited=lambda place: False,
+        is_closed=lambda place: False,
+    )
     monkeypatch.setattr(module, "book_of", lambda config: book)
     monkeypatch.setattr(module, "KafkaConsumer", Consumer)
     monkeypatch.setattr(module, "_ASK_S", 0.0)
@@ -68,22 +82,45 @@ def test_what_is_not_read_yet_holds_the_clock_back(feed):
     consumer.ends[FEEDBACK] = 10
     consumer.polls = [{FEEDBACK: [record(0, 100.0), record(3, 101.0)]}]
     assert feed.advance()
-    assert feed.watermark_s == 101.0
+    assert feed.watermark_s == 100.999, "there may be more of the newest millisecond"
     assert feed.batch_s == 100.0
-    assert [(each.source.place, each.source.first) for each in feed.batch.items] == [((0, 0), 0), ((0, 3), 1)]
-    assert all(isinstance(each, Judged) for each in feed.batch.items)
+    assert [each.source for each in feed.batch.items] == [((0, 0), 0, 100.0)]
     assert not feed.advance()
-    assert feed.watermark_s == 101.0, "an empty poll may only mean that the broker is slow"
+    assert feed.watermark_s == 100.999, "an empty poll may only mean that the broker is slow"
     consumer.positions[FEEDBACK] = 10
-    feed.advance()
+    assert feed.advance()
+    assert [each.source for each in feed.batch.items] == [((0, 3), 1, 101.0)]
     assert feed.watermark_s > 1e9
+
+
+def test_a_partition_that_is_not_read_yet_holds_the_others_back(feed):
+    feed._consumer.ends[PENDING] = 10
+    feed._consumer.polls = [{FEEDBACK: [record(0, 100.0)]}, {PENDING: [record(0, 90.0), record(1, 100.0)]}]
+    assert not feed.advance()
+    assert feed.watermark_s == 0.0
+    assert feed.advance()
+    assert feed.batch.settled.letters[0].topic == PENDING.topic
+    assert not feed.batch.items
+    assert feed.watermark_s == 99.999
+
+
+def test_what_had_a_fate_before_counts_for_its_users_rate(feed, monkeypatch):
+    seen = []
+    monkeypatch.setattr(feed._gate, "remember", lambda source, value: seen.append(source.place))
+    feed._consumer.polls = [{FEEDBACK: [record(4, 99.0), record(5, 100.0)]}]
+    assert feed.advance()
+    assert seen == [(0, 5)]
+    assert [each.place for each in feed.batch.settled.judged] == [(0, 5)]
+    assert [each.source.place for each in feed.batch.items] == [(0, 4)]
 
 
 def test_a_broker_that_is_away_is_waited_for(feed):
     feed._consumer.polls = [KafkaConnectionError("away"), {FEEDBACK: [record(0, 100.0)]}]
-    feed._consumer.ends = KafkaConnectionError("away")
+    ends, feed._consumer.ends = feed._consumer.ends, KafkaConnectionError("away")
     assert not feed.advance()
     assert feed.watermark_s == 0.0
+    assert not feed.advance()
+    feed._consumer.ends = ends
     assert feed.advance()
 
 

@@ -11,7 +11,7 @@ from schemas.joining import FeedbackConfig
 from schemas.receipts import Receipts
 from transforms.feedback.drift import Drift
 from transforms.feedback.gate import Gate, is_held_out, merge
-from transforms.feedback.items import Judged, Settled, Source
+from transforms.feedback.items import Judged, Refused, Settled, Source
 
 KEY = b"0123456789abcdef"
 ROLLOUT = RolloutId("demo", 0, 38, 0)
@@ -30,7 +30,7 @@ def gate(**changes):
 
 
 def fate(found):
-    return found.outcome.feedback[0].fate if isinstance(found, Settled) else None
+    return found.fate if isinstance(found, Refused) else None
 
 
 def look(on, value, at_s=100.0, offset=7):
@@ -60,8 +60,8 @@ def look(on, value, at_s=100.0, offset=7):
 def test_what_is_no_judgement_becomes_a_dead_letter_and_a_fate(value):
     found = look(gate(), value)
     assert fate(found) == "malformed"
-    assert found.judged == (Source((1, 7), 7, 100.0),)
-    (letter,) = found.letters
+    assert found.source == Source((1, 7), 7, 100.0)
+    letter = found.letter
     assert (letter.stage, letter.topic, letter.partition, letter.offset) == ("join", "demo.feedback", 1, 7)
 
 
@@ -134,9 +134,19 @@ def test_the_alarm_goes_on_and_off_with_the_difference_of_full_windows():
     assert (drift.difference(), drift.is_raised) == (0.0, False)
 
 
-def test_many_refusals_are_one_record():
+def test_many_refusals_are_one_thing_to_write():
     on = gate(user_burst=1, user_rate_per_s=0.001)
     found = [look(on, record(), 100.0, offset) for offset in range(5)]
-    merged = merge([each for each in found if isinstance(each, Settled)])
-    assert [each.fate for each in merged.outcome.feedback] == ["rate_limited"] * 4
-    assert [each.place for each in merged.judged] == [(1, offset) for offset in range(1, 5)]
+    merged = merge([*found[1:], Settled(judged=(Source((1, 9), 9, 1.0),), passed=(Source((0, 3), 3, 1.0),))])
+    assert [each.fate for each in merged.refused] == ["rate_limited"] * 4
+    assert [each.source.place for each in merged.refused] == [(1, offset) for offset in range(1, 5)]
+    assert ([each.place for each in merged.judged], [each.place for each in merged.passed]) == ([(1, 9)], [(0, 3)])
+    assert merge([]) is None
+
+
+def test_what_was_let_through_before_a_restart_counts_for_the_rate_still():
+    on = gate(user_burst=2, user_rate_per_s=0.001)
+    on.remember(Source((1, 1), 1, 100.0), record())
+    on.remember(Source((1, 2), 2, 100.0), b"not a record")
+    found = [look(on, record(), 100.0, offset) for offset in (3, 4)]
+    assert [isinstance(each, Judged) for each in found] == [True, False]

@@ -8,16 +8,18 @@ from schemas.joining import FeedbackConfig
 from schemas.topics import Topics
 from tests.support.feedback import judged
 from tests.support.samples import group
+from transforms.feedback import shelf as module
 from transforms.feedback.case import Rules
 from transforms.feedback.items import Awaited, Judged, Source
-from transforms.feedback.shelf import Shelf
+from transforms.feedback.shelf import Shelf, pack
 
 CONFIG = FeedbackConfig(settle_s=10, wait_s=1000, unknown_after_s=60, correction_s=500)
 RULES = Rules(Topics("demo"), CONFIG, lambda text, _: [1])
 
 
-def awaited(number, at_s):
-    return Awaited.of(Source((0, number), number, at_s), group(0, number, 1, reward=None, reward_parts={}))
+def awaited(number, at_s, offset=None):
+    offset = number if offset is None else offset
+    return Awaited.of(Source((0, offset), offset, at_s), group(0, number, 1, reward=None, reward_parts={}))
 
 
 def thumb(number, at_s, offset, value=1.0):
@@ -26,15 +28,27 @@ def thumb(number, at_s, offset, value=1.0):
     return Judged(given.source, feedback)
 
 
+def moment_of(item):
+    return item.source.appended_s
+
+
 class State:
     """What a runner keeps: a bag without an order, and the stamp."""
 
     def __init__(self):
         self.bag, self.stamp, self.dice = [], "", random.Random(0)
 
+    def take(self, shelf, items):
+        shelf.take(items)
+        self._add(shelf, [shelf.journal_of(pack(tuple(items)), len(items))])
+
     def keep(self, shelf, changed):
         anew, entries = shelf.journal(changed)
-        self.bag = ([] if anew else self.bag) + [pickle.dumps(entry) for entry in entries]
+        self.bag = [] if anew else self.bag
+        self._add(shelf, entries)
+
+    def _add(self, shelf, entries):
+        self.bag += [pickle.dumps(entry) for entry in entries]
         self.stamp = shelf.stamp
 
     def restore(self):
@@ -48,36 +62,58 @@ def test_a_shelf_wakes_for_the_case_that_is_due_first():
     assert shelf.wakes_at() == float("inf")
     shelf.take([awaited(1, 100.0), awaited(2, 50.0)])
     assert shelf.wakes_at() == 1050.0
-    assert shelf.take([thumb(1, 200.0, 7)]) == {GroupId(0, 1)}
+    shelf.take([thumb(1, 200.0, 7)])
     assert shelf.wakes_at() == 210.0
-    settled, changed = shelf.settle(210.0, RULES)
+    settled, changed = shelf.settle(210.0, RULES, 10)
     assert ([each.outcome.kind for each in settled], changed) == (["joined"], {GroupId(0, 1)})
     assert shelf.wakes_at() == 710.0
 
 
-def test_what_changes_nothing_is_not_journalled():
+def test_no_more_is_decided_at_once_than_is_asked_for():
     shelf = Shelf(CONFIG)
-    assert shelf.take([awaited(1, 100.0)]) == {GroupId(0, 1)}
-    assert shelf.take([awaited(1, 100.0)]) == set()
+    shelf.take([awaited(number, 100.0) for number in range(5)])
+    assert [len(shelf.settle(5000.0, RULES, 2)[0]) for _ in range(6)] == [2, 2, 2, 2, 2, 0]
+    assert not shelf.cases
 
 
-def test_a_shelf_from_its_journal_goes_on_like_the_one_in_memory():
-    dice, state, kept = random.Random(1), State(), Shelf(CONFIG)
+def test_when_and_how_often_a_shelf_is_settled_changes_nothing():
+    """As of every moment, or all at the end: the same outcomes, each with its own moment."""
+    dice, now_s, items = random.Random(3), 0.0, []
+    for step in range(400):
+        now_s += dice.random() * 40
+        number = dice.randrange(40)
+        items.append(awaited(number, now_s, step) if dice.random() < 0.3 else thumb(number, now_s, 10_000 + step))
+    told = []
+    for pause in (1, 7, 400):
+        shelf, found = Shelf(CONFIG), []
+        for at, item in enumerate(items, start=1):
+            while shelf.wakes_at() < moment_of(item) and at % pause == 0:
+                found += shelf.settle(shelf.wakes_at(), RULES, 1)[0]
+            shelf.take([item])
+        while shelf.cases:
+            found += shelf.settle(1e6, RULES, 100)[0]
+        told.append(sorted(each.outcome.model_dump_json() for each in found if each.outcome))
+    assert told[0] == told[1] == told[2]
+
+
+def test_a_shelf_from_its_journal_goes_on_like_the_one_in_memory(monkeypatch):
+    monkeypatch.setattr(module, "_SLACK_PARTS", 32)
+    dice, state, kept, restored = random.Random(1), State(), Shelf(CONFIG), Shelf(CONFIG)
     told, told_again, now_s, largest = [], [], 0.0, 0
     for step in range(600):
         now_s += dice.random() * 40
         number = dice.randrange(60)
         items = [awaited(number, now_s)] if dice.random() < 0.4 else [thumb(number, now_s, 10_000 + step)]
-        restored = state.restore()
-        assert restored.stamp == kept.stamp == state.stamp
+        restored = state.restore() if step % 3 == 0 else restored
+        assert restored.stamp == kept.stamp == state.stamp or step % 3
         restored.take(items)
-        settled, changed = kept.take(items), set()
-        found, changed = kept.settle(now_s, RULES)
-        again, _ = restored.settle(now_s, RULES)
+        state.take(kept, items)
+        found, changed = kept.settle(now_s, RULES, 100)
+        again, _ = restored.settle(now_s, RULES, 100)
         told += [each.outcome for each in found]
         told_again += [each.outcome for each in again]
-        if settled | changed:
-            state.keep(kept, settled | changed)
+        if changed:
+            state.keep(kept, changed)
         largest = max(largest, len(state.bag))
     assert told == told_again
     assert {outcome.kind for outcome in told if outcome} == {"joined", "expired", "corrected", "refused"}
@@ -92,6 +128,6 @@ def test_a_timer_that_rounds_the_moment_down_still_finds_what_is_due():
         shelf, at_s = Shelf(CONFIG), 1.7e9 + dice.random() * 1e6
         shelf.take([awaited(1, at_s)])
         due_s = shelf.wakes_at()
-        settled, _ = shelf.settle(int(due_s * 1e6) / 1e6, RULES)
+        settled, _ = shelf.settle(int(due_s * 1e6) / 1e6, RULES, 1)
         assert [each.outcome.kind for each in settled] == ["expired"]
         assert shelf.wakes_at() > due_s
