@@ -31,8 +31,8 @@ def is_file(name: str) -> bool:
 
 
 def absolute(name: str) -> str:
-    """The same name from wherever it is looked at: a file with its whole path, a module as it is."""
-    return os.path.abspath(name) if is_file(name) else name  # noqa: PTH100 - Path.absolute keeps ".."
+    """The same name from wherever it is looked at: a file with its whole path without ``..``, a module as it is."""
+    return os.path.abspath(name) if is_file(name) else name
 
 
 def load_module(name: str, setting: str) -> ModuleType:

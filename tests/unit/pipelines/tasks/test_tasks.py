@@ -143,8 +143,11 @@ def test_prompts_in_a_file_are_those_of_an_evaluation(data, tmp_path):
     file = tmp_path / "held-out.jsonl"
     assert write_lines(file, [prompt.encode() for prompt in prompts]) == 5
     assert list(read_held_out(file).prompts) == prompts
-    with pytest.raises(ConfigError, match="File exists"):
+    with pytest.raises(ConfigError, match="exists; give a file that does not exist yet"):
         write_lines(file, [])
+    with pytest.raises(TypeError):
+        write_lines(tmp_path / "torn.jsonl", [b"{}", None])
+    assert not (tmp_path / "torn.jsonl").exists()
 
 
 OWN = """
