@@ -44,7 +44,7 @@ fuzz: $(READY)
 	$(BIN)/python -m tests.fuzz.run --cases $(FUZZ_CASES)
 
 bench: $(READY)
-	$(BIN)/python -m tests.benchmarks.$(BENCH) $(BENCH_ARGS)
+	$(BIN)/asyncflow bench $(BENCH) $(BENCH_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

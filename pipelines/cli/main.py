@@ -49,6 +49,7 @@ VERBS: Final = {
     "simulate-raters": "have users who know the right answers judge what a run answers",
     "doctor": "look whether this machine can do what a run needs, and say what to do",
     "drill": "hurt a running stack on purpose and check that nothing is lost",
+    "bench": "measure this machine, with code 1 if a figure misses its bar",
 }
 
 _TOOLS: Final = "tools"
@@ -57,7 +58,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "processes": ("worker", "rollout", "learn", "join-feedback", "gateway", "evaluate", "learn-scorer", "serve-scorer"),
     "data": ("submit", "curriculum", "feedback", "export"),
     "look and check": ("top", "report", "eval", "audit", "replay"),
-    _TOOLS: ("topics", "kafka", "completion", "simulate-users", "simulate-raters", "drill"),
+    _TOOLS: ("topics", "kafka", "completion", "simulate-users", "simulate-raters", "drill", "bench"),
 }
 
 _OUT_OF_MEMORY: Final = "OutOfMemoryError"

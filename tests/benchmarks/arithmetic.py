@@ -13,6 +13,9 @@ problems rises by ``GAIN``, in the control by less than a third of that, and the
 ``docs/benchmarks/arithmetic.toml``, the model SmolLM2-135M-Instruct, the task countdown with two numbers
 (``tests/benchmarks/pairs.py``) or one of ``pipelines/tasks``.
 
+Runs that are complete in ``--out`` are not done again: after a break, or one by one, the same command goes on; other
+settings want another directory.
+
 Of countdown a reader wants to know what one rule for all puzzles gets: ``always_the_sum`` is the share of held-out ones
 that adding up all numbers solves.
 """
@@ -54,8 +57,8 @@ def main():
     configure_logging()  # what the stack tells goes to standard error
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed warns on the standard output
     begin(options.out)
-    runs = [one(options, seed, shuffled=False) for seed in options.seeds]
-    controls = [one(options, seed, shuffled=True) for seed in options.controls]
+    runs = [known_or_run(options, seed, shuffled=False) for seed in options.seeds]
+    controls = [known_or_run(options, seed, shuffled=True) for seed in options.controls]
     figures = {"runs": runs, "controls": controls, **judge(GAIN, runs, controls)}
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
     return 0 if figures["passed"] else 1
@@ -82,11 +85,19 @@ def parse():
     return parser.parse_args()
 
 
-def one(options, seed, *, shuffled):
-    """One stack from its first version to the last; its figures are kept as soon as they are known."""
-    name, began_s = f"arithmetic-{seed}{'-shuffled' if shuffled else ''}", time.monotonic()
-    task = Pairs() if options.task == Pairs.name else find(options.task, options.args)
+def known_or_run(options, seed, *, shuffled):
+    """The figures of a run that is complete in ``--out``, else of a new one."""
+    name = f"arithmetic-{seed}{'-shuffled' if shuffled else ''}"
     sheet = Sheet(options.out / f"{name}.json")
+    if sheet.file.exists() and "seconds" in (figures := json.loads(sheet.file.read_text())):
+        return figures
+    return one(options, name, sheet, seed, shuffled=shuffled)
+
+
+def one(options, name, sheet, seed, *, shuffled):
+    """One stack from its first version to the last; its figures are kept as soon as they are known."""
+    began_s = time.monotonic()
+    task = Pairs() if options.task == Pairs.name else find(options.task, options.args)
     held_out = HeldOut(tuple(draw(task, options.data, "held_out", limit=options.held_out)))  # the same for all seeds
     sheet.put(run=name, task=task.label, control=options.control if shuffled else None, **rules(held_out.prompts))
     with serving(options, configure(options, name, seed)) as stack:
