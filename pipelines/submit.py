@@ -72,7 +72,7 @@ def write_lines(file: Path, lines: Iterable[bytes]) -> int:
 
 
 def read_lines(file: Path) -> Iterator[bytes]:
-    """The lines of a file without their ends, blank ones left out.
+    """The lines of a file without their ends, blank ones left out. All are looked at before the first is given.
 
     Raises:
         ConfigError: the file cannot be read, or a line is longer than the prompts topic takes.
@@ -81,13 +81,13 @@ def read_lines(file: Path) -> Iterator[bytes]:
         content = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"prompts {file}: {error.strerror}; give a file of JSON lines") from error
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
         if len(line) > _LONGEST_LINE_BYTES:
             raise ConfigError(
                 f"prompts {file}, line {number}: {len(line)} bytes, the topic takes {_LONGEST_LINE_BYTES}; shorten it"
             )
-        if line.strip():
-            yield line.rstrip(b"\r")
+    yield from (line.rstrip(b"\r") for line in lines if line.strip())
 
 
 def find_unusable(lines: Iterable[bytes]) -> list[str]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final
 
 import structlog
@@ -45,6 +45,8 @@ _Told = tuple[Outcome, int]
 """And the timestamp of its record, see :func:`_told_ms`."""
 _Record = tuple[str, bytes, bytes, list[tuple[str, bytes]], int | None]
 """Topic, key, value, headers, and the timestamp in milliseconds since 1970, null for now."""
+_MOST_REFUSALS: Final = 500
+"""In one outcome: below the megabyte that brokers take by default, however long the names that their senders gave."""
 _SWEEP_FATES: Final = 10_000
 """Fates that are remembered by themselves before those are forgotten that the offsets tell."""
 
@@ -244,12 +246,11 @@ def encode(contribution: Contribution) -> tuple[bytes, dict[str, bytes]]:
 
 
 def _refusals(refused: Iterable[Refused]) -> Iterator[Outcome]:
-    """Judgements that are used for no group as one outcome, of the time of the newest; none if there are none."""
-    told, newest_s = [], 0.0
-    for source, fate, name, _ in refused:
-        told.append(FeedbackFate.model_construct(at=source.place, fate=fate, id=name))
-        newest_s = max(newest_s, source.appended_s)
-    if told:
+    """Judgements that are used for no group, many as one outcome, of the time of the newest."""
+    left = iter(refused)
+    while part := list(islice(left, _MOST_REFUSALS)):
+        told = [FeedbackFate.model_construct(at=source.place, fate=fate, id=name) for source, fate, name, _ in part]
+        newest_s = max(each.source.appended_s for each in part)
         yield Outcome(kind="refused", feedback=tuple(told), decided_at=datetime.fromtimestamp(newest_s, UTC))
 
 

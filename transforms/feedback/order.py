@@ -23,6 +23,8 @@ Placed = tuple[TopicPartition, Any]
 """A record and where it lies."""
 _MOST_HELD_BYTES: Final = 32 << 20
 """Of one partition that wait for the others before it has to pause: two seconds of a flood, or one of large groups."""
+_MOST_HELD_IN_ALL_BYTES: Final = 256 << 20
+"""Of many partitions each may hold less."""
 _NEVER_MS: Final = 1 << 62
 _RECORD_BYTES: Final = 1024
 """What a record takes beside its value."""
@@ -42,6 +44,7 @@ class Order:
         self._held: dict[TopicPartition, deque[tuple[int, Any]]] = {each: deque() for each in sorted(partitions)}
         self._known_ms = dict.fromkeys(self._held, -1)
         self._bytes = dict.fromkeys(self._held, 0)
+        self._most_bytes = min(_MOST_HELD_BYTES, _MOST_HELD_IN_ALL_BYTES // len(self._held))
         self.given_ms = -1
 
     def put(self, partition: TopicPartition, records: Iterable[Any], latest_ms: int = _NEVER_MS) -> None:
@@ -79,7 +82,7 @@ class Order:
         return {
             partition
             for partition, held_bytes in self._bytes.items()
-            if held_bytes >= _MOST_HELD_BYTES and self._known_ms[partition] != slowest_ms
+            if held_bytes >= self._most_bytes and self._known_ms[partition] != slowest_ms
         }
 
     def take(self, most: int) -> list[Placed]:

@@ -16,7 +16,7 @@ from transforms.feedback import feed as feed_module
 from transforms.feedback.book import Book
 from transforms.feedback.case import Rules
 from transforms.feedback.feed import Feed
-from transforms.feedback.items import Closed, Settled, Source
+from transforms.feedback.items import Closed, Refused, Settled, Source
 from transforms.feedback.pace import PACE
 from transforms.feedback.shelf import Shelf
 
@@ -122,3 +122,12 @@ def test_a_decision_that_is_made_again_after_its_group_was_closed_is_not_written
         book.commit(settled)
         book.commit(settled[:1])
     assert [outcome.kind for outcome in log.outcomes] == ["expired"]
+
+
+@pytest.mark.parametrize("scene", [(0, FAST)], indirect=True)
+def test_however_many_are_refused_at_once_no_outcome_is_larger_than_a_broker_takes(scene):
+    config, log = scene
+    refused = tuple(Refused(Source((0, at), at, 1000.0), "rate_limited", "\x01" * 256) for at in range(1200))
+    Book(config).commit([Settled(refused=refused)])
+    assert [fate.at[1] for outcome in log.outcomes for fate in outcome.feedback] == list(range(1200))
+    assert max(len(outcome.encode()) for outcome in log.outcomes) < 1_000_000
