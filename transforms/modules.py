@@ -59,7 +59,7 @@ def load_module(name: str, setting: str) -> ModuleType:
         raise ConfigError(f"{setting} names {name}, which cannot be imported: {told}") from error
     except Exception as error:  # other people's code
         raise ConfigError(
-            f"{setting} names {name}, which cannot be imported: {type(error).__name__}: {error}{_line_of(error, name)}"
+            f"{setting} names {name}, which cannot be imported: {type(error).__name__}: {error}{line_of(error, name)}"
         ) from error
 
 
@@ -84,8 +84,8 @@ def _run_file(file: Path, name: str) -> ModuleType:
     return module
 
 
-def _line_of(error: Exception, name: str) -> str:
-    """Where in the file it was raised; nothing if that is said already or not known."""
+def line_of(error: Exception, name: str) -> str:
+    """Where in a file an error was raised, for messages: `` (mine.py, line 2)``; nothing if it was elsewhere."""
     line, trace = None, error.__traceback__
     while trace is not None:
         if Path(trace.tb_frame.f_code.co_filename).name == Path(name).name:

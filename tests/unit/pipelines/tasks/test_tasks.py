@@ -175,6 +175,14 @@ def test_a_task_in_a_file_of_the_users_is_found_and_told_like_another(tmp_path):
         find(str(file), ["mark2=!"])
 
 
+def test_what_a_users_task_stumbles_over_is_told_with_the_row_and_the_line(tmp_path):
+    file = tmp_path / "stumbles.py"
+    file.write_text(OWN.replace('"answer": line', '"answer": line[2]'))
+    (tmp_path / "rows.txt").write_text("one two of")
+    with pytest.raises(ConfigError, match=r"task mine: IndexError: .*\(stumbles\.py, line 12\), after 2 rows"):
+        draw(find(str(file)), tmp_path, "train")
+
+
 @pytest.mark.parametrize(("code", "found"), [("x = 1\n", "none"), (OWN + OWN.replace("Mine", "Other"), "Mine, Other")])
 def test_a_file_that_defines_no_task_or_several_is_refused(tmp_path, code, found):
     file = tmp_path / "wrong.py"
