@@ -168,7 +168,8 @@ class Book:
                 if self._close(closed):
                     moved.add(self._finish(self._topics.pending, closed.source))
             for source in each.passed:
-                moved.add(self._finish(self._topics.pending, source))
+                moved.add(place := self._finish(self._topics.pending, source))
+                self._written.pop(place, None)  # its offset alone says that it is done: no outcome names it
         return moved
 
     def _close(self, closed: Closed) -> bool:

@@ -131,3 +131,12 @@ def test_however_many_are_refused_at_once_no_outcome_is_larger_than_a_broker_tak
     Book(config).commit([Settled(refused=refused)])
     assert [fate.at[1] for outcome in log.outcomes for fate in outcome.feedback] == list(range(1200))
     assert max(len(outcome.encode()) for outcome in log.outcomes) < 1_000_000
+
+
+@pytest.mark.parametrize("scene", [(0, FAST)], indirect=True)
+def test_a_pending_record_that_cannot_be_read_is_done_for_the_next_start_too(scene):
+    config, log = scene
+    book = Book(config)
+    for at in (3, 5, 7):
+        book.commit([Settled(passed=(Source((0, at), at, 1000.0),))])
+    assert [at in log.done()[config.topics.pending][0] for at in (3, 4, 5, 7)] == [True, False, True, True]
