@@ -34,7 +34,7 @@ VERBS: Final = {
     "eval": "ask the held-out prompts of tasks of a model or a run, in each benchmark's metrics",
     "gateway": "let people and programs ask the newest weights and judge the answers",
     "feedback": "send one judgement of an answer",
-    "export": "write the weights of a run as a Hugging Face directory",
+    "export": "write the weights of a run as a Hugging Face directory, or its samples as Parquet files",
     "submit": "write the prompts of a JSON-lines file or of a task to a run",
     "curriculum": "write prompts of several tasks by weight, and of each those that teach most now",
     "config": "show, compare and check configurations, with the origin of each value",

@@ -91,7 +91,7 @@ def facts_of(gathered: Gathered) -> Facts:
         said=gathered.said,
         finish_reasons=dict(flow.finish_reasons.most_common()),
         feedback=dict(gathered.fates.most_common()),
-        outcomes=dict(gathered.outcomes.most_common()),
+        outcomes=dict((+gathered.outcomes).most_common()),
         verdict=verdict,
         config=gathered.config_text,
         book=gathered.book,

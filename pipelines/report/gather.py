@@ -226,7 +226,7 @@ def _add_outcomes(config: RunConfig, gathered: Gathered) -> None:
     for record in _records(config, config.topics.outcomes):
         with suppress(RecordError):
             outcome = Outcome.decode(record.value)
-            gathered.outcomes[outcome.kind] += 1
+            gathered.outcomes[outcome.kind] += outcome.kind != "refused"  # that decides nothing about a group
             gathered.fates.update(fate.fate for fate in outcome.feedback)
 
 
