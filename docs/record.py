@@ -6,6 +6,7 @@ It is run by hand when the command line changes, and what it wrote is looked at.
 """
 
 import os
+import platform
 import pty
 import shlex
 import subprocess
@@ -24,7 +25,6 @@ _READ_BYTES: Final = 1 << 16
 
 RECORDINGS: Final[dict[str, tuple[str, ...]]] = {
     "help": ("asyncflow --help",),
-    "verb": ("asyncflow audit --help", "asyncflow report --help"),
     "doctor": ("asyncflow doctor",),
     "check": ("asyncflow config check --preset cpu-small", "asyncflow config diff preset:cpu-small preset:gpu-1"),
     "rehearsal": ("asyncflow up --preset cpu-small --name sums --prompts sums.jsonl --dry-run",),
@@ -64,7 +64,8 @@ def run(command: str, directory: Path) -> str:
             pass
     os.close(ours)
     text = told.decode().replace("\r\n", "\n").replace(str(Path.home()), "~")
-    return text.replace(str(directory), ".").rstrip()
+    release = ".".join(platform.release().split(".")[:2])  # the rest is of this machine alone
+    return text.replace(str(directory), ".").replace(platform.release(), release).rstrip()
 
 
 def record(name: str, commands: tuple[str, ...], directory: Path) -> None:

@@ -243,14 +243,14 @@ class _Files:
             return
         table = pa.concat_tables(self._waiting).combine_chunks()
         self._waiting = []
+        if self._rows_of_file + len(table) > FILE_ROWS:
+            self._close()
         if self._writer is None:
             path = self._directory / f"train-{self._files:05d}.parquet"
             self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
             self._files += 1
         self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
         self._rows_of_file += len(table)
-        if self._rows_of_file >= FILE_ROWS:
-            self._close()
 
     def _close(self) -> None:
         if self._writer is not None:

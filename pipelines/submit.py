@@ -49,22 +49,30 @@ def has_prompts(config: RunConfig) -> bool:
 
 
 def write_lines(file: Path, lines: Iterable[bytes]) -> int:
-    """Writes prompts to a file of JSON lines, and returns how many.
+    """Writes prompts to a file of JSON lines, whole or not at all, and returns how many.
 
     Raises:
-        ConfigError: the file exists, or cannot be written.
+        ConfigError: the file exists, or cannot be made.
+        OSError: there is no room for it.
     """
     given = list(lines)
     try:
-        with file.open("xb") as written:
-            written.writelines(line + b"\n" for line in given)
+        written = file.open("xb")
+    except FileExistsError as error:
+        raise ConfigError(f"--out {file} exists; give a file that does not exist yet") from error
     except OSError as error:
-        raise ConfigError(f"--out {file}: {error.strerror}; give a file that does not exist yet") from error
+        raise ConfigError(f"--out {file}: {error.strerror}; give a place that can be written") from error
+    try:
+        with written:
+            written.writelines(line + b"\n" for line in given)
+    except BaseException:  # also Ctrl-C: a part would pass for all
+        file.unlink(missing_ok=True)
+        raise
     return len(given)
 
 
 def read_lines(file: Path) -> Iterator[bytes]:
-    """The lines of a file without their ends, blank ones left out.
+    """The lines of a file without their ends, blank ones left out. All are looked at before the first is given.
 
     Raises:
         ConfigError: the file cannot be read, or a line is longer than the prompts topic takes.
@@ -73,13 +81,13 @@ def read_lines(file: Path) -> Iterator[bytes]:
         content = file.read_bytes()
     except OSError as error:
         raise ConfigError(f"prompts {file}: {error.strerror}; give a file of JSON lines") from error
-    for number, line in enumerate(content.split(b"\n"), start=1):
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
         if len(line) > _LONGEST_LINE_BYTES:
             raise ConfigError(
                 f"prompts {file}, line {number}: {len(line)} bytes, the topic takes {_LONGEST_LINE_BYTES}; shorten it"
             )
-        if line.strip():
-            yield line.rstrip(b"\r")
+    yield from (line.rstrip(b"\r") for line in lines if line.strip())
 
 
 def find_unusable(lines: Iterable[bytes]) -> list[str]:

@@ -10,7 +10,10 @@ lies, so that ``math.py`` of a user hides nobody's ``math``; every process of a 
 import hashlib
 import importlib
 import importlib.util
+import os
+import re
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -18,6 +21,8 @@ from typing import Final
 from schemas.errors import AsyncFlowError, ConfigError
 
 FILE_SUFFIX: Final = ".py"
+_LOADING: Final = threading.RLock()
+"""Held while a file is run: another thread would find its module half made, without what it is to register."""
 
 
 def is_file(name: str) -> bool:
@@ -26,8 +31,8 @@ def is_file(name: str) -> bool:
 
 
 def absolute(name: str) -> str:
-    """The same name from wherever it is looked at: a file with its whole path, a module as it is."""
-    return str(Path(name).absolute()) if is_file(name) else name
+    """The same name from wherever it is looked at: a file with its whole path without ``..``, a module as it is."""
+    return os.path.abspath(name) if is_file(name) else name
 
 
 def load_module(name: str, setting: str) -> ModuleType:
@@ -40,25 +45,32 @@ def load_module(name: str, setting: str) -> ModuleType:
     Raises:
         ConfigError: there is no such module or file, or running it raises something, with the line.
     """
+    file = Path(absolute(name))
+    if is_file(name) and not file.is_file():
+        raise ConfigError(f"{setting} names {name}, which cannot be read: {file} is no file; give an existing one")
     try:
-        return _load_file(Path(name).absolute()) if is_file(name) else importlib.import_module(name)
+        return _load_file(file) if is_file(name) else importlib.import_module(name)
     except AsyncFlowError:  # it says itself what is wrong, such as a name that is taken
         raise
     except ImportError as error:
         raise ConfigError(f"{setting} names {name}, which cannot be imported: {error}") from error
-    except FileNotFoundError as error:
-        where = f"{Path(name).absolute()} does not exist"
-        raise ConfigError(f"{setting} names {name}, which cannot be read: {where}; give an existing file") from error
+    except SystemExit as error:  # a program: it would end this one, with its own exit code
+        told = "it is a program that ends Python; put what it runs below if __name__ == '__main__'"
+        raise ConfigError(f"{setting} names {name}, which cannot be imported: {told}") from error
     except Exception as error:  # other people's code
         raise ConfigError(
-            f"{setting} names {name}, which cannot be imported: {type(error).__name__}: {error}{_line_of(error, name)}"
+            f"{setting} names {name}, which cannot be imported: {type(error).__name__}: {error}{line_of(error, name)}"
         ) from error
 
 
 def _load_file(file: Path) -> ModuleType:
-    name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    stem = re.sub(r"\W", "_", file.stem)  # pickle takes a dot for a package
+    name = f"{stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    with _LOADING:
+        return sys.modules[name] if name in sys.modules else _run_file(file, name)
+
+
+def _run_file(file: Path, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None, "the file ends with .py"
     assert spec.loader is not None
@@ -72,8 +84,8 @@ def _load_file(file: Path) -> ModuleType:
     return module
 
 
-def _line_of(error: Exception, name: str) -> str:
-    """Where in the file it was raised; nothing if that is said already or not known."""
+def line_of(error: Exception, name: str) -> str:
+    """Where in a file an error was raised, for messages: `` (mine.py, line 2)``; nothing if it was elsewhere."""
     line, trace = None, error.__traceback__
     while trace is not None:
         if Path(trace.tb_frame.f_code.co_filename).name == Path(name).name:

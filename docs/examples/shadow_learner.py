@@ -50,7 +50,7 @@ def shadow(config: RunConfig, ranks: Ranks, out: Path) -> None:
     updates = Updates(config, config.model.dtype, ranks, None)
     planner = Planner(config.learner.groups_per_step, config.learner.max_staleness, Accounts(), Versions())
     out.mkdir(parents=True, exist_ok=True)
-    with closing(Groups(config)) as groups, (out / "metrics.jsonl").open("a", buffering=1) as figures:
+    with closing(Groups(config)) as groups, (out / "metrics.jsonl").open("w", buffering=1) as figures:
         for entry in follow(config):
             if entry.trained:
                 plan = planner.again(entry, groups.fetch(entry))

@@ -35,7 +35,7 @@ VERBS: Final = {
     "eval": "ask the held-out prompts of tasks of a model or a run, in each benchmark's metrics",
     "gateway": "let people and programs ask the newest weights and judge the answers",
     "feedback": "send one judgement of an answer",
-    "export": "write the weights of a run as a Hugging Face directory",
+    "export": "write the weights of a run as a Hugging Face directory, or its samples as Parquet files",
     "submit": "write the prompts of a JSON-lines file or of a task to a run",
     "curriculum": "write prompts of several tasks by weight, and of each those that teach most now",
     "config": "show, compare and check configurations, with the origin of each value",
@@ -43,6 +43,7 @@ VERBS: Final = {
     "topics": "create the topics of a run, or check those that exist",
     "kafka": "serve the log of a finished run again",
     "top": "watch a run: its flow, its workers, and what it waits for",
+    "graph": "show what a pipeline is made of, and which Beam runners can run it",
     "audit": "check every promise of a run from its topics alone",
     "report": "write one page about a run: curves, answers, faults, lineage; opens without a network",
     "replay": "train a step of a run again from the log and compare the bits",
@@ -58,7 +59,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "start here": ("demo", "up", "doctor", "config"),
     "processes": ("worker", "rollout", "learn", "join-feedback", "gateway", "evaluate", "learn-scorer", "serve-scorer"),
     "data": ("submit", "curriculum", "feedback", "export"),
-    "look and check": ("top", "report", "eval", "audit", "replay"),
+    "look and check": ("top", "report", "eval", "graph", "audit", "replay"),
     _TOOLS: ("topics", "kafka", "completion", "simulate-users", "simulate-raters", "drill", "bench"),
 }
 

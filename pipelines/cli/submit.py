@@ -72,6 +72,8 @@ class SubmitOptions:
 def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     options = parse(SubmitOptions, "submit", arguments, _DESCRIPTION)
+    if options.out is not None and (options.run is not None or options.config is not None):
+        raise ConfigError("--out writes to a file: leave --run and --config out, or --out")
     if options.dry_run:
         return _rehearse(options, _lines(options))
     told = _write(options, _lines(options))
@@ -86,8 +88,6 @@ def _write(options: SubmitOptions, lines: Iterable[bytes]) -> dict[str, str | in
     if options.out is None:
         config = find_run(options.run, options.config, options.bootstrap)
         return {"run": config.name, "prompts": submit(config, lines)}
-    if options.run is not None or options.config is not None:
-        raise ConfigError("--out writes to a file: leave --run and --config out, or --out")
     return {"out": str(options.out), "prompts": write_lines(options.out, lines)}
 
 
@@ -99,9 +99,16 @@ def _rehearse(options: SubmitOptions, lines: Iterable[bytes]) -> int:
     said = Check("prompts", f"{len(sizes)} of {options.what}, {sum(sizes):,} bytes", "ok", "")
     if options.out is None:
         return dry_run("submit", find_run(options.run, options.config, options.bootstrap), said)
-    there = options.out.exists()
-    place = Check("file", f"{options.out}, {'which exists and is replaced' if there else 'new'}", "ok", "")
-    return tell("submit", {"what would be written": (said, place)})
+    return tell("submit", {"what would be written": (said, _place(options.out))})
+
+
+def _place(out: Path) -> Check:
+    """Whether a file can be made where ``--out`` says; one that exists is never replaced."""
+    if out.exists():
+        return Check("file", f"{out} exists", "problem", "give a file that does not exist yet")
+    if not out.parent.is_dir():
+        return Check("file", f"{out.parent} is no directory", "problem", "make it, or give another place")
+    return Check("file", f"{out}, new", "ok", "")
 
 
 def _lines(options: SubmitOptions) -> Iterable[bytes]:

@@ -5,6 +5,7 @@ A task is a class of its own module; its fields are what it can be told (``submi
 """
 
 import random
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.errors import ConfigError
+from schemas.errors import AsyncFlowError, ConfigError
 from schemas.prompts import Message, Prompt, RewardSpec
+from transforms.modules import line_of
 
 Split = Literal["train", "held_out"]
 
@@ -52,8 +54,16 @@ class Task(BaseModel):
             ConfigError: a file is missing, or does not hold what it should.
         """
         self._require(data, split)
-        for number, (text, reward) in enumerate(self.rows(data, split)):
-            yield self._prompt(f"{split}/{number}", text, reward)
+        number = 0
+        try:
+            for number, (text, reward) in enumerate(self.rows(data, split), start=1):
+                yield self._prompt(f"{split}/{number - 1}", text, reward)
+        except AsyncFlowError:
+            raise
+        except Exception as error:  # the code of a user's own task
+            where = line_of(error, sys.modules[type(self).__module__].__file__ or "")
+            told = f"{type(error).__name__}: {error}{where}"
+            raise ConfigError(f"task {self.name}: {told}, after {number} rows; mend the task or its data") from error
 
     def shuffled(self, data: Path, split: Split, seed: int) -> list[Prompt]:
         """All prompts of a split, in an order that depends on the seed alone.

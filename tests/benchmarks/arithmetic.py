@@ -154,7 +154,8 @@ def timed(text):
     """Of each stage how often and how long in all; and scoring as a share of the engine's time for the same groups."""
     found = {name: {each: number(text, f"{metric}_seconds_{each}") for each in ("count", "sum")}
              for name, metric in STAGES.items()}  # fmt: skip
-    return {**found, "scoring_share": found["scoring"]["sum"] / found["engine"]["sum"]}
+    engine_s = found["engine"]["sum"]
+    return {**found, "scoring_share": found["scoring"]["sum"] / engine_s if engine_s else None}
 
 
 def number(text, name):

@@ -39,7 +39,10 @@ class Scene:
 
 @pytest.fixture(scope="module")
 def scene(broker, model):
-    """Early judgements, rollouts and judgements, and late ones once the others are decided by the topics' clock."""
+    """Early judgements, rollouts and judgements, and late ones once the others are decided by the topics' clock.
+
+    Its pipeline is started last, on a log that is old by then: it has nothing to wait for, and decides the same.
+    """
     config = RunConfig(
         name=f"join-{os.getpid()}",
         kafka=KafkaConfig(bootstrap=broker),
@@ -55,27 +58,6 @@ def scene(broker, model):
     time.sleep(TIMES.settle_s + 0.5)
     sender.send(traffic.late)
     return Scene(config, traffic)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(scene, tmp_path_factory):
-    """The account of a pipeline that nobody disturbed."""
-    with JoinProcess(scene.config, tmp_path_factory.mktemp("join")) as running:
-        found = wait_for(scene.finished, 120, running)
-        assert running.drain() == 0
-    return found
-
-
-def test_every_judgement_has_one_fate_and_every_rollout_one_end(scene, undisturbed):
-    assert undisturbed.once()
-    fates = undisturbed.fates
-    assert fates.total() == len(scene.traffic.judgements)
-    assert fates["unknown"] == JUDGEMENTS // 20
-    assert fates["duplicate"] > 0.1 * JUDGEMENTS
-    assert fates["corrected"] + fates["no_change"] + fates["too_late"] > 0.05 * JUDGEMENTS
-    assert fates["used"] > 0.3 * JUDGEMENTS
-    assert {"retracted", "retraction"} & set(fates)
-    assert (undisturbed.told, undisturbed.kinds) == foresee(scene.config), "the log alone decides"
 
 
 def test_killed_again_and_again_it_decides_what_it_would_have(scene, tmp_path, monkeypatch):
@@ -111,3 +93,24 @@ def test_killed_again_and_again_it_decides_what_it_would_have(scene, tmp_path, m
     assert found.once()
     assert len(found.judged) == len(traffic.judgements)
     assert (found.told, found.kinds) == foresee(config), "as if nothing had happened"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scene, tmp_path_factory):
+    """The account of a pipeline that nobody disturbed."""
+    with JoinProcess(scene.config, tmp_path_factory.mktemp("join")) as running:
+        found = wait_for(scene.finished, 120, running)
+        assert running.drain() == 0
+    return found
+
+
+def test_every_judgement_has_one_fate_and_every_rollout_one_end(scene, undisturbed):
+    assert undisturbed.once()
+    fates = undisturbed.fates
+    assert fates.total() == len(scene.traffic.judgements)
+    assert fates["unknown"] == JUDGEMENTS // 20
+    assert fates["duplicate"] > 0.1 * JUDGEMENTS
+    assert fates["corrected"] + fates["no_change"] + fates["too_late"] > 0.05 * JUDGEMENTS
+    assert fates["used"] > 0.3 * JUDGEMENTS
+    assert {"retracted", "retraction"} & set(fates)
+    assert (undisturbed.told, undisturbed.kinds) == foresee(scene.config), "the log alone decides"

@@ -31,6 +31,7 @@ class Log:
         names = (config.topics.pending, config.topics.feedback)
         self.records = {TopicPartition(name, number): [] for name in names for number in range(PARTITIONS)}
         self.outcomes, self.contributions, self.committed = [], [], {}
+        self.told_ms = []
 
     def append(self, item, at_s):
         """A judgement, or the group of that id."""
@@ -52,6 +53,14 @@ class Log:
     def of(self, topic):
         """All records of a topic, partition by partition."""
         return [record for partition, records in self.records.items() if partition.topic == topic for record in records]
+
+    def outcomes_since(self, done):
+        """Those that a start finds: whose records have times from that of the oldest record on that is not done."""
+        lows = {partition: done[partition.topic][partition.partition].low for partition in self.records}
+        left = [records[lows[each]].timestamp for each, records in self.records.items() if lows[each] < len(records)]
+        since_ms = min(left, default=float("inf"))
+        told = zip(self.outcomes, self.told_ms, strict=True)
+        return [outcome for outcome, told_ms in told if told_ms >= since_ms]
 
     def done(self):
         """What is committed, as a book reads it."""
@@ -99,6 +108,9 @@ class Reader:
     def position(self, partition):
         return self._positions[partition]
 
+    def partitions_for_topic(self, topic):
+        return set(range(PARTITIONS))
+
     def end_offsets(self, partitions):
         return {partition: len(self._log.records[partition]) for partition in partitions}
 
@@ -112,16 +124,17 @@ class Writer:
     def begin_transaction(self):
         self._sent, self._offsets = [], {}
 
-    def send(self, topic, value, key, headers):
-        self._sent.append((topic, value, key))
+    def send(self, topic, value, key, headers, timestamp_ms):
+        self._sent.append((topic, value, key, timestamp_ms))
 
     def send_offsets_to_transaction(self, positions, group_id):
         self._offsets = {partition: (each.offset, each.metadata) for partition, each in positions.items()}
 
     def commit_transaction(self):
         self._log.committed.update(self._offsets)
-        for topic, value, key in self._sent:
+        for topic, value, key, timestamp_ms in self._sent:
             if topic == self._log.topics.outcomes:
                 self._log.outcomes.append(Outcome.decode(value))
+                self._log.told_ms.append(timestamp_ms)
             elif topic == self._log.topics.trajectories:
                 self._log.contributions.append(key)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Final
 
 import structlog
@@ -39,8 +39,14 @@ _LOG = structlog.get_logger(__name__)
 _POLL_MS: Final = 200
 _NONE: Final = OffsetSet()
 _BEYOND_AGE_S: Final = 1.0
-_Record = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
-"""Topic, key, value, headers."""
+_BACK_MS: Final = 60_000
+"""How far the clock of a partition may go back, as when another broker leads it."""
+_Told = tuple[Outcome, int]
+"""And the timestamp of its record, see :func:`_told_ms`."""
+_Record = tuple[str, bytes, bytes, list[tuple[str, bytes]], int | None]
+"""Topic, key, value, headers, and the timestamp in milliseconds since 1970, null for now."""
+_MOST_REFUSALS: Final = 500
+"""In one outcome: below the megabyte that brokers take by default, however long the names that their senders gave."""
 _SWEEP_FATES: Final = 10_000
 """Fates that are remembered by themselves before those are forgotten that the offsets tell."""
 
@@ -109,10 +115,16 @@ class Book:
             return False
         known = [self.has_fate(fate.at) for fate in outcome.feedback]
         if outcome.kind in ("joined", "expired") and not known:
-            known = [outcome.group in self._decided]
+            known = [outcome.group in self._decided or self._was_closed(outcome)]
         if any(known) and not all(known):
             raise StateError(f"decisions about group {outcome.group} differ from the topics; start anew to read them")
         return all(known)
+
+    def _was_closed(self, outcome: Outcome) -> bool:
+        """Whether the group was decided and closed since, so that its decision is forgotten."""
+        return bool(outcome.pending) and all(
+            self.is_closed(place) or outcome.group in self._closed.get(place, ()) for place in outcome.pending
+        )
 
     def _only_new(self, settled: Settled) -> Settled:
         """Without refusals that were committed before: a reader that was set back has read them again."""
@@ -138,12 +150,12 @@ class Book:
             started = time.monotonic()
             fresh = [self._only_new(each) for each in settled if not self._is_known(each)]
             moved = self._offsets_after(fresh)
-            outcomes = [outcome for each in fresh if (outcome := each.outcome)]
-            outcomes += _refusals(each for of in fresh for each in of.refused)
-            if not moved and not outcomes:
+            told = [(outcome, _told_ms(outcome, each.judged)) for each in fresh if (outcome := each.outcome)]
+            told += [(each, _told_ms(each)) for each in _refusals(each for of in fresh for each in of.refused)]
+            if not moved and not told:
                 return
-            self._transact(fresh, outcomes, moved)
-            self._keep(fresh, outcomes)
+            self._transact(fresh, told, moved)
+            self._keep(fresh, [outcome for outcome, _ in told])
             metrics.COMMIT_SECONDS.observe(time.monotonic() - started)
 
     def _offsets_after(self, settled: Iterable[Settled]) -> set[TopicPartition]:
@@ -156,7 +168,8 @@ class Book:
                 if self._close(closed):
                     moved.add(self._finish(self._topics.pending, closed.source))
             for source in each.passed:
-                moved.add(self._finish(self._topics.pending, source))
+                moved.add(place := self._finish(self._topics.pending, source))
+                self._written.pop(place, None)  # its offset alone says that it is done: no outcome names it
         return moved
 
     def _close(self, closed: Closed) -> bool:
@@ -175,12 +188,10 @@ class Book:
             done.add(each)
         return TopicPartition(topic, partition)
 
-    def _transact(
-        self, settled: Sequence[Settled], outcomes: Sequence[Outcome], moved: Iterable[TopicPartition]
-    ) -> None:
+    def _transact(self, settled: Sequence[Settled], told: Iterable[_Told], moved: Iterable[TopicPartition]) -> None:
         with transaction(self._producer, f"a newer feedback pipeline holds {self._topics.join_id}; this one ends"):
-            for topic, key, value, headers in chain(self._records(settled), self._told(outcomes)):
-                self._producer.send(topic, value, key, headers=headers)
+            for topic, key, value, headers, told_ms in chain(self._records(settled), self._outcomes(told)):
+                self._producer.send(topic, value, key, headers=headers, timestamp_ms=told_ms)
             crash_point("outcomes_sent")
             if positions := {place: self._position(place) for place in moved}:
                 self._producer.send_offsets_to_transaction(positions, self._topics.join_group)
@@ -203,15 +214,15 @@ class Book:
         for each in settled:
             for contribution in each.contributions:
                 value, headers = encode(contribution)
-                yield self._topics.trajectories, contribution.id.key(), value, list(headers.items())
+                yield self._topics.trajectories, contribution.id.key(), value, list(headers.items()), None
             letters = chain(each.letters, (refused.letter for refused in each.refused))
             for letter in letters:
                 if letter is not None:
-                    yield self._topics.dead_letters, letter.key(), letter.encode(), []
+                    yield self._topics.dead_letters, letter.key(), letter.encode(), [], None
 
-    def _told(self, outcomes: Iterable[Outcome]) -> Iterator[_Record]:
-        for outcome in outcomes:
-            yield self._topics.outcomes, outcome.group.key() if outcome.group else b"", outcome.encode(), []
+    def _outcomes(self, told: Iterable[_Told]) -> Iterator[_Record]:
+        for outcome, told_ms in told:
+            yield self._topics.outcomes, outcome.group.key() if outcome.group else b"", outcome.encode(), [], told_ms
 
     def _keep(self, settled: Iterable[Settled], outcomes: Iterable[Outcome]) -> None:
         for outcome in outcomes:
@@ -236,13 +247,21 @@ def encode(contribution: Contribution) -> tuple[bytes, dict[str, bytes]]:
 
 
 def _refusals(refused: Iterable[Refused]) -> Iterator[Outcome]:
-    """Judgements that are used for no group as one outcome, of the time of the newest; none if there are none."""
-    told, newest_s = [], 0.0
-    for source, fate, name, _ in refused:
-        told.append(FeedbackFate.model_construct(at=source.place, fate=fate, id=name))
-        newest_s = max(newest_s, source.appended_s)
-    if told:
+    """Judgements that are used for no group, many as one outcome, of the time of the newest."""
+    left = iter(refused)
+    while part := list(islice(left, _MOST_REFUSALS)):
+        told = [FeedbackFate.model_construct(at=source.place, fate=fate, id=name) for source, fate, name, _ in part]
+        newest_s = max(each.source.appended_s for each in part)
         yield Outcome(kind="refused", feedback=tuple(told), decided_at=datetime.fromtimestamp(newest_s, UTC))
+
+
+def _told_ms(outcome: Outcome, judged: Iterable[Source] = ()) -> int:
+    """The time of an outcome's record, by the clock of the topics: not before any record that it is about.
+
+    By the host's clock, which may be behind, a start would not find what became of the records that it reads again.
+    """
+    moments_s = (outcome.decided_at.timestamp(), *(source.appended_s for source in judged))
+    return round(max(moments_s) * 1000)
 
 
 def _read_offsets(config: RunConfig) -> dict[str, dict[int, OffsetSet]]:
@@ -270,14 +289,18 @@ def _read_topic_offsets(consumer: Any, topic: str) -> dict[int, OffsetSet]:
 
 
 def _read_outcomes(config: RunConfig, done: dict[str, dict[int, OffsetSet]]) -> Iterator[Outcome]:
-    """The decisions that may concern what is read again: none is older than the oldest of those records."""
+    """The decisions that may concern what is read again: none is older than the oldest of those records.
+
+    Their own records have times by the same clock, see :func:`_told_ms`.
+    """
     consumer = KafkaConsumer(**config.kafka.consumer_options())
     try:
         partition = TopicPartition(config.topics.outcomes, 0)
         since_ms = _oldest_ms(consumer, done)
         consumer.assign([partition])
         end = consumer.end_offsets([partition])[partition]
-        found = consumer.offsets_for_times({partition: since_ms})[partition] if since_ms is not None else None
+        since = {} if since_ms is None else {partition: max(0, since_ms - _BACK_MS)}
+        found = consumer.offsets_for_times(since)[partition] if since else None
         consumer.seek(partition, found.offset if found else end)
         while consumer.position(partition) < end:
             for records in consumer.poll(timeout_ms=_POLL_MS).values():

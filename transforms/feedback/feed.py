@@ -49,6 +49,9 @@ _IDLE_LAG_S: Final = 0.5
 """How far the watermark stays behind the clock where nothing waits: more than broker and reader differ in their clocks.
 What is later than that is joined all the same, by decisions that are made without it; so is what a transaction had
 kept from readers for longer."""
+_MOST_AHEAD_S: Final = 5.0
+"""How much later than this clock a broker's may be before it is not believed: records wait for their moment where other
+partitions are idle."""
 _ASK_S: Final = 0.2
 """Time between two questions where the topics end."""
 
@@ -114,8 +117,9 @@ class Feed:
         if not PACE.has_room():
             time.sleep(_PATIENCE_MS / 1000)
             return False
+        latest_ms = round((time.time() + _MOST_AHEAD_S) * 1000)
         for partition, records in self._poll().items():
-            self._order.put(partition, records)
+            self._order.put(partition, records, latest_ms)
         if self._may_know_more():
             self._find_ends()
         placed = self._order.take(_MOST_RECORDS)
@@ -163,8 +167,13 @@ class Feed:
         return now_s - self._asked_s > _ASK_S or self._asked_s - _IDLE_LAG_S <= waits_s < now_s - _IDLE_LAG_S
 
     def _find_ends(self) -> None:
-        """Asks the broker which partitions are read to their ends; that nothing was polled may mean that it is slow."""
+        """Asks the broker which partitions are read to their ends; that nothing was polled may mean that it is slow.
+
+        Raises:
+            StateError: a topic has more partitions than when the feed was opened.
+        """
         self._asked_s = time.time()
+        self._refuse_more_partitions()
         try:
             ends = self._consumer.end_offsets(list(self._next))
             done = [partition for partition, end in ends.items() if self._consumer.position(partition) >= end]
@@ -173,6 +182,16 @@ class Feed:
             return
         for partition in done:
             self._order.know(partition, int((self._asked_s - _IDLE_LAG_S) * 1000))
+
+    def _refuse_more_partitions(self) -> None:
+        """Nobody would read them: what lies there would neither count nor expire. The client asks every few minutes."""
+        for topic in {partition.topic for partition in self._next}:
+            known = {partition.partition for partition in self._next if partition.topic == topic}
+            if more := self._consumer.partitions_for_topic(topic) - known:
+                raise StateError(
+                    f"topic {topic} had {len(known)} partitions and was given {len(more)} more, which are not read "
+                    f"yet; set kafka.partitions = {len(known | more)} and start the pipeline anew"
+                )
 
     def _read(self, partition: TopicPartition, record: Any) -> Iterable[Item | Refused | Settled]:
         source = Source((record.partition, record.offset), self._next[partition], record.timestamp / 1000)

@@ -19,7 +19,8 @@ DRIFT: Final = Gauge(
 
 def count(outcome: Outcome) -> None:
     """Counts a decision that was committed."""
-    GROUPS.labels(outcome.kind).inc()
+    if outcome.kind != "refused":
+        GROUPS.labels(outcome.kind).inc()
     CONTRIBUTIONS.inc(len(outcome.contributions))
     for fate, judgements in Counted(each.fate for each in outcome.feedback).items():
         FEEDBACK.labels(fate).inc(judgements)

@@ -6,7 +6,9 @@
 
 Within a partition the broker's clock never goes back, so a partition is known until just before its newest record, and
 where nothing waits until a moment that a clock tells. What is given thus depends on the log alone: whichever partition
-answers first, however the records are cut into polls, and after a restart, the order is the same.
+answers first, however the records are cut into polls, and after a restart, the order is the same. A clock that goes
+back all the same, as when another broker leads the partition, or is far ahead of ours, changes the order and stops
+nothing.
 """
 
 from collections import deque
@@ -21,6 +23,9 @@ Placed = tuple[TopicPartition, Any]
 """A record and where it lies."""
 _MOST_HELD_BYTES: Final = 32 << 20
 """Of one partition that wait for the others before it has to pause: two seconds of a flood, or one of large groups."""
+_MOST_HELD_IN_ALL_BYTES: Final = 256 << 20
+"""Of many partitions each may hold less."""
+_NEVER_MS: Final = 1 << 62
 _RECORD_BYTES: Final = 1024
 """What a record takes beside its value."""
 
@@ -39,13 +44,20 @@ class Order:
         self._held: dict[TopicPartition, deque[tuple[int, Any]]] = {each: deque() for each in sorted(partitions)}
         self._known_ms = dict.fromkeys(self._held, -1)
         self._bytes = dict.fromkeys(self._held, 0)
+        self._most_bytes = min(_MOST_HELD_BYTES, _MOST_HELD_IN_ALL_BYTES // len(self._held))
         self.given_ms = -1
 
-    def put(self, partition: TopicPartition, records: Iterable[Any]) -> None:
-        """Adds what was read next of one partition."""
+    def put(self, partition: TopicPartition, records: Iterable[Any], latest_ms: int = _NEVER_MS) -> None:
+        """Adds what was read next of one partition.
+
+        Args:
+            partition: that was read.
+            records: in the order of the log.
+            latest_ms: a time after this one is taken for this one: nobody waits until a clock that is wrong is right.
+        """
         held, newest_ms = self._held[partition], self._known_ms[partition] + 1
         for record in records:
-            newest_ms = max(newest_ms, record.timestamp)
+            newest_ms = max(newest_ms, min(record.timestamp, latest_ms))
             held.append((newest_ms, record))
             self._bytes[partition] += _size_bytes(record)
         self.know(partition, newest_ms - 1)
@@ -65,8 +77,13 @@ class Order:
         return self.waits_for_ms <= min(self._known_ms.values())
 
     def ahead(self) -> set[TopicPartition]:
-        """Partitions that have to wait for the others."""
-        return {partition for partition, held_bytes in self._bytes.items() if held_bytes >= _MOST_HELD_BYTES}
+        """Partitions that have to wait for the others; never all that the others wait for, however much they hold."""
+        slowest_ms = -1 if self.is_ready else min(self._known_ms.values())
+        return {
+            partition
+            for partition, held_bytes in self._bytes.items()
+            if held_bytes >= self._most_bytes and self._known_ms[partition] != slowest_ms
+        }
 
     def take(self, most: int) -> list[Placed]:
         """The next records, in order.

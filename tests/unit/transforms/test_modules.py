@@ -1,6 +1,8 @@
 """A user's own code, named as a file."""
 
+import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -43,7 +45,9 @@ def test_a_relative_file_is_the_same_from_elsewhere(tmp_path, monkeypatch):
         ("x = 1\nraise ValueError('no')\n", r"cannot be imported: ValueError: no \(mine\.py, line 2\)"),
         ("def f(:\n", r"SyntaxError: .*line 1"),
         ("import nothing_like_this\n", "No module named 'nothing_like_this'"),
-        (None, r"mine\.py does not exist; give an existing file"),
+        ("open('missing.json')\n", r"FileNotFoundError: .*'missing\.json' \(mine\.py, line 1\)"),
+        ("raise SystemExit(0)\n", "a program that ends Python"),
+        (None, r"mine\.py is no file; give an existing one"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told_with_its_line_and_it_can_be_mended(tmp_path, code, told):
@@ -54,6 +58,19 @@ def test_what_is_wrong_with_a_file_is_told_with_its_line_and_it_can_be_mended(tm
         registry.load([str(file)])
     file.write_text("fine = True\n")
     assert load_module(str(file), "x").fine
+
+
+def test_a_file_is_one_module_however_it_is_named_and_its_classes_can_be_pickled(tmp_path):
+    (tmp_path / "sub").mkdir()
+    first = load_module(write(tmp_path / "my.rewards-2.py", "class Thing:\n    pass\n"), "x")
+    assert load_module(str(tmp_path / "sub" / ".." / "my.rewards-2.py"), "x") is first
+    assert isinstance(pickle.loads(pickle.dumps(first.Thing())), first.Thing)
+
+
+def test_a_thread_never_sees_half_a_module(tmp_path):
+    file = write(tmp_path / "slow.py", "import time\ntime.sleep(0.1)\ndone = True\n")
+    with ThreadPoolExecutor(4) as threads:
+        assert all(module.done for module in threads.map(lambda _: load_module(file, "x"), range(4)))
 
 
 def test_two_files_cannot_have_one_reward(tmp_path):

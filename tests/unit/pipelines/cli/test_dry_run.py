@@ -131,6 +131,8 @@ def test_processes_of_a_run_that_exists_have_nothing_wrong(rehearse, run_config,
 def test_what_belongs_to_no_run(rehearse, place):
     code, page = rehearse("submit", "prompts.jsonl", "--out", "out.jsonl")
     assert (code, "out.jsonl, new" in page) == (0, True)
+    assert rehearse("submit", "prompts.jsonl", "--out", "prompts.jsonl")[0] == 2, "it exists, and is not replaced"
+    assert rehearse("submit", "prompts.jsonl", "--out", "nowhere/out.jsonl")[0] == 2
     code, page = rehearse("serve-scorer", "--model", "model", "--port", 18755)
     assert (code, "296 parameters × 4 bytes (float32)" in page or "bfloat16" in page) == (0, True)
     assert rehearse("serve-scorer", "--model", "nowhere")[0] == 2

@@ -143,8 +143,11 @@ def test_prompts_in_a_file_are_those_of_an_evaluation(data, tmp_path):
     file = tmp_path / "held-out.jsonl"
     assert write_lines(file, [prompt.encode() for prompt in prompts]) == 5
     assert list(read_held_out(file).prompts) == prompts
-    with pytest.raises(ConfigError, match="File exists"):
+    with pytest.raises(ConfigError, match="exists; give a file that does not exist yet"):
         write_lines(file, [])
+    with pytest.raises(TypeError):
+        write_lines(tmp_path / "torn.jsonl", [b"{}", None])
+    assert not (tmp_path / "torn.jsonl").exists()
 
 
 OWN = """
@@ -170,6 +173,14 @@ def test_a_task_in_a_file_of_the_users_is_found_and_told_like_another(tmp_path):
     assert asked == ["one!", "two!"]
     with pytest.raises(ConfigError, match=r"--args of task .*mine\.py: mark2"):
         find(str(file), ["mark2=!"])
+
+
+def test_what_a_users_task_stumbles_over_is_told_with_the_row_and_the_line(tmp_path):
+    file = tmp_path / "stumbles.py"
+    file.write_text(OWN.replace('"answer": line', '"answer": line[2]'))
+    (tmp_path / "rows.txt").write_text("one two of")
+    with pytest.raises(ConfigError, match=r"task mine: IndexError: .*\(stumbles\.py, line 12\), after 2 rows"):
+        draw(find(str(file)), tmp_path, "train")
 
 
 @pytest.mark.parametrize(("code", "found"), [("x = 1\n", "none"), (OWN + OWN.replace("Mine", "Other"), "Mine, Other")])

@@ -49,6 +49,9 @@ class Consumer:
             raise self.ends
         return self.ends
 
+    def partitions_for_topic(self, topic):
+        return {0}
+
     def position(self, partition):
         return self.positions[partition]
 
@@ -139,3 +142,9 @@ def test_a_reader_that_is_built_anew_finds_the_feed_where_it_was(feed, monkeypat
     assert module.feed_of(RunConfig(name="demo"), first.at) is first
     monkeypatch.setattr(Consumer, "close", lambda self: None, raising=False)
     assert module.feed_of(RunConfig(name="demo"), before) is not first, "Beam has set it back"
+
+
+def test_partitions_that_were_added_are_not_passed_over(feed, monkeypatch):
+    monkeypatch.setattr(Consumer, "partitions_for_topic", lambda *_: {0, 1})
+    with pytest.raises(StateError, match=r"was given 1 more, .*set kafka.partitions = 2 and start the pipeline anew"):
+        feed.advance()

@@ -6,7 +6,9 @@ from collections import Counter
 import pytest
 
 from schemas.config import RunConfig
+from schemas.identity import GroupId
 from schemas.joining import FeedbackConfig
+from schemas.outcomes import Outcome
 from tests.support.feedback_log import Log, Reader, Writer
 from tests.support.feedback_traffic import draw, foreseen
 from transforms.feedback import book as book_module
@@ -14,6 +16,7 @@ from transforms.feedback import feed as feed_module
 from transforms.feedback.book import Book
 from transforms.feedback.case import Rules
 from transforms.feedback.feed import Feed
+from transforms.feedback.items import Closed, Refused, Settled, Source
 from transforms.feedback.pace import PACE
 from transforms.feedback.shelf import Shelf
 
@@ -33,7 +36,7 @@ def scene(monkeypatch, request):
         log.append(item, at_s)
     monkeypatch.setattr(book_module, "open_producer", lambda *_: Writer(log))
     monkeypatch.setattr(book_module, "_read_offsets", lambda _: log.done())
-    monkeypatch.setattr(book_module, "_read_outcomes", lambda *_: iter(list(log.outcomes)))
+    monkeypatch.setattr(book_module, "_read_outcomes", lambda _, done: iter(log.outcomes_since(done)))
     monkeypatch.setattr(feed_module, "KafkaConsumer", lambda **_: Reader(log))
     monkeypatch.setattr(feed_module, "_MOST_RECORDS", 30)
     return config, log
@@ -105,3 +108,35 @@ def test_whose_rate_is_exceeded_does_not_depend_on_how_the_log_is_read(scene, mo
         pass
     assert told(log) == expected(config, log)
     assert "rate_limited" in told(log)[0].values()
+
+
+@pytest.mark.parametrize("scene", [(0, FAST)], indirect=True)
+def test_a_decision_that_is_made_again_after_its_group_was_closed_is_not_written_again(scene):
+    config, log = scene
+    book, group, source = Book(config), GroupId(0, 5), Source((0, 0), 0, 1000.0)
+    for of_groups in (2, 1):  # first the record has another group that is open
+        settled = [
+            Settled(Outcome(kind="expired", group=group, pending=(source.place,))),
+            Settled(closed=(Closed(group, source, of_groups),)),
+        ]
+        book.commit(settled)
+        book.commit(settled[:1])
+    assert [outcome.kind for outcome in log.outcomes] == ["expired"]
+
+
+@pytest.mark.parametrize("scene", [(0, FAST)], indirect=True)
+def test_however_many_are_refused_at_once_no_outcome_is_larger_than_a_broker_takes(scene):
+    config, log = scene
+    refused = tuple(Refused(Source((0, at), at, 1000.0), "rate_limited", "\x01" * 256) for at in range(1200))
+    Book(config).commit([Settled(refused=refused)])
+    assert [fate.at[1] for outcome in log.outcomes for fate in outcome.feedback] == list(range(1200))
+    assert max(len(outcome.encode()) for outcome in log.outcomes) < 1_000_000
+
+
+@pytest.mark.parametrize("scene", [(0, FAST)], indirect=True)
+def test_a_pending_record_that_cannot_be_read_is_done_for_the_next_start_too(scene):
+    config, log = scene
+    book = Book(config)
+    for at in (3, 5, 7):
+        book.commit([Settled(passed=(Source((0, at), at, 1000.0),))])
+    assert [at in log.done()[config.topics.pending][0] for at in (3, 4, 5, 7)] == [True, False, True, True]

@@ -73,6 +73,26 @@ def test_a_partition_that_is_far_ahead_has_to_wait(monkeypatch):
     assert order.ahead() == set()
 
 
+def test_a_partition_that_all_wait_for_is_read_however_much_it_holds(monkeypatch):
+    monkeypatch.setattr(module, "_MOST_HELD_BYTES", 2 * (1024 + 4))
+    order = Order([FIRST, SECOND])
+    for partition in (FIRST, SECOND):
+        order.know(partition, 1000)  # by our clock, behind which the broker's is
+    order.put(FIRST, records(900, 910, 920))
+    order.put(SECOND, records(1200, 1300, 1400))
+    assert (order.is_ready, order.ahead()) == (False, {SECOND}), "else nothing would be known any more"
+    order.put(FIRST, records(1250))
+    assert moments(order.take(9)) == [900, 910, 920, 1200]
+
+
+def test_a_clock_that_is_far_ahead_is_not_waited_for():
+    order = Order([FIRST, SECOND])
+    order.put(FIRST, records(10, 10**9, 20), latest_ms=60)
+    order.know(SECOND, 60)
+    order.know(FIRST, 60)
+    assert moments(order.take(9)) == [10, 10**9, 20]
+
+
 def test_however_the_log_is_cut_into_polls_the_order_is_the_same():
     dice, told = random.Random(0), set()
     logs = {each: records(*sorted(dice.choices(range(200), k=100))) for each in (FIRST, SECOND)}
