@@ -136,9 +136,13 @@ def served(run: str, bootstrap: str | None = None) -> Iterator[RunConfig]:
     from pipelines.local.ports import accepts
 
     config, directory = find_config(run, bootstrap)
-    port = int(config.kafka.bootstrap.split(",")[0].rpartition(":")[2] or 9092)
-    if bootstrap or directory is None or not (directory / KAFKA_NAME).is_dir() or accepts(port):
+    if bootstrap or directory is None or not (directory / KAFKA_NAME).is_dir() or accepts(_port_of(config)):
         yield config
         return
     with closing(lock_run(directory)), Broker(directory / KAFKA_NAME) as broker:
         yield with_bootstrap(config, broker.bootstrap)
+
+
+def _port_of(config: RunConfig) -> int:
+    """Of the first broker. The bootstrap of a stack of this machine always ends in one."""
+    return int(config.kafka.bootstrap.split(",")[0].rpartition(":")[2])

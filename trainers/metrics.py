@@ -3,11 +3,12 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final
+from typing import Final, get_args
 
 import structlog
 
 from schemas.errors import PortError
+from schemas.ledger import DropReason
 from schemas.trajectories import Sample
 from trainers.accounts import Versions
 from trainers.engine import Outcome
@@ -142,6 +143,8 @@ class Gauges:
         self._dropped = Counter(
             "asyncflow_learner_dropped_total", "Groups dropped, by reason.", ["reason"], registry=self.registry
         )
+        for reason in get_args(DropReason):  # else an alert would not see the first of them
+            self._dropped.labels(reason)
         self._enter("starting")
         if port:
             try:

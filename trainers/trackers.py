@@ -126,11 +126,11 @@ class MLflow:
         self._mlflow.log_dict(config.model_dump(mode="json"), "config.json")
 
     def log(self, entry: StepEntry, figures: Mapping[str, float]) -> None:
-        """Sends the figures."""
-        self._mlflow.log_metrics(dict(figures), step=entry.step)
+        """Has the figures sent by the client's own thread: it tries for minutes where no server answers."""
+        self._mlflow.log_metrics(dict(figures), step=entry.step, synchronous=False)
 
     def close(self) -> None:
-        """Ends the run."""
+        """Waits until all is sent, and ends the run."""
         self._mlflow.end_run()
 
 

@@ -118,7 +118,7 @@ def refuse_unknown(kind: type, arguments: Sequence[str], *, others: bool = False
 
 def _split(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Every flag with its value; null where another flag, or nothing, follows."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):  # of no arguments, nothing
         name, equals, attached = argument.partition("=")
         if name.startswith("--") and name != "--":
             yield name, attached if equals else None if following.startswith("--") or not following else following

@@ -42,6 +42,7 @@ VERBS: Final = {
     "topics": "create the topics of a run, or check those that exist",
     "kafka": "serve the log of a finished run again",
     "top": "watch a run: its flow, its workers, and what it waits for",
+    "graph": "show what a pipeline is made of, and which Beam runners can run it",
     "audit": "check every promise of a run from its topics alone",
     "report": "write one page about a run: curves, answers, faults, lineage; opens without a network",
     "replay": "train a step of a run again from the log and compare the bits",
@@ -57,7 +58,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "start here": ("demo", "up", "doctor", "config"),
     "processes": ("worker", "rollout", "learn", "join-feedback", "gateway", "evaluate", "learn-scorer", "serve-scorer"),
     "data": ("submit", "curriculum", "feedback", "export"),
-    "look and check": ("top", "report", "eval", "audit", "replay"),
+    "look and check": ("top", "report", "eval", "graph", "audit", "replay"),
     _TOOLS: ("topics", "kafka", "completion", "simulate-users", "simulate-raters", "drill", "bench"),
 }
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from pipelines.audit import audit
 from pipelines.dry_run.plan import Start
 from pipelines.dry_run.show import rehearse
 from pipelines.evaluation.measure import Measure, write_results
@@ -26,20 +25,21 @@ from pipelines.local.broker import kafka_jars
 from pipelines.local.demo_model import demo_model, known_demo_model
 from pipelines.local.demo_options import DemoOptions
 from pipelines.local.demo_prompts import DemoPrompts, from_file, sums
-from pipelines.local.monitor import Monitor
 from pipelines.local.paths import DEFAULT_RUNS
 from pipelines.local.prism import find_prism
 from pipelines.local.stack import Stack
 from pipelines.local.summary import Summary, summarise
 from pipelines.presets import load_preset
-from pipelines.report.page import REPORT_NAME, write_report
+from pipelines.report.facts import facts_of
+from pipelines.report.gather import gather
+from pipelines.report.page import REPORT_NAME, write_page
 from pipelines.runs import CONFIG_NAME
 from pipelines.submit import submit
 from pipelines.top.draw import render
 from pipelines.top.endpoints import endpoints_of
 from pipelines.top.explain import explain
 from pipelines.top.lines import plain
-from pipelines.top.screen import LINE_S, REFRESH_S
+from pipelines.top.screen import LINE_S, REFRESH_S, can_draw
 from pipelines.top.watch import Watch, Watched
 from schemas.checks import Check
 from schemas.config import RunConfig, validate
@@ -47,8 +47,6 @@ from schemas.evals import EvalResult
 
 _EPOCH_FACTOR = 8
 """Prompts written for each group that contributes to a step: the others replace dropped groups."""
-_READ_S = 2.0
-"""Between two looks of what the report is made of, which reads every record."""
 
 
 def run(options: DemoOptions) -> int:
@@ -104,19 +102,15 @@ def _run_stack(console: Console, stack: Stack, prompts: DemoPrompts) -> Summary:
     clock = _Clock(time.monotonic())
     console.print(f"run [bold]{stack.config.name}[/bold] in {stack.directory}")
     stack.start_serving()
-    monitor = Monitor(stack.config)
-    try:
-        _submit(stack.config, prompts)
-        held_out = Measure(stack.config, HeldOut(prompts.held_out))
-        before = held_out.of(version=1)[0].marked(None)
-        console.print(f"held-out accuracy before: {before.value:.2f} of {before.samples} ({clock.elapsed_s():.0f} s)")
-        stack.start_rollout()
-        _train(console, stack, monitor, clock)
-        after = held_out.of(monitor.log.weights[-1].version)[0].marked(before)
-        console.print(f"held-out accuracy after:  {after.value:.2f} of {after.samples} ({clock.elapsed_s():.0f} s)")
-        return _conclude(stack, monitor, clock, before, after)
-    finally:
-        monitor.close()
+    _submit(stack.config, prompts)
+    held_out = Measure(stack.config, HeldOut(prompts.held_out))
+    before = held_out.of(version=1)[0].marked(None)
+    console.print(f"held-out accuracy before: {before.value:.2f} of {before.samples} ({clock.elapsed_s():.0f} s)")
+    stack.start_rollout()
+    version = _train(console, stack, clock)
+    after = held_out.of(version)[0].marked(before)
+    console.print(f"held-out accuracy after:  {after.value:.2f} of {after.samples} ({clock.elapsed_s():.0f} s)")
+    return _conclude(stack, clock, before, after)
 
 
 def _submit(config: RunConfig, prompts: DemoPrompts) -> None:
@@ -125,32 +119,30 @@ def _submit(config: RunConfig, prompts: DemoPrompts) -> None:
     submit(config, lines)
 
 
-def _train(console: Console, stack: Stack, monitor: Monitor, clock: _Clock) -> None:
-    """Shows the run until the learner has done its steps."""
+def _train(console: Console, stack: Stack, clock: _Clock) -> int:
+    """Shows the run until the learner has done its steps; returns the last weight version."""
     with Watch(Watched(stack.config, endpoints_of(stack.config))) as watch, _screen(console, watch) as show:
-        next_look = next_read = 0.0
+        next_look = 0.0
 
         def on_tick() -> None:
-            nonlocal next_look, next_read
+            nonlocal next_look
             if time.monotonic() < next_look:
                 return
-            if time.monotonic() >= next_read:
-                monitor.advance()
-                next_read = time.monotonic() + _READ_S
             if watch.snapshot().learner.step and not clock.first_step_s:
                 clock.first_step_s = clock.elapsed_s()
             show()
             next_look = time.monotonic() + REFRESH_S
 
         stack.wait(on_tick)
-        watch.look()
+        version = watch.look().learner.version
         show()
+        return version
 
 
 @contextmanager
 def _screen(console: Console, watch: Watch) -> Iterator[Callable[[], None]]:
     """The screen of ``asyncflow top`` on a terminal, else its line every ten seconds and at the end."""
-    if not console.is_terminal:
+    if not can_draw(console):
         yield _plain_printer(console, watch)
         return
     with Live(console=console, auto_refresh=False) as live:
@@ -177,22 +169,22 @@ def _plain_printer(console: Console, watch: Watch) -> Callable[[], None]:
     return show
 
 
-def _conclude(stack: Stack, monitor: Monitor, clock: _Clock, before: EvalResult, after: EvalResult) -> Summary:
+def _conclude(stack: Stack, clock: _Clock, before: EvalResult, after: EvalResult) -> Summary:
     seconds_total = clock.elapsed_s()
-    monitor.advance()
     write_results(stack.config, [before, after])
+    gathered = gather(stack.config, stack.directory)
+    facts = facts_of(gathered)
     summary = summarise(
-        monitor.log,
-        monitor.line,
-        audit(stack.config.name, monitor.log),
+        gathered.log,
+        facts.verdict,
         held_out=(before.value, after.value),
-        updates_in_flight=len(monitor.versions_taken_in_flight),
-        tokens_generated=monitor.response_tokens,
+        updates_in_flight=len(gathered.flow.taken_in_flight),
+        tokens_generated=gathered.flow.tokens,
         seconds_to_first_step=clock.first_step_s,
         seconds_total=seconds_total,
     )
     (stack.directory / "summary.json").write_text(json.dumps(summary.model_dump(mode="json"), indent=1) + "\n")
-    write_report(stack.config, stack.directory, stack.directory / REPORT_NAME)
+    write_page(facts, stack.directory / REPORT_NAME)
     return summary
 
 

@@ -14,6 +14,7 @@ from typing import Self
 from kafka.errors import KafkaError
 
 from pipelines.log import TopicReader
+from pipelines.words import listed
 from schemas.config import RunConfig
 from schemas.errors import BrokerError, RecordError
 from schemas.ledger import StepEntry, decode_entry
@@ -28,10 +29,8 @@ def describe(entry: StepEntry, steps: int) -> str:
         entry: of the ledger.
         steps: how many the run is to do.
     """
-    reasons = Counter(dropped.reason for dropped in entry.dropped)
-    dropped = f"{len(entry.dropped)} dropped"
-    if reasons:
-        dropped += f" ({', '.join(f'{reason} {number}' for reason, number in reasons.most_common())})"
+    reasons: Counter[str] = Counter(dropped.reason for dropped in entry.dropped)
+    dropped = f"{len(entry.dropped)} dropped{f' ({listed(reasons)})' if reasons else ''}"
     reward = entry.metrics.get("reward_mean")
     told = "no reward" if reward is None else f"reward {reward:.2f}"
     seconds = f", {entry.metrics['seconds_step']:.0f} s" if "seconds_step" in entry.metrics else ""

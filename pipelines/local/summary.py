@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from pipelines.audit import Verdict
 from pipelines.log import RunLog
-from schemas.ledger import StepEntry
+from schemas.ledger import surviving_steps
 
 _STEPS_COMPARED = 3
 
@@ -46,7 +46,6 @@ class Summary(BaseModel):
 
 def summarise(  # noqa: PLR0913
     log: RunLog,
-    line: Sequence[StepEntry],
     verdict: Verdict,
     *,
     held_out: tuple[float, float],
@@ -56,6 +55,7 @@ def summarise(  # noqa: PLR0913
     seconds_total: float,
 ) -> Summary:
     """Puts the figures of a run together; ``held_out`` is before and after."""
+    line = surviving_steps(log.ledger)
     rewards = [step.metrics["reward_mean"] for step in line if "reward_mean" in step.metrics]
     dropped: Counter[str] = Counter(group.reason for step in line for group in step.dropped)
     return Summary(

@@ -4,5 +4,5 @@
                (samples, flow, prompts: bounded)  (pure: faults, curves)       (compressed)
 
 Everything comes from the topics, so that a run elsewhere can be reported too. Where the run's directory is at hand,
-its configuration, tokenizer, ``metrics.jsonl`` and logs add to that. The page loads nothing from anywhere.
+its configuration, tokenizer and logs add to that. The page loads nothing from anywhere.
 """

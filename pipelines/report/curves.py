@@ -4,7 +4,7 @@ steps, evals, weights ──► Curve (by step)        flow, steps ──► Cur
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate
@@ -16,8 +16,6 @@ from pipelines.log import RunLog
 from pipelines.report.flow import Flow
 from schemas.evals import EvalResult
 from schemas.ledger import LedgerEntry, Settings, StartEntry, StepEntry
-
-Metrics = Mapping[tuple[int, int], Mapping[str, float]]
 
 _BY_STEP: Final = (
     ("Reward", "mean of the step", {"reward_mean": "all groups that came", "reward_mean_trained": "groups trained"}),
@@ -64,24 +62,24 @@ class Curve:
     """How it is to be read, where that needs saying."""
 
 
-def by_step(line: Sequence[StepEntry], more: Metrics) -> Iterator[Curve]:
+def by_step(line: Sequence[StepEntry]) -> Iterator[Curve]:
     """What every run has, as far as it says so."""
     for title, unit, names in _BY_STEP:
-        traces = [trace for name, words in names.items() if (trace := _metric(line, more, name, words))]
+        traces = [trace for name, words in names.items() if (trace := _metric(line, name, words))]
         if traces:
             yield Curve(title, unit, traces)
 
 
-def others(line: Sequence[StepEntry], more: Metrics) -> list[Curve]:
+def others(line: Sequence[StepEntry]) -> list[Curve]:
     """Every other figure of the steps, in the order of their names."""
     shown = {name for _, _, names in _BY_STEP for name in names}
-    names = {name for step in line for name in (*step.metrics, *more.get((step.generation, step.step), ()))} - shown
-    traces = ((name, _metric(line, more, name, name)) for name in sorted(names)[:_CURVES_OF_OTHERS])
+    names = {name for step in line for name in step.metrics} - shown
+    traces = ((name, _metric(line, name, name)) for name in sorted(names)[:_CURVES_OF_OTHERS])
     return [Curve(name, "", [trace]) for name, trace in traces if trace]
 
 
-def _metric(line: Sequence[StepEntry], more: Metrics, name: str, words: str) -> Trace | None:
-    values = [step.metrics.get(name, more.get((step.generation, step.step), {}).get(name)) for step in line]
+def _metric(line: Sequence[StepEntry], name: str, words: str) -> Trace | None:
+    values = [step.metrics.get(name) for step in line]
     return Trace(words, [step.step for step in line], values) if any(value is not None for value in values) else None
 
 

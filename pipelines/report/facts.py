@@ -16,6 +16,7 @@ from pipelines.report.gather import Gathered
 from pipelines.report.lineage import Lineage, trace
 from pipelines.report.logs import Said
 from pipelines.report.samples import SampleBook
+from pipelines.words import duration
 from schemas.dead_letters import DeadLetter
 from schemas.evals import EvalResult
 from schemas.ledger import StartEntry, StepEntry, surviving_steps
@@ -81,7 +82,7 @@ def facts_of(gathered: Gathered) -> Facts:
         tiles=list(_tiles(gathered, line, verdict)),
         faults=find_faults(gathered, verdict, line),
         figures=list(_figures(gathered, line)),
-        others=curves.others(line, gathered.more_metrics),
+        others=curves.others(line),
         marks=curves.marks(log.ledger),
         evals=log.evals[: -_ROWS_SHOWN - 1 : -1],
         dead_letters=log.dead_letters[: -_ROWS_SHOWN - 1 : -1],
@@ -101,7 +102,7 @@ def facts_of(gathered: Gathered) -> Facts:
 
 def _figures(gathered: Gathered, line: Sequence[StepEntry]) -> Iterator[Curve]:
     log, flow = gathered.log, gathered.flow
-    by_step = list(curves.by_step(line, gathered.more_metrics))
+    by_step = list(curves.by_step(line))
     yield from by_step[:1]
     if held_out := curves.held_out(log.evals, log):
         yield held_out
@@ -155,15 +156,7 @@ def _duration(gathered: Gathered) -> str | None:
     steps = [entry.at for entry in gathered.log.ledger if isinstance(entry, StepEntry)]
     if not starts or not steps:
         return None
-    return duration_text((max(steps) - min(starts)).total_seconds())
-
-
-def duration_text(seconds: float) -> str:
-    """``95 s``, ``12 min``, ``3.5 h`` or ``2.1 days``."""
-    for limit, divisor, unit in ((120, 1, "s"), (7200, 60, "min"), (172800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / divisor:.{0 if divisor < 3600 else 1}f} {unit}"
-    return f"{seconds / 86400:.1f} days"
+    return duration((max(steps) - min(starts)).total_seconds())
 
 
 def _ends(verdict: Verdict, letters: int) -> dict[str, int]:

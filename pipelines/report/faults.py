@@ -15,6 +15,7 @@ from pipelines.audit import Verdict
 from pipelines.report.flow import Flow, Timeline
 from pipelines.report.gather import Gathered
 from pipelines.report.logs import Said
+from pipelines.words import counted
 from schemas.dead_letters import DeadLetter
 from schemas.ledger import CheckpointEntry, LedgerEntry, StartEntry, StepEntry
 from schemas.weights import WeightVersion
@@ -157,7 +158,7 @@ def stalls(line: Sequence[StepEntry], timeline: Timeline) -> Iterator[Fault]:
 
 def _engines(answered: int, after: StepEntry) -> str:
     """What the engines did in a stall that ended with a step."""
-    told = f"{_count(answered, 'group')} answered in that time"
+    told = f"{counted(answered, 'group')} answered in that time"
     if answered > 2 * len(after.trained):
         return told
     return f"{told}: an engine, the pipeline or the broker was away, or there were no prompts"
@@ -178,7 +179,7 @@ def dead_letters(letters: Iterable[DeadLetter]) -> Iterator[Fault]:
         by_reason.setdefault((letter.stage, letter.reason), []).append(letter)
     for (stage, reason), found in by_reason.items():
         first = found[0]
-        text = f"{_count(len(found), 'dead letter')} in {stage}: {reason}"
+        text = f"{counted(len(found), 'dead letter')} in {stage}: {reason}"
         where = f"first {first.topic}/{first.partition}/{first.offset}: {first.detail[:200]}"
         yield Fault("dead letter", text, where, first.at)
 
@@ -192,23 +193,23 @@ def alarming_drops(line: Iterable[StepEntry]) -> Iterator[Fault]:
                 by_reason.setdefault(group.reason, []).append((step, str(group.group)))
     for reason, found in by_reason.items():
         step, name = found[0]
-        text = f"{_count(len(found), 'group')} dropped: {reason}"
+        text = f"{counted(len(found), 'group')} dropped: {reason}"
         yield Fault("drop", text, f"first {name} in step {step.step}", step.at)
 
 
 def null_rewards(flow: Flow) -> Iterator[Fault]:
     """Answers whose reward could not be computed, by reason."""
     for reason, number in flow.reward_errors.most_common():
-        yield Fault("reward", f"{_count(number, 'answer')} without a reward: {reason}")
+        yield Fault("reward", f"{counted(number, 'answer')} without a reward: {reason}")
 
 
 def unreadable(records: Sequence[str], verdict: Verdict) -> Iterator[Fault]:
     """Records that could not be decoded; those without a dead letter are the audit's."""
     if records:
-        text = f"{_count(len(records), 'record')} of the topics could not be decoded"
+        text = f"{counted(len(records), 'record')} of the topics could not be decoded"
         yield Fault("record", text, records[0][:200])
     if verdict.repeated:
-        text = f"{_count(verdict.repeated, 'group')} in the trajectories topic more than once"
+        text = f"{counted(verdict.repeated, 'group')} in the trajectories topic more than once"
         yield Fault("record", text, "copies by another program, or a broken promise; the learner trains the first")
 
 
@@ -223,7 +224,3 @@ def said(told: Iterable[Said]) -> Iterator[Fault]:
         else:
             words = f"{each.process} logged {each.event.replace('_', ' ')}{times}"
             yield Fault("log", words, each.rest, each.first)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

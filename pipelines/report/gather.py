@@ -4,11 +4,9 @@ RunReader ──► RunLog (what accounting needs)
     ├─ on_group  ──► SampleBook (answers to show), Flow (what passed when)
     └─ on_record ──► where a group lies, when prompts were admitted, what the kept prompts say
 outcomes, exchanges ──► what became of feedback, what people asked
-run directory ──► configuration, tokenizer, metrics.jsonl, last words in logs
+run directory ──► configuration, tokenizer, last words in logs
 """
 
-import json
-import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,13 +14,14 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any
 
 from pipelines.log import RunLog, RunReader, TopicReader
 from pipelines.report.flow import Flow
 from pipelines.report.logs import Said, read_logs
 from pipelines.report.samples import MAX_PROMPT_CHARACTERS, KeptGroup, KeptSample, SampleBook
 from pipelines.runs import CONFIG_NAME
+from pipelines.tokenizer import Decoder, load_decoder
 from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
 from schemas.errors import BrokerError, RecordError
@@ -33,16 +32,6 @@ from schemas.outcomes import Outcome
 from schemas.prompts import Message, Prompt
 from schemas.records import now
 from schemas.trajectories import Sample
-
-METRICS_NAME: Final = "metrics.jsonl"
-_PLACES: Final = ("generation", "step", "version")
-
-
-class Decoder(Protocol):
-    """What is needed of a tokenizer: that of the package ``tokenizers``."""
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids."""
 
 
 @dataclass
@@ -61,8 +50,6 @@ class Gathered:
     """Null for a run without a directory here: no topic holds it."""
     config_text: str = ""
     """The same as TOML."""
-    more_metrics: dict[tuple[int, int], dict[str, float]] = field(default_factory=dict)
-    """Of ``metrics.jsonl``, by generation and step."""
     said: list[Said] = field(default_factory=list)
     """Warnings, errors and last words of the processes, from their logs."""
     by_token: bool = False
@@ -81,7 +68,7 @@ def gather(config: RunConfig, directory: Path | None = None, book: SampleBook | 
     Raises:
         BrokerError: Kafka cannot be reached, or does not have the run.
     """
-    decoder = load_decoder(config, directory)
+    decoder = load_decoder(config) if directory else None
     collector = Collector(config.name, book or SampleBook(), decoder)
     with RunReader(config.kafka, config.name, collector.on_group, collector.on_record) as reader:
         log = reader.advance()
@@ -92,17 +79,6 @@ def gather(config: RunConfig, directory: Path | None = None, book: SampleBook | 
     if directory:
         _add_files(config, directory, gathered)
     return gathered
-
-
-def load_decoder(config: RunConfig, directory: Path | None) -> Decoder | None:
-    """The tokenizer of a run's model; null where it is not on this machine."""
-    file = Path(config.model.path) / "tokenizer.json"
-    if directory is None or not config.model.path or not file.is_file():
-        return None
-    from tokenizers import Tokenizer
-
-    decoder: Decoder = Tokenizer.from_file(str(file))
-    return decoder
 
 
 class Collector:
@@ -267,20 +243,4 @@ def _records(config: RunConfig, topic: str) -> Iterator[Any]:
 def _add_files(config: RunConfig, directory: Path, gathered: Gathered) -> None:
     gathered.config = config
     gathered.config_text = (directory / CONFIG_NAME).read_text()
-    gathered.more_metrics = read_metrics(directory / METRICS_NAME)
     gathered.said = read_logs(directory / "logs")
-
-
-def read_metrics(file: Path) -> dict[tuple[int, int], dict[str, float]]:
-    """The figures of ``metrics.jsonl`` by generation and step; lines that are no such thing are passed over."""
-    found: dict[tuple[int, int], dict[str, float]] = {}
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():
-        with suppress(ValueError, KeyError, TypeError, AttributeError):
-            row = json.loads(line)
-            place = int(row["generation"]), int(row["step"])
-            found[place] = {name: value for name, value in row.items() if name not in _PLACES and _is_number(value)}
-    return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

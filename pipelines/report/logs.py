@@ -14,7 +14,8 @@ from typing import Final
 _LINE: Final = re.compile(
     r"(?P<at>\S{19})Z \[(?P<level>warning|error|critical) *\] (?P<event>.+?)(?:  +(?P<rest>.*)|$)"
 )
-_ENDED: Final = re.compile(r"asyncflow (?P<event>[a-z-]+): (?P<rest>.+)")
+_ENDED: Final = re.compile(r"asyncflow (?P<event>[a-z-]+): (?!ended by )(?P<rest>.+)")
+"""But for one that was asked to end."""
 _KINDS_OF_A_PROCESS: Final = 50
 _REST_CHARACTERS: Final = 300
 _TELLING: Final = ("worker_down",)

@@ -5,8 +5,6 @@ Facts ──► template with style, script, plotly.js and samples inside (the l
 
 import json
 import os
-import tempfile
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +15,7 @@ from pipelines.report.facts import Facts, facts_of
 from pipelines.report.figures import figure
 from pipelines.report.gather import gather
 from schemas.config import RunConfig
+from schemas.errors import DiskError
 
 MAX_PAGE_BYTES: Final = 15_000_000
 REPORT_NAME: Final = "report.html"
@@ -33,8 +32,10 @@ def write_report(config: RunConfig, directory: Path | None, out: Path) -> Facts:
 
     Raises:
         BrokerError: the topics cannot be read.
-        DiskError: there is no permission to write the page.
+        DiskError: the page cannot be written there.
     """
+    if out.is_dir():
+        raise DiskError(f"{out} is a directory; name the page in it, such as {out / REPORT_NAME}")
     facts = facts_of(gather(config, directory))
     write_page(facts, out)
     return facts
@@ -43,17 +44,12 @@ def write_report(config: RunConfig, directory: Path | None, out: Path) -> Facts:
 def write_page(facts: Facts, out: Path) -> None:
     """Renders the page beside its place and then gives it its name."""
     page = render(facts).encode("utf-8", "replace")
-    directory = make_directory(out.absolute().parent)
-    handle, name = tempfile.mkstemp(prefix=f".{out.name}.", dir=directory)
+    beside = make_directory(out.absolute().parent) / f".{out.name}.{os.getpid()}"
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(page)
-        Path(name).chmod(0o644)
-        Path(name).replace(out)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
+        beside.write_bytes(page)
+        beside.replace(out)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def render(facts: Facts, max_bytes: int = MAX_PAGE_BYTES) -> str:

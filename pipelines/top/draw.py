@@ -8,8 +8,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.top.explain import Level, Sentence, listed, reason, seconds
+from pipelines.top.explain import Level, Sentence, reason
 from pipelines.top.state import Engine, Learner, ShownSample, Snapshot, Stage, Worker
+from pipelines.words import duration, listed, printable
 
 _BLOCKS: Final = " ▁▂▃▄▅▆▇█"
 _BAR_CELLS: Final = 20
@@ -111,7 +112,7 @@ def _losses(now: Snapshot) -> Text:
     if now.learner.dropped:
         lines.append(f"dropped   {listed(now.learner.dropped)}")
     if now.dead_letters:
-        lines.append(f"dead letters   {listed(now.dead_letters)}")
+        lines.append(f"dead letters   {printable(listed(now.dead_letters))}")
     return Text("\n".join(lines))
 
 
@@ -122,8 +123,8 @@ def _answers(samples: Sequence[ShownSample]) -> Table:
     for sample in samples:
         oldest, newest = sample.versions
         table.add_row(
-            Text(" ".join(sample.prompt.split())[-_ANSWER_CHARACTERS:]),
-            Text(" ".join(sample.answer.split())[:_ANSWER_CHARACTERS]),
+            Text(printable(sample.prompt)[-_ANSWER_CHARACTERS:]),
+            Text(printable(sample.answer)[:_ANSWER_CHARACTERS]),
             "null" if sample.reward is None else f"{sample.reward:.2f}",
             str(newest) if oldest == newest else f"{oldest}→{newest}",
         )
@@ -149,4 +150,4 @@ def _figure(value: float) -> str:
 
 
 def _age(age_s: float | None) -> str:
-    return "" if age_s is None else seconds(age_s)
+    return "" if age_s is None else duration(age_s)

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Final
 
 from pipelines.top.state import Endpoint, Process
@@ -77,10 +78,10 @@ class Reading:
         if len(self.pages) < 2:
             return None
         first, last = self.pages[0], self.pages[-1]
-        before, after = first.total(name), last.total(name)
-        if before is None or after is None or after < before:
+        before, after, passed_s = first.total(name), last.total(name), last.at - first.at
+        if before is None or after is None or after < before or passed_s <= 0:  # the clock may be set
             return None
-        return (after - before) / (last.at - first.at)
+        return (after - before) / passed_s
 
 
 @dataclass
@@ -95,8 +96,6 @@ class _Source:
         if page is None:
             silent_s = None if self.answered_at is None else time.time() - self.answered_at
             return Reading(Endpoint(self.process, self.url, silent_s))
-        if self.answered_at is not None and self.pages and page.at - self.pages[-1].at > RATE_WINDOW_S:
-            self.pages.clear()
         self.pages.append(page)
         while page.at - self.pages[0].at > RATE_WINDOW_S:
             self.pages.popleft()
@@ -105,14 +104,15 @@ class _Source:
 
 
 class Endpoints:
-    """All endpoints that are known of a run; used by one thread.
+    """All endpoints that are known of a run; one thread looks, another may tell of workers.
 
     Args:
         urls: of pages, with the process that is expected there.
     """
 
     def __init__(self, urls: Mapping[str, Process]) -> None:
-        self._sources = {url: _Source(url, process) for url, process in urls.items()}
+        self._given = {url: _Source(url, process) for url, process in urls.items()}
+        self._announced: dict[str, _Source] = {}
         self._pool = ThreadPoolExecutor(_READ_AT_ONCE, thread_name_prefix="metrics")
 
     def close(self) -> None:
@@ -120,13 +120,13 @@ class Endpoints:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def know(self, workers: Iterable[str]) -> None:
-        """The base URLs of workers that announced themselves."""
-        for url in (f"{worker}/metrics" for worker in workers):
-            self._sources.setdefault(url, _Source(url, "worker"))
+        """The base URLs of the workers that announce themselves now; others that did so before are forgotten."""
+        urls = {f"{worker}/metrics" for worker in workers} - self._given.keys()
+        self._announced = {url: self._announced.get(url) or _Source(url, "worker") for url in sorted(urls)}
 
     def look(self) -> tuple[Reading, ...]:
         """Reads every page once, all at the same time."""
-        sources = list(self._sources.values())
+        sources = [*self._given.values(), *self._announced.values()]
         pages = self._pool.map(read, [source.url for source in sources])
         return tuple(source.take(page) for source, page in zip(sources, pages, strict=True))
 
@@ -144,19 +144,19 @@ def endpoints_of(config: RunConfig) -> dict[str, Process]:
 
 
 def read(url: str) -> Page | None:
-    """One page; null if nothing answers there within a second."""
+    """One page; null if nothing answers there within a second. A proxy of the environment is for other addresses."""
     from http.client import HTTPException
-    from urllib.request import urlopen
+    from urllib.request import ProxyHandler, build_opener
 
     try:
-        with urlopen(url, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - given by the user, or announced in the run
+        with build_opener(ProxyHandler({})).open(url, timeout=_TIMEOUT_S) as answer:
             return parse(answer.read(_LARGEST_BYTES).decode(errors="replace"), time.time())
     except (OSError, HTTPException, ValueError):
         return None
 
 
 def parse(text: str, at: float) -> Page:
-    """The figures of a page in Prometheus's text format that a screen shows.
+    """The figures of a page in Prometheus's text format that a screen shows; those that are not finite say nothing.
 
     Raises:
         ValueError: one of their lines has another form.
@@ -167,7 +167,8 @@ def parse(text: str, at: float) -> Page:
     samples: dict[str, list[tuple[Mapping[str, str], float]]] = {}
     for family in text_string_to_metric_families(ours):
         for sample in family.samples:
-            samples.setdefault(sample.name, []).append((sample.labels, sample.value))
+            if isfinite(sample.value):
+                samples.setdefault(sample.name, []).append((sample.labels, sample.value))
     return Page(at, samples)
 
 

@@ -12,6 +12,7 @@ from itertools import takewhile
 from typing import Final, Literal
 
 from pipelines.top.state import Learner, Process, Snapshot
+from pipelines.words import counted, duration, listed, printable
 
 Level = Literal["fault", "wait", "note"]
 History = Sequence[Snapshot]
@@ -23,7 +24,8 @@ _RECENT_S: Final = 120.0
 """How long something that happened once is told."""
 _BEHIND_S: Final = 10.0
 """A worker takes a new version within seconds."""
-_SERVED_BY_A_STACK: Final = ("rollout", "learner")
+_EXPECTED: Final = ("rollout", "learner", "unknown")
+"""Whose silence is a fault from the start: what a stack serves, and what the user named."""
 _EMPTY: Final = {
     "admission": "the next prompts are not admitted yet",
     "no_prompts": "there are no further prompts",
@@ -43,7 +45,7 @@ class Sentence:
 
 def explain(history: History) -> tuple[Sentence, ...]:
     """Everything that there is to say, the most pressing first."""
-    found = [sentence for find in _FINDERS for sentence in find(history)]
+    found = [Sentence(each.level, printable(each.text)) for find in _FINDERS for each in find(history)]
     return tuple(sorted(found, key=lambda sentence: ("fault", "wait", "note").index(sentence.level)))
 
 
@@ -53,7 +55,7 @@ def explain(history: History) -> tuple[Sentence, ...]:
 def _broker(history: History) -> Iterator[Sentence]:
     now = history[-1]
     if now.broker_silent_s:
-        yield Sentence("fault", f"broker {now.broker} away since {seconds(now.broker_silent_s)}: "
+        yield Sentence("fault", f"broker {now.broker} away since {duration(now.broker_silent_s)}: "
                                 "what is shown of the topics is from before")  # fmt: skip
 
 
@@ -61,10 +63,11 @@ def _endpoints(history: History) -> Iterator[Sentence]:
     now = history[-1]
     for endpoint in now.endpoints if now.is_live and not _is_done(now.learner) else ():
         where = f"{endpoint.process} does not answer at {endpoint.url}"
-        if endpoint.silent_s is None and endpoint.process in _SERVED_BY_A_STACK:
-            yield Sentence("fault", f"{endpoint.process} has not answered yet at {endpoint.url}")
+        if endpoint.silent_s is None and endpoint.process in _EXPECTED:
+            who = "nothing" if endpoint.process == "unknown" else endpoint.process
+            yield Sentence("fault", f"{who} has {'' if who == 'nothing' else 'not '}answered yet at {endpoint.url}")
         elif endpoint.silent_s is not None and endpoint.silent_s > _SILENT_S and endpoint.process != "worker":
-            yield Sentence("fault", f"{where} since {seconds(endpoint.silent_s)}")
+            yield Sentence("fault", f"{where} since {duration(endpoint.silent_s)}")
 
 
 def _restart(history: History) -> Iterator[Sentence]:
@@ -72,10 +75,10 @@ def _restart(history: History) -> Iterator[Sentence]:
     if learner.generation < 2 or learner.started_at is None or now.at - learner.started_at > _RECENT_S:
         return
     died = "died and was" if learner.lost_steps else "was"
-    again = f", {_count(learner.lost_steps, 'step')} to do again" if learner.lost_steps else ""
+    again = f", {counted(learner.lost_steps, 'step')} to do again" if learner.lost_steps else ""
     yield Sentence(
         "fault" if learner.lost_steps else "note",
-        f"learner {died} started again {seconds(now.at - learner.started_at)} ago "
+        f"learner {died} started again {duration(now.at - learner.started_at)} ago "
         f"(generation {learner.generation}): goes on from step {learner.continues}{again}",
     )
 
@@ -90,13 +93,13 @@ def _workers(history: History) -> Iterator[Sentence]:
     elif now.engine.workers_up == 0:
         since_s = _lasted_s(history, lambda each: each.engine.workers_up == 0)
         heard_s = min((worker.heard_s for worker in now.workers), default=0.0)
-        yield Sentence("fault", f"no worker answers since {seconds(max(since_s, heard_s))}: prompts pause")
+        yield Sentence("fault", f"no worker answers since {duration(max(since_s, heard_s))}: prompts pause")
     else:
         for worker in silent:
-            yield Sentence("fault", f"worker {worker.url} is gone: not heard of since {seconds(worker.heard_s)}")
+            yield Sentence("fault", f"worker {worker.url} is gone: not heard of since {duration(worker.heard_s)}")
     for worker in now.workers:
         if worker.state == "leaving":
-            yield Sentence("note", f"worker {worker.url} left {seconds(worker.heard_s)} ago")
+            yield Sentence("note", f"worker {worker.url} left {duration(worker.heard_s)} ago")
 
 
 def _versions(history: History) -> Iterator[Sentence]:
@@ -107,9 +110,9 @@ def _versions(history: History) -> Iterator[Sentence]:
     for worker in now.workers:
         if worker.state == "up" and worker.version < learner.version and age_s > _BEHIND_S:
             yield Sentence("fault", f"worker {worker.url} serves version {worker.version}, "
-                                    f"{learner.version} was announced {seconds(age_s)} ago")  # fmt: skip
+                                    f"{learner.version} was announced {duration(age_s)} ago")  # fmt: skip
         if (more := _more_refused(history, worker.url)) > 0:
-            yield Sentence("fault", f"worker {worker.url} refused {_count(more, 'weight version')}: its log says why")
+            yield Sentence("fault", f"worker {worker.url} refused {counted(more, 'weight version')}: its log says why")
 
 
 def _more_refused(history: History, url: str) -> int:
@@ -122,7 +125,7 @@ def _more_refused(history: History, url: str) -> int:
 def _services(history: History) -> Iterator[Sentence]:
     for name in history[-1].engine.left_alone:
         since_s = _lasted_s(history, lambda each, name=name: name in each.engine.left_alone)  # type: ignore[misc]
-        yield Sentence("fault", f"{name} is not asked since {seconds(since_s)}: it failed, and groups wait for it")
+        yield Sentence("fault", f"{name} is not asked since {duration(since_s)}: it failed, and groups wait for it")
 
 
 def _gradients(history: History) -> Iterator[Sentence]:
@@ -130,7 +133,7 @@ def _gradients(history: History) -> Iterator[Sentence]:
     before = min((each.learner.dropped.get("nonfinite", 0) for each in _recent(history)), default=lost)
     if lost > before:
         yield Sentence(
-            "fault", f"the gradient was not finite: {_count(lost - before, 'group')} dropped, no update made"
+            "fault", f"the gradient was not finite: {counted(lost - before, 'group')} dropped, no update made"
         )
 
 
@@ -142,23 +145,23 @@ def _waits(history: History) -> Iterator[Sentence]:
     if now.broker_silent_s or (_is_away(now, "learner") and not _is_done(learner)):
         return  # whatever it was at, it is not now
     if not now.is_live:
-        yield Sentence("wait", f"the run has ended after {_count(learner.step, 'step')}; this is its log")
+        yield Sentence("wait", f"the run has ended after {counted(learner.step, 'step')}; this is its log")
     elif _is_done(learner):
         yield Sentence("wait", f"all {learner.steps} steps are done")
     elif learner.state == "starting":
         since_s = _lasted_s(history, lambda each: each.learner.state == "starting")
-        yield Sentence("wait", f"learner starts since {seconds(since_s)}: it reads model, checkpoint and log")
+        yield Sentence("wait", f"learner starts since {duration(since_s)}: it reads model, checkpoint and log")
     elif learner.generation == 0:
         yield Sentence("wait", "no learner has started yet, so no prompt is admitted")
     elif learner.step < learner.continues + learner.lost_steps:
         yield Sentence("wait", f"learner does step {learner.step + 1} again, as the ledger has it")
     elif _trains(now):
         since_s = _since_s(history, _trains)
-        yield Sentence("wait", f"learner trains step {learner.step + 1} since {seconds(since_s)}")
+        yield Sentence("wait", f"learner trains step {learner.step + 1} since {duration(since_s)}")
     else:
         missing = max(1, (learner.need or 0) - learner.have)
         since_s = _since_s(history, lambda each: not _trains(each))
-        yield Sentence("wait", f"learner waits for {_count(missing, 'group')} since {seconds(since_s)}: {_why(now)}")
+        yield Sentence("wait", f"learner waits for {counted(missing, 'group')} since {duration(since_s)}: {_why(now)}")
 
 
 def _is_away(now: Snapshot, process: Process) -> bool:
@@ -183,12 +186,12 @@ def _why(now: Snapshot) -> str:
         missing = (
             "no prompts are left, submit more" if now.stage("prompts").total else "there are no prompts, submit some"
         )
-        return f"{_count(parked, 'group')} wait for feedback" if parked else missing
-    return f"nothing is in flight and {_count(unadmitted, 'prompt')} are not admitted"
+        return f"{counted(parked, 'group')} wait for feedback" if parked else missing
+    return f"nothing is in flight and {counted(unadmitted, 'prompt')} are not admitted"
 
 
 def _engine(now: Snapshot) -> str:
-    in_flight = _count(now.stage("in flight").waiting or 0, "prompt")
+    in_flight = counted(now.stage("in flight").waiting or 0, "prompt")
     if now.engine.occupancy is None:
         return f"{in_flight} in flight"
     why = reason(now.engine.empty)
@@ -226,23 +229,7 @@ _FINDERS: Final[Sequence[Callable[[History], Iterable[Sentence]]]] = (
 )  # fmt: skip
 
 
-# ------------------------------------------------------------------------ words
-
-
-def seconds(age_s: float) -> str:
-    """``8 s``, ``3 min``, ``2.5 h``."""
-    if age_s < 120:
-        return f"{age_s:.0f} s"
-    return f"{age_s / 60:.0f} min" if age_s < 7200 else f"{age_s / 3600:.1f} h"
-
-
-def listed(counts: Mapping[str, int]) -> str:
-    """``12 reward_timeout, 3 not_json``: the most frequent first."""
-    return ", ".join(f"{number} {name}" for name, number in sorted(counts.items(), key=lambda each: -each[1]))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+# ------------------------------------------------------------------------ ages
 
 
 def _is_done(learner: Learner) -> bool:

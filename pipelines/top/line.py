@@ -4,13 +4,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from pipelines.audit import Ages
 from pipelines.top.state import Learner
 from schemas.identity import GroupId
-from schemas.ledger import LedgerEntry, StartEntry, StepEntry
+from schemas.ledger import LedgerEntry, Settings, StartEntry, StepEntry
 from schemas.weights import WeightVersion
 
 _REWARDS: Final = 40
 _STEPS_OF_HISTOGRAM: Final = 50
+_ANY: Final = Settings(max_staleness=0, groups_per_step=1)
+"""Of no bound is asked."""
 
 
 class Line:
@@ -29,9 +32,7 @@ class Line:
         self.dropped: Counter[str] = Counter()
         self.consumed: dict[int, int] = {}
         self._ended: set[GroupId] = set()
-        self._updates = [0]
-        """Updates up to and with each step, step 0 first."""
-        self._step_of: dict[int, int] = {}
+        self._ages = Ages({}, [0], _ANY)
         self._newest: WeightVersion | None = None
         self._start: StartEntry | None = None
         self._lost_steps = 0
@@ -51,7 +52,7 @@ class Line:
 
     def announce(self, version: WeightVersion) -> None:
         """A weight version, after the entry of its step."""
-        self._step_of[version.version] = version.step
+        self._ages.step_of[version.version] = version.step
         if self._newest is None or version.supersedes(self._newest):
             self._newest = version
 
@@ -87,7 +88,7 @@ class Line:
 
     def _rebuild(self, steps: list[StepEntry]) -> None:
         self.steps, self.trained, self.dropped, self.consumed = [], 0, Counter(), {}
-        self._ended, self._updates = set(), [0]
+        self._ended, self._ages.updates[:] = set(), [0]
         for step in steps:
             self._append(step)
 
@@ -95,19 +96,20 @@ class Line:
         self.steps.append(step)
         self.trained += len(step.trained)
         self.dropped.update(group.reason for group in step.dropped)
-        self._updates.append(self._updates[-1] + bool(step.trained))
+        self._ages.updates.append(self._ages.updates[-1] + bool(step.trained))
         for group, (partition, offset) in endings(step):
             self._ended.add(group)
             self.consumed[partition] = max(self.consumed.get(partition, 0), offset + 1)
 
     def _staleness(self) -> dict[int, int]:
         """Updates between the oldest weights of a group and those that were trained."""
-        ages: Counter[int] = Counter()
-        for place, step in list(enumerate(self.steps))[-_STEPS_OF_HISTOGRAM:]:
-            for group in step.trained:
-                made_at = min(self._step_of.get(group.versions[0], 0), place)
-                ages[max(0, self._updates[place] - self._updates[made_at])] += 1
-        return dict(sorted(ages.items()))
+        newest = range(max(0, len(self.steps) - _STEPS_OF_HISTOGRAM), len(self.steps))
+        found = Counter(
+            max(0, self._ages.staleness(group.versions[0], before))
+            for before in newest
+            for group in self.steps[before].trained
+        )
+        return dict(sorted(found.items()))
 
 
 def endings(step: StepEntry) -> Iterator[tuple[GroupId, tuple[int, int]]]:

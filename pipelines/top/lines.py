@@ -1,7 +1,8 @@
 """A snapshot as one line, for a screen that is no terminal."""
 
-from pipelines.top.explain import Sentence, seconds
+from pipelines.top.explain import Sentence
 from pipelines.top.state import Learner, Snapshot
+from pipelines.words import duration
 
 
 def plain(now: Snapshot, sentences: tuple[Sentence, ...]) -> str:
@@ -30,4 +31,4 @@ def _reward(learner: Learner) -> str:
 
 
 def _oldest(age_s: float | None) -> str:
-    return "" if age_s is None else f" (oldest {seconds(age_s)})"
+    return "" if age_s is None else f" (oldest {duration(age_s)})"

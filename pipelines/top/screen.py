@@ -5,6 +5,7 @@ find the run ─► Watch ─► every half second: Snapshot ─► explain ─�
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -22,13 +23,14 @@ from pipelines.top.explain import explain
 from pipelines.top.lines import plain
 from pipelines.top.state import Process, Snapshot
 from pipelines.top.watch import PAUSE_S, Watch, Watched
+from schemas.errors import ConfigError
 
 REFRESH_S: Final = 0.5
 LINE_S: Final = 10.0
 
 
 def run(name: str, bootstrap: str | None, metrics: Sequence[str], *, once: bool, as_json: bool) -> int:
-    """Shows a run until Ctrl-C.
+    """Shows a run until Ctrl-C; of one that has ended, without a screen, only how it stands.
 
     Args:
         name: of the run, or its directory.
@@ -42,20 +44,26 @@ def run(name: str, bootstrap: str | None, metrics: Sequence[str], *, once: bool,
         BrokerError: its log can be read nowhere.
     """
     with find(name, bootstrap, metrics) as watched, Watch(watched) as watch:
-        if once:
+        drawn = not as_json and can_draw(Console())
+        if once or not (drawn or watched.is_live):  # a log that nobody writes any more says nothing new
             time.sleep(2 * PAUSE_S)
             _print(watch, as_json=as_json)
-        elif as_json or not Console().is_terminal:
-            follow_in_lines(watch, as_json=as_json)
-        else:
+        elif drawn:
             follow_on_screen(watch)
+        else:
+            follow_in_lines(watch, as_json=as_json)
     return 0
+
+
+def can_draw(console: Console) -> bool:
+    """Whether a live screen has a place: a terminal with a cursor and all of Unicode, whatever FORCE_COLOR says."""
+    return console.file.isatty() and not console.is_dumb_terminal and console.encoding.startswith("utf")
 
 
 @contextmanager
 def find(name: str, bootstrap: str | None, metrics: Sequence[str]) -> Iterator[Watched]:
     """The run, its log and its endpoints; the log of a finished run is served meanwhile."""
-    given: dict[str, Process] = dict.fromkeys((_page(url) for url in metrics), "unknown")
+    given: dict[str, Process] = dict.fromkeys((page_of(url) for url in metrics), "unknown")
     own, directory = find_config(name, bootstrap)
     with served(name, bootstrap) as config:
         is_live = config.kafka.bootstrap == own.kafka.bootstrap
@@ -100,5 +108,13 @@ def _print(watch: Watch, *, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _page(url: str) -> str:
-    return url if url.rstrip("/").endswith("/metrics") else f"{url.rstrip('/')}/metrics"
+def page_of(url: str) -> str:
+    """The page of figures that a user means: ``learner:9101`` is ``http://learner:9101/metrics``.
+
+    Raises:
+        ConfigError: it is no address of a server.
+    """
+    full = url.rstrip("/") if "://" in url else f"http://{url.rstrip('/')}"
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?", full):
+        raise ConfigError(f"--metrics {url!r}: expected an address such as http://learner:9101")
+    return full if full.endswith("/metrics") else f"{full}/metrics"

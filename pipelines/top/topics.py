@@ -70,7 +70,6 @@ class _Facts:
     admissions: dict[int, list[tuple[int, float]]] = field(default_factory=dict)
     """By prompts partition the frontiers and when each was moved there, those that are of use still."""
     waiting: dict[GroupId, _Waiting] = field(default_factory=dict)
-    dead_prompts: set[GroupId] = field(default_factory=set)
     dead_letters: Counter[str] = field(default_factory=Counter)
     workers: dict[str, tuple[WorkerEntry, float]] = field(default_factory=dict)
     """By URL the newest announcement and when it was heard."""
@@ -184,9 +183,7 @@ class TopicsWatcher:
     def _bury(self, letter: DeadLetter) -> None:
         facts = self._facts
         facts.dead_letters[letter.reason] += 1
-        if letter.topic == self._topics.prompts:
-            facts.dead_prompts.add(letter.group)
-        elif letter.topic == self._topics.trajectories:
+        if letter.topic == self._topics.trajectories:
             refused = [group for group, each in facts.waiting.items() if each.at == (letter.partition, letter.offset)]
             for group in refused:
                 del facts.waiting[group]

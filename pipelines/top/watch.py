@@ -10,11 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final, Self, get_args
+from typing import Final, Self, get_args
 
 import structlog
 
+from pipelines.tokenizer import load_decoder
 from pipelines.top.endpoints import RATE_WINDOW_S, Endpoints, Reading
 from pipelines.top.state import Engine, Learner, LearnerState, Process, Snapshot, Stage, Worker
 from pipelines.top.topics import LogView, TopicsWatcher
@@ -62,6 +62,7 @@ class Watch:
         self._views: deque[LogView] = deque(maxlen=_HISTORY)
         self._readings: tuple[Reading, ...] = ()
         self._stop = threading.Event()
+        self._fault: Exception | None = None
         self._reading_topics = threading.Lock()
         self.history: deque[Snapshot] = deque(maxlen=_HISTORY)
         """Snapshots, the newest last."""
@@ -73,14 +74,23 @@ class Watch:
             self._look_at_endpoints()
         except BaseException:
             self._endpoints.close()
+            self._topics.close()
             raise
-        for name, look in (("topics", self._look_at_topics), ("endpoints", self._look_at_endpoints)):
-            threading.Thread(target=self._repeat, args=(look,), name=f"top-{name}", daemon=True).start()
+        for name, looks in (("topics", self._follow_topics), ("endpoints", self._follow_endpoints)):
+            threading.Thread(target=looks, name=f"top-{name}", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()  # a thread that waits for a broker which is away ends with the process
         self._endpoints.close()
+
+    def _follow_topics(self) -> None:
+        self._repeat(self._look_at_topics)
+        with self._reading_topics:
+            self._topics.close()
+
+    def _follow_endpoints(self) -> None:
+        self._repeat(self._look_at_endpoints)
 
     def look(self) -> Snapshot:
         """Reads what there is to read now instead of waiting for the next look, and says what is found."""
@@ -88,7 +98,13 @@ class Watch:
         return self.snapshot()
 
     def snapshot(self) -> Snapshot:
-        """The run as it is now; also added to the history."""
+        """The run as it is now; also added to the history.
+
+        Raises:
+            Exception: whatever ended a thread that looks, so that nobody is shown the same for ever.
+        """
+        if self._fault and not self._stop.is_set():  # else the pool was closed while it looked
+            raise self._fault
         found = compose(self._watched, tuple(self._views), self._readings, time.time() - self._topics.heard_at)
         self.history.append(found)
         return found
@@ -101,9 +117,9 @@ class Watch:
                 look()
             except (KafkaError, OSError) as error:
                 _log.debug("broker_away", error=repr(error))
-            except RuntimeError:  # the pool was closed while we looked
-                if not self._stop.is_set():
-                    raise
+            except Exception as error:  # noqa: BLE001 - whoever shows the run is to hear of it, see snapshot
+                self._fault = error
+                return
 
     def _look_at_topics(self) -> None:
         with self._reading_topics:
@@ -175,7 +191,7 @@ def _worker(worker: Worker, reading: Reading | None) -> Worker:
         running=_whole(reading.now("vllm:num_requests_running")),
         queued=_whole(reading.now("vllm:num_requests_waiting")),
         tokens_per_s=reading.rate("vllm:generation_tokens_total"),
-        refused=_whole(reading.now("asyncflow_worker_updates_refused_total")),
+        refused=_whole(reading.now("asyncflow_worker_updates_refused_total") or 0),  # not served before the first
     )
 
 
@@ -229,10 +245,5 @@ def _whole(value: float | None) -> int | None:
 
 def _detokenizer(watched: Watched) -> Callable[[list[int]], str]:
     """The model's, if it lies on this machine; else prompts are shown by their names."""
-    file = Path(watched.config.model.path) / "tokenizer.json"
-    if not watched.is_here or not watched.config.model.path or not file.is_file():
-        return lambda _: ""
-    from tokenizers import Tokenizer
-
-    tokenizer: Any = Tokenizer.from_file(str(file))
-    return lambda tokens: str(tokenizer.decode(tokens)).strip()
+    decoder = load_decoder(watched.config) if watched.is_here else None
+    return lambda tokens: decoder.decode(tokens).strip() if decoder else ""

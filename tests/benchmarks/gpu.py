@@ -31,10 +31,11 @@ from pipelines.drill.rewards import SHARE
 from pipelines.evaluation.measure import Measure
 from pipelines.evaluation.prompts import HeldOut
 from pipelines.local.demo_model import demo_model
-from pipelines.local.monitor import Monitor
 from pipelines.local.stack import ROLLOUT, WORKER, Stack
+from pipelines.log import RunReader, read_topic
 from pipelines.submit import submit
 from schemas.config import validate
+from schemas.ledger import decode_entry, surviving_steps
 from schemas.prompts import Message, Prompt, RewardSpec, Sampling
 from tests.benchmarks import counting, settings
 from tests.benchmarks.engine_ratio import TOPICS, offline, offline_request
@@ -137,15 +138,13 @@ def largest_gap(stack):
 
     Waits for the first step: it takes longer than a round.
     """
-    monitor = Monitor(stack.config)
+    with RunReader(stack.config.kafka, stack.config.name) as reader:
 
-    def gaps():
-        monitor.advance()
-        return [entry.metrics["logprob_gap_mean"] for entry in monitor.line if entry.trained]
+        def gaps():
+            line = surviving_steps(reader.advance().ledger)
+            return [entry.metrics["logprob_gap_mean"] for entry in line if entry.trained]
 
-    found = wait_for(lambda: ticked(stack) and gaps(), TIMEOUT_S)
-    monitor.close()
-    return max(found)
+        return max(wait_for(lambda: ticked(stack) and gaps(), TIMEOUT_S))
 
 
 def stories(count, *, learns):
@@ -194,7 +193,6 @@ def one_loop(options, bound):
     lines = [train[index % len(train)].encode() for index in range(wanted)]
     with serving(options, config) as stack:
         wait_for_turn(options.after)
-        monitor = Monitor(stack.config)
         asked = Measure(stack.config, HeldOut(held_out))
         before = reward_of(asked)
         started = time.monotonic()
@@ -203,12 +201,10 @@ def one_loop(options, bound):
         evals.start()
         while not evals.done.is_set() and time.monotonic() - started < options.limit:
             ticked(stack)
-            monitor.advance()
             time.sleep(0.1)
         evals.stop()
-        monitor.advance()
-        monitor.close()
-        return summary(monitor, evals, before)
+        ledger = read_topic(stack.config.kafka, stack.config.topics.ledger, decode_entry)
+        return summary(surviving_steps(ledger), evals, before)
 
 
 def reward_of(held_out):
@@ -244,8 +240,8 @@ class Evaluations(threading.Thread):
         self.join(60)
 
 
-def summary(monitor, evals, before):
-    steps = [entry.metrics for entry in monitor.line]
+def summary(line, evals, before):
+    steps = [entry.metrics for entry in line]
 
     def mean(name, used=steps[1:]):
         found = [figures[name] for figures in used if name in figures]

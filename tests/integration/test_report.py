@@ -3,7 +3,6 @@
 import io
 import json
 import sys
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +18,8 @@ from tests.support.report import WrittenRun
 
 GROUPS, SIZE = 60, 4
 EVIL = "<img src=x onerror=alert(1)>"
+FACES = "😀" * 40
+"""Characters of which JavaScript counts two each."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def written(broker):
     """A run of sixty groups whose learner was killed half-way; one answer is markup."""
     config = RunConfig(name="test-report", kafka=KafkaConfig(bootstrap=broker))
     create_topics(config)
-    run = WrittenRun(config, GROUPS, size=SIZE, answers={GROUPS - 1: EVIL})
+    run = WrittenRun(config, GROUPS, size=SIZE, answers={GROUPS - 1: EVIL, 30: FACES})
     run.write()
     return run
 
@@ -53,22 +54,15 @@ def browser():
         yield opened
 
 
-@contextmanager
-def visited(browser, file, **context):
-    """The page when it is ready; at the end nothing went wrong on it and nothing was loaded."""
-    opened = Visit(browser, SimpleNamespace(url=file.as_uri()), **context)
+@pytest.fixture(scope="module")
+def page(browser, file):
+    """The page when it is ready, one for all tests; at the end nothing went wrong on it and nothing was loaded."""
+    opened = Visit(browser, SimpleNamespace(url=file.as_uri()), viewport={"width": 1100, "height": 900})
     opened.page.locator("body[data-answers=ready][data-curves=ready]").wait_for(timeout=60_000)
     yield opened.page
     opened.context.close()
     assert opened.faults == []
     assert opened.foreign == []
-
-
-@pytest.fixture(scope="module")
-def page(browser, file):
-    """The page on a wide screen, one for all tests."""
-    with visited(browser, file, viewport={"width": 1100, "height": 900}) as drawn:
-        yield drawn
 
 
 def search(page, query):
@@ -131,6 +125,17 @@ def test_answers_are_searched_and_lead_from_prompt_to_checkpoint(page, written, 
     assert page.evaluate("location.hash") == ""
 
 
+def test_changes_of_the_version_lie_between_characters(page):
+    assert search(page, "😀") == SIZE
+    parts = (
+        page.locator("#list .answer .said")
+        .first.locator(".span")
+        .evaluate_all("spans => spans.map(span => span.lastChild.textContent)")
+    )
+    assert "".join(parts) == FACES
+    assert 15 < len(parts[0]) < 25, "half of it, as half of the tokens"
+
+
 def test_a_step_that_left_the_line_is_told(page, written):
     again = written.killed_after
     assert search(page, f"step:{again} fate:trained") > 0
@@ -151,12 +156,15 @@ def test_a_dot_opens_its_answer_and_markup_of_a_model_is_text(page):
     close(page)
 
 
-def test_nothing_overflows_on_a_phone(browser, file, tmp_path):
-    context = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "color_scheme": "dark"}
-    with visited(browser, file, **context) as page:
-        assert page.evaluate("document.documentElement.scrollWidth") == 400
-        picture(page, tmp_path, "report-phone")
-        page.locator("#list .answer").first.click()
-        assert page.evaluate("lineage.scrollWidth - lineage.clientWidth") == 0
-        assert page.evaluate("lineage.getBoundingClientRect().right") <= 400
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+def test_nothing_overflows_on_a_phone_in_the_dark(page, tmp_path):
+    page.set_viewport_size({"width": 400, "height": 800})
+    page.emulate_media(color_scheme="dark")
+    assert search(page, "") == GROUPS * SIZE
+    page.wait_for_function("document.documentElement.scrollWidth == 400")  # plotly follows the width a little later
+    page.evaluate("scrollTo(0, 0)")
+    picture(page, tmp_path, "report-phone")
+    page.locator("#list .answer").first.click()
+    assert page.evaluate("lineage.scrollWidth - lineage.clientWidth") == 0
+    assert page.evaluate("lineage.getBoundingClientRect().right") <= 400
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+    close(page)

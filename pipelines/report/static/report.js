@@ -176,11 +176,11 @@ function further() {
 }
 
 function said(i) {
-  const text = data.samples.answer[i], spans = spansOf(i), node = make("div", "said");
+  const text = [...data.samples.answer[i]], spans = spansOf(i), node = make("div", "said"); // places count whole characters
   spans.forEach(([version, start], index) => {
     const end = index + 1 < spans.length ? spans[index + 1][1] : text.length;
     if (start > text.length) return;
-    const label = make("sup", "", `v${version}`), part = make("span", `span v${spans.length > 1 ? version % 6 : "none"}`, label, text.slice(start, end));
+    const label = make("sup", "", `v${version}`), part = make("span", `span v${spans.length > 1 ? version % 6 : "none"}`, label, text.slice(start, end).join(""));
     part.title = `written by weight version ${version}`;
     node.append(part);
   });

@@ -80,6 +80,7 @@ def test_gauges_are_served_and_a_taken_port_is_named():
     gauges.wait(3)
     page = read(port)
     for line in ("asyncflow_learner_loss 0.25", 'asyncflow_learner_dropped_total{reason="stale"} 2.0',
+                 'asyncflow_learner_dropped_total{reason="nonfinite"} 0.0',
                  "asyncflow_learner_groups_waiting 3.0", 'asyncflow_learner_state{state="waiting"} 1.0',
                  'asyncflow_learner_state{state="training"} 0.0'):  # fmt: skip
         assert line in page

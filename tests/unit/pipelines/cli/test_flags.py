@@ -57,6 +57,7 @@ def test_what_is_misspelt_is_named_with_what_may_be_meant(arguments, words):
 def test_what_is_right_or_somebody_elses_is_left_alone():
     refuse_unknown(AnyOptions, ["x", "--top_k", "3", "--faults", "--dry", "--run=--odd", "--kind", "None"])
     refuse_unknown(ProcessOptions, ["--rewards.judges.a.url", "x", "--runner=X"], others=True)
+    refuse_unknown(ProcessOptions, [])
     refuse_unknown(ProcessOptions, ["--rewards.judges.a.url", "x"])
 
 

@@ -23,7 +23,7 @@ LINE = [step(1, 0.1), step(2, 0.2), step(3, 0.3, (DROP,)), step(4, 0.9)]
 def summary():
     log = RunLog(ledger=[StartEntry(generation=1), *LINE])
     return summarise(
-        log, LINE, audit("x", log), held_out=(0.1, 0.8), updates_in_flight=2, tokens_generated=100,
+        log, audit("x", log), held_out=(0.1, 0.8), updates_in_flight=2, tokens_generated=100,
         seconds_to_first_step=3.21, seconds_total=9.87,
     )  # fmt: skip
 

@@ -12,10 +12,10 @@ import pytest
 from pipelines.log import RunLog
 from pipelines.report.curves import Curve, Trace, by_step, occupancy, staleness
 from pipelines.report.embed import embed, tree
-from pipelines.report.facts import duration_text, facts_of
+from pipelines.report.facts import facts_of
 from pipelines.report.figures import figure
 from pipelines.report.flow import Flow, Timeline
-from pipelines.report.gather import Gathered, keep, read_metrics
+from pipelines.report.gather import Gathered, keep
 from pipelines.report.lineage import trace
 from pipelines.report.logs import said_in
 from pipelines.report.page import render
@@ -133,13 +133,9 @@ def test_figures_are_thinned_and_marked():
     json.dumps(drawn, allow_nan=False)
 
 
-def test_curves_take_what_metrics_jsonl_adds(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text('{"generation": 2, "step": 2, "version": 5, "kl": 0.5, "x": NaN, "at": "now"}\nrubbish\n[]\n')
-    more = read_metrics(file)
-    assert more == {(2, 2): {"kl": 0.5}}
-    assert read_metrics(tmp_path / "none") == {}
-    curves = {curve.title: curve for curve in by_step([LEDGER[1], LEDGER[-1]], more)}
+def test_a_figure_that_some_steps_lack_has_gaps():
+    line = [LEDGER[1], LEDGER[-1].model_copy(update={"metrics": {**LEDGER[-1].metrics, "kl": 0.5}})]
+    curves = {curve.title: curve for curve in by_step(line)}
     assert curves["KL to the reference"].traces[0].y == [None, 0.5]
     assert curves["Reward"].traces[0].y == [0.1, 0.2]
 
@@ -186,6 +182,7 @@ def test_logs_tell_warnings_errors_and_last_words():
         "2026-01-31T12:00:02Z [info     ] worker_up                      worker=w\n",
         "(EngineCore pid=7) INFO 01-31 12:00:02 something\n",
         "asyncflow learn: FencedError: a newer process\n",
+        "asyncflow evaluate: ended by SIGTERM\n",
     ]  # fmt: skip
     told = list(said_in("rollout", lines))
     assert [(each.level, each.event, each.times, each.rest) for each in told] == [
@@ -194,7 +191,3 @@ def test_logs_tell_warnings_errors_and_last_words():
         ("ended", "learn", 1, "FencedError: a newer process"),
     ]
     assert told[0].first == BEGAN
-
-
-def test_durations_are_said_in_the_unit_that_fits():
-    assert [duration_text(each) for each in (95, 700, 12600, 200000)] == ["95 s", "12 min", "3.5 h", "2.3 days"]

@@ -4,13 +4,16 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter, start_http_server
 
 from pipelines.top.endpoints import Endpoints, Page, Reading, endpoints_of, parse, process_of
+from pipelines.top.screen import page_of
 from pipelines.top.state import Endpoint
 from schemas.config import RunConfig
+from schemas.errors import ConfigError
 
 TEXT = """# HELP vllm:num_requests_running Running.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0"} 3.0
 vllm:num_requests_running{engine="1"} 4.0
+vllm:num_requests_running{engine="2"} NaN
 asyncflow_worker_weight_version 7.0
 python_gc_objects_collected_total{generation="0"} 1.0
 """
@@ -53,6 +56,7 @@ def test_rates_are_told_of_counters_that_grew_and_not_over_a_restart():
     assert reading((0.0, before), (2.0, after)).grown(SLOTS, "state") == {"filled": 3.0, "admission": 1.0}
     assert reading((0.0, after), (2.0, before)).rate(SLOTS) is None
     assert reading((0.0, before)).rate(SLOTS) is None
+    assert reading((2.0, before), (2.0, after)).rate(SLOTS) is None, "the clock was set"
     assert Reading(Endpoint("rollout", "u", None)).now(SLOTS) is None
 
 
@@ -71,9 +75,20 @@ def test_an_endpoint_that_does_not_answer_is_told_with_the_time():
     found, _ = endpoints.look()
     assert found.endpoint.silent_s > 0
     assert found.pages == ()
-    endpoints.know(["http://127.0.0.1:1"])
-    assert len(endpoints.look()) == 2, "known already"
+    endpoints.know(["http://127.0.0.1:1", "http://127.0.0.1:2"])
+    assert len(endpoints.look()) == 3, "one was known already"
+    endpoints.know([])
+    assert len(endpoints.look()) == 2, "who announces itself no more is forgotten"
     endpoints.close()
+
+
+def test_an_address_is_what_a_user_means():
+    for given in ("h:9", "http://h:9", "http://h:9/", "h:9/metrics", "http://h:9/metrics/"):
+        assert page_of(given) == "http://h:9/metrics"
+    assert page_of("https://h/prefix") == "https://h/prefix/metrics"
+    for given in ("", "file:///etc/passwd", "http://", "a b"):
+        with pytest.raises(ConfigError, match="--metrics"):
+            page_of(given)
 
 
 def test_the_pages_of_a_run_of_this_machine_stand_in_its_configuration():

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from pipelines.top.draw import render, sparkline
-from pipelines.top.explain import Sentence, explain, listed, seconds
+from pipelines.top.explain import Sentence, explain
 from pipelines.top.lines import plain
+from pipelines.top.screen import can_draw
 from pipelines.top.state import Endpoint, Engine, Learner, ShownSample, Snapshot, Stage, Worker
 
 STAGES = (
@@ -98,6 +99,7 @@ OPEN = WAITS + "admission is open, engine is at 41% (there are no further prompt
         (endpoint("learner", 8.0), NOW, ["learner does not answer at http://x/metrics since 8 s"]),
         (endpoint("learner", None), NOW, ["learner has not answered yet at http://x/metrics", OPEN]),
         (endpoint("gateway", None), NOW, [OPEN]),
+        (endpoint("unknown", None), NOW, ["nothing has answered yet at http://x/metrics", OPEN]),
         (endpoint("rollout", 0.0), NOW, [OPEN]),
         (replace(endpoint("learner", 8.0), learner=replace(LEARNER, step=24)), NOW, ["all 24 steps are done"]),
         (engine(left_alone=("judge",)), engine(left_alone=("judge",)),
@@ -106,8 +108,8 @@ OPEN = WAITS + "admission is open, engine is at 41% (there are no further prompt
          ["the gradient was not finite: 8 groups dropped, no update made", OPEN]),
         (replace(NOW, dead_letters={"reward_timeout": 12}), replace(NOW, dead_letters={"reward_timeout": 12}),
          [OPEN, "dead letters: 12 reward_timeout"]),
-        (replace(NOW, dead_letters={"not_json": 1, "reward_timeout": 12}), NOW,
-         ["dead letters: 12 reward_timeout, 1 not_json", OPEN]),
+        (replace(NOW, dead_letters={"not_json": 1, "reward\x1b[2J": 12}), NOW,
+         ["dead letters: 12 reward [2J, 1 not_json", OPEN]),
         (learner(dropped={"zero_variance": 14, "stale": 2}), NOW,
          [OPEN, "more groups are dropped than trained: 14 zero_variance, 2 stale"]),
     ],
@@ -131,7 +133,7 @@ def test_one_line_has_the_figures_and_what_presses():
 
 
 def test_a_screen_holds_all_of_it_at_any_width():
-    samples = (ShownSample("0/1", "What is\n1+1?", "[bold]two[/bold]", None, (1, 2), 3),)
+    samples = (ShownSample("0/1", "What is\n1+1?", "[bold]two[/bold]\x1b[2J", None, (1, 2), 3),)
     now = replace(NOW, samples=samples, dead_letters={"not_json": 1}, learner=replace(LEARNER, staleness={0: 3, 1: 9}))
     console = Console(record=True, width=118, file=io.StringIO())
     console.print(render(now, explain([now])))
@@ -139,7 +141,10 @@ def test_a_screen_holds_all_of_it_at_any_width():
     for part in ("→ learner waits for 3 groups", "5 of 8 groups", "41%", "http://w:8000", "dead letters   1 not_json",
                  "dropped   1 zero_variance", "What is 1+1?", "[bold]two[/bold]", "null", "1→2"):  # fmt: skip
         assert part in text
-    Console(width=40, file=io.StringIO()).print(render(Snapshot("x", 0.0, "k"), ()))
+    assert "\x1b" not in text
+    narrow = Console(record=True, width=40, file=io.StringIO())
+    narrow.print(render(now, explain([now])))
+    assert {len(line) for line in narrow.export_text().splitlines()} == {40}
 
 
 def test_a_run_that_has_ended_has_no_engine():
@@ -154,6 +159,24 @@ def test_rewards_are_drawn_from_0_to_1_or_as_far_as_they_go():
     assert sparkline([]) == ""
 
 
-def test_words():
-    assert [seconds(age) for age in (8.4, 119, 150, 9000)] == ["8 s", "119 s", "2 min", "2.5 h"]
-    assert listed({"a": 1, "b": 3}) == "3 b, 1 a"
+class Terminal(io.TextIOWrapper):
+    """A terminal, or a pipe."""
+
+    def __init__(self, encoding, *, is_terminal=True):
+        super().__init__(io.BytesIO(), encoding=encoding)
+        self.isatty = lambda: is_terminal
+
+
+@pytest.mark.parametrize(
+    ("terminal", "term", "drawn"),
+    [
+        (Terminal("utf-8"), "xterm", True),
+        (Terminal("utf-8"), "dumb", False),
+        (Terminal("iso-8859-1"), "xterm", False),
+        (Terminal("utf-8", is_terminal=False), "xterm", False),
+    ],
+)
+def test_a_screen_needs_a_terminal_that_can_show_it(monkeypatch, terminal, term, drawn):
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert can_draw(Console(file=terminal)) == drawn
