@@ -47,7 +47,7 @@ def load_module(name: str, setting: str) -> ModuleType:
     """
     file = Path(absolute(name))
     if is_file(name) and not file.is_file():
-        raise ConfigError(f"{setting} names {name}, which cannot be read: {file} is no file; give an existing one")
+        raise ConfigError(f"{setting} names {name}, which cannot be read: {file} is no file; give an existing file")
     try:
         return _load_file(file) if is_file(name) else importlib.import_module(name)
     except AsyncFlowError:  # it says itself what is wrong, such as a name that is taken

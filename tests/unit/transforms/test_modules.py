@@ -47,7 +47,7 @@ def test_a_relative_file_is_the_same_from_elsewhere(tmp_path, monkeypatch):
         ("import nothing_like_this\n", "No module named 'nothing_like_this'"),
         ("open('missing.json')\n", r"FileNotFoundError: .*'missing\.json' \(mine\.py, line 1\)"),
         ("raise SystemExit(0)\n", "a program that ends Python"),
-        (None, r"mine\.py is no file; give an existing one"),
+        (None, r"mine\.py is no file; give an existing file"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told_with_its_line_and_it_can_be_mended(tmp_path, code, told):
