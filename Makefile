@@ -1,7 +1,7 @@
 # asyncflow: everything that a checkout needs, from nothing but Python and make.
 #
 #   make demo      prompts to a rising reward on this machine; DEMO_ARGS="--seed 1 --steps 30" reach the command
-#   make test      everything that a change must pass, by two processes; JOBS=0 for one, JOBS=8 for more
+#   make test      everything that a change must pass, by three processes; JOBS=0 for one, JOBS=8 for more
 #   make fuzz      a million damaged records against every decoder; FUZZ_CASES=10000000 for more
 #   make bench     BENCH=generation: measures, prints one JSON object, fails if a figure misses its bar
 #   make lint      ruff, mypy, import-linter, codespell
@@ -16,7 +16,7 @@ PYTHON   ?= python3
 PLATFORM ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 FUZZ_CASES ?= 1000000
 BENCH ?= generation
 BENCH_ARGS ?=
