@@ -2,6 +2,7 @@
 
 import json
 import random
+import statistics
 import threading
 from dataclasses import replace
 
@@ -139,7 +140,8 @@ def test_critic_expects_the_reward_and_refuses_what_does_not_fit(make_scorer, ca
     learn(config)
     *_, last = lines = reports(capsys)
     assert [line["step"] for line in lines] == [*range(1, last["step"] + 1), last["step"]]
-    assert last["value_loss"] < lines[0]["value_loss"]
+    first, *later = (line["value_loss"] for line in lines)
+    assert statistics.median(later) < first, "each is of the few groups since the one before, which differ by run"
     assert last["value_explained_variance"] is not None
     load(tmp_path / "scorer" / "model")
     with pytest.raises(ConfigError, match=r"scorer\.kind is 'critic' in the checkpoint and 'reward' now"):

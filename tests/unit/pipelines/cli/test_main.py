@@ -159,7 +159,7 @@ def test_prompts_that_nobody_can_use_are_told_before_anything_starts(asyncflow, 
 
 
 def test_a_task_of_the_users_needs_no_directory_of_data(asyncflow, tmp_path):
-    assert refused(asyncflow("submit", "none.py", "--out", "x", cwd=tmp_path), "names none.py", "give an existing one")
+    assert refused(asyncflow("submit", "none.py", "--out", "x", cwd=tmp_path), "names none.py", "give an existing file")
 
 
 def test_submit_wants_exactly_one_way_to_name_the_run(asyncflow, tmp_path):
