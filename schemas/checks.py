@@ -65,11 +65,10 @@ def _verdict(remedy: str, otherwise: Verdict) -> tuple[Verdict, str]:
 
 def _admission(config: RunConfig) -> Check:
     learner = config.learner
-    groups = (1 + learner.max_staleness) * learner.groups_per_step
     formula = (
         f"(1 + learner.max_staleness {learner.max_staleness}) × learner.groups_per_step {learner.groups_per_step} = "
-        f"{groups} prompts may be under way before a step is done; the staleness of a trained sample is at most "
-        f"{learner.max_staleness}"
+        f"{learner.admitted_groups} prompts may be under way before a step is done; the staleness of a trained sample "
+        f"is at most {learner.max_staleness}"
     )
     return Check("admission and staleness", formula, "ok", "")
 
@@ -77,7 +76,7 @@ def _admission(config: RunConfig) -> Check:
 def _in_flight(config: RunConfig) -> Check:
     rollout, worker, learner = config.rollout, config.worker, config.learner
     room = rollout.shares * rollout.max_in_flight
-    admitted = (1 + learner.max_staleness) * learner.groups_per_step
+    admitted = learner.admitted_groups
     sequences = min(room, admitted) * rollout.group_size
     capacity = max(1, len(rollout.workers)) * worker.max_num_seqs
     formula = (

@@ -357,6 +357,11 @@ class LearnerConfig(Section):
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the Prometheus endpoint; 0 for none."""
 
+    @property
+    def admitted_groups(self) -> int:
+        """Prompts that may be under way beyond those that have ended: what keeps every sample within the staleness."""
+        return (1 + self.max_staleness) * self.groups_per_step
+
     @model_validator(mode="after")
     def _minibatches_have_groups(self) -> Self:
         if self.minibatches > self.groups_per_step:

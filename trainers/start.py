@@ -78,8 +78,7 @@ class Standing:
     @property
     def target(self) -> int:
         """How many prompts may be admitted now."""
-        limits = self.config.learner
-        return self.planner.accounts.released + (1 + limits.max_staleness) * limits.groups_per_step
+        return self.planner.accounts.released + self.config.learner.admitted_groups
 
     def frontier(self) -> AdmissionFrontier:
         """What is admitted, to be announced."""

@@ -53,6 +53,9 @@ _PRISM: Final[_Table] = {
     f.TRIGGERS: _RUNS,
 }
 
+# Capability matrix, "What is being computed?" and "When in processing time?": fully supported by both.
+_BY_THE_MATRIX: Final[_Table] = dict.fromkeys((f.SHUFFLE, f.LAST_SHUFFLE, f.MERGE, f.TRIGGERS, f.WINDOWS), _SHOULD)
+
 _FLINK: Final[_Table] = {
     # BundleCheckpointHandlers takes getRequestedTimeDelay().getSeconds() and leaves the rest out. The capability
     # matrix, "Unbounded Splittable DoFn Support Status" of 2024, has "incomplete or broken" (apache/beam#19637).
@@ -72,12 +75,7 @@ _FLINK: Final[_Table] = {
     # ExecutableStageDoFnOperator.setTimer; PortableValidatesRunner tests of timers run on it.
     f.WATERMARK_TIMERS: _SHOULD,
     f.CLOCK_TIMERS: _SHOULD,
-    # Capability matrix, "What is being computed?" and "When in processing time?": fully supported.
-    f.SHUFFLE: _SHOULD,
-    f.LAST_SHUFFLE: _SHOULD,
-    f.MERGE: _SHOULD,
-    f.TRIGGERS: _SHOULD,
-    f.WINDOWS: _SHOULD,
+    **_BY_THE_MATRIX,
 }
 
 _DATAFLOW: Final[_Table] = {
@@ -90,15 +88,11 @@ _DATAFLOW: Final[_Table] = {
     ),
     # The same page: "Only Dataflow Runner V2 supports this", which is the only one that Python has.
     f.FINALIZATION: (Answer.SHOULD, _UNCALLED),
-    # Capability matrix, "What is being computed?" and "When in processing time?": fully supported.
+    # The same two pages of the matrix: fully supported.
     f.STATE: _SHOULD,
     f.WATERMARK_TIMERS: _SHOULD,
     f.CLOCK_TIMERS: _SHOULD,
-    f.SHUFFLE: _SHOULD,
-    f.LAST_SHUFFLE: _SHOULD,
-    f.MERGE: _SHOULD,
-    f.TRIGGERS: _SHOULD,
-    f.WINDOWS: _SHOULD,
+    **_BY_THE_MATRIX,
 }
 
 _STUCK: Final = "an input without an end does not get past its stage: what follows is given nothing"

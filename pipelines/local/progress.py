@@ -76,8 +76,5 @@ class Progress:
                 entry = decode_entry(record.value or b"")
                 if isinstance(entry, StepEntry):
                     self._write(describe(entry, self._config.learner.steps))
-        except (
-            KafkaError,
-            RecordError,
-        ):  # the broker is being started again; what is wrong with a record the audit says
-            return
+        except (KafkaError, RecordError):
+            return  # the broker is being started again; what is wrong with a record the audit says
