@@ -114,6 +114,7 @@ def test_a_topic_with_other_settings_is_refused_with_both_values(broker):
         create_topics(config)
 
 
+@pytest.mark.timed
 def test_an_unreachable_broker_is_one_clear_message_in_time():
     started = time.monotonic()
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1 cannot be reached"):

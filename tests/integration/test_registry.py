@@ -93,6 +93,7 @@ async def test_without_discovery_nobody_is_heard(run_config, state):
     assert workers.entries == []
 
 
+@pytest.mark.timed
 async def test_a_broker_that_is_away_does_not_keep_a_worker_from_ending(run_config, state, monkeypatch):
     monkeypatch.setattr(module, "_DELIVERY_S", 0.3)
     kafka = run_config.kafka.model_copy(update={"bootstrap": "127.0.0.1:1", "client": {"bootstrap_timeout_ms": 2000}})

@@ -229,6 +229,7 @@ def test_stop_texts_are_not_shown(gateway, engine):
     assert rows_of(gateway.config)[0].response_text == "one, two, three"  # the engine would have stopped
 
 
+@pytest.mark.timed
 def test_without_a_worker_nothing_is_recorded(make_config, engine):
     with Gateway(make_config()) as gateway:
         engine.die()

@@ -41,6 +41,7 @@ def test_metadata_of_another_program_is_an_error(text):
         OffsetSet.decode(0, text)
 
 
+@pytest.mark.timed
 def test_a_dense_set_of_a_million_takes_linear_time():
     import time
 

@@ -89,6 +89,7 @@ def test_a_version_that_is_gone_is_refused_and_the_newest_is_not(sender):
     assert receive(newest, late) == [""]
 
 
+@pytest.mark.timed
 def test_an_engine_that_dies_costs_its_round_and_the_next_one_is_whole(sender):
     texts = sender.offer(1)
     survivor = engine()

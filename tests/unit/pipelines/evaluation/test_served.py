@@ -71,6 +71,7 @@ def test_a_run_without_a_worker_is_told_with_what_to_do():
         run_served(config_of(f"http://127.0.0.1:{free_ports(1)[0]}"))
 
 
+@pytest.mark.timed
 def test_a_worker_that_dies_ends_the_asking_at_once():
     released = threading.Event()
 

@@ -135,6 +135,7 @@ def test_ready_is_asked_until_it_says_so(supervisor):
     assert next(answers, "asked three times") == "asked three times"
 
 
+@pytest.mark.timed
 def test_one_that_ignores_sigterm_is_killed_after_its_grace(tmp_path):
     supervisor = Supervisor(tmp_path / "logs", tmp_path)
     supervisor.start(spec("worker", STUBBORN, grace_s=0.5))

@@ -84,6 +84,7 @@ async def test_a_fault_at_the_beginning_is_one_too():
         ("garbles_the_replies", "environment_error"),
     ],
 )
+@pytest.mark.timed
 async def test_a_process_that_is_blocked_or_dead_is_replaced_and_the_pool_goes_on(manner, reason):
     async with environments() as opened, opened.opened(spec("is_fine")) as neighbour:
         late_s = 0.0

@@ -109,6 +109,7 @@ def test_a_prefix_may_be_any_sequence_and_only_its_beginning_counts():
     assert choose(workers, prefix, 1) is choose(workers, (*prefix, 7, 8), 1)
 
 
+@pytest.mark.timed
 def test_a_hundred_workers_are_no_burden():
     workers = some_workers(100)
     started = time.perf_counter()

@@ -219,6 +219,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.timed
 def test_a_hostile_program_gets_nothing_and_soon(text):
     began = time.monotonic()
     assert score(text, partial=True).value == 0.0
@@ -327,6 +328,7 @@ def test_arguments_that_make_no_test_are_refused(arguments):
 
 
 @pytest.mark.usefixtures("anywhere")
+@pytest.mark.timed
 def test_the_last_block_is_the_code_and_the_whole_text_without_one():
     assert find_code("a\n```python\nx\n```\nb\n```\ny\nz\n```") == "y\nz\n"
     assert find_code("x = '```'") == "x = '```'"

@@ -92,6 +92,7 @@ def test_division_is_exact():
         "53 + \ud800",
     ],
 )
+@pytest.mark.timed
 def test_a_hostile_answer_costs_nothing(text):
     begun_s = time.process_time()
     assert score(text) == 0.0

@@ -124,6 +124,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", [*HOSTILE, "[" * 100_000 + "]" * 100_000, "1" * 200_000, "x" * 10**7])
+@pytest.mark.timed
 def test_a_hostile_answer_costs_little(text):
     asked = [{"name": name, "args": arguments} for name, arguments, *_ in CASES]
     arguments = Instructions.model_validate({"instructions": asked})

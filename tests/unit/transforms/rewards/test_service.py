@@ -100,6 +100,7 @@ async def test_a_failure_is_tried_again_so_often_and_then_null(server, kind):
     assert len(server.requests) == 3
 
 
+@pytest.mark.timed
 async def test_a_body_that_drips_ends_with_the_time_and_a_long_one_is_not_read_to_its_end(server):
     server.behaviour = drips
     started = time.monotonic()
@@ -139,6 +140,7 @@ async def test_a_redirect_is_not_followed(server, code):
 
 
 @pytest.mark.parametrize("code", [401, 403, 404, 429, 503])
+@pytest.mark.timed
 async def test_a_service_that_does_not_take_requests_is_waited_for_and_asked_ever_less(server, code):
     server.behaviour = first(*[status(code)] * 6, sends(FINE))
     assert await ask({"url": server.url}, settings={"patience_s": 10}) == [7], "no attempt was used up"
