@@ -11,7 +11,8 @@ All of it is one fused stage: the pool that Generate reads from is the one that 
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import apache_beam as beam
@@ -19,7 +20,7 @@ import psutil
 import structlog
 from apache_beam.runners.runner import PipelineState
 
-from pipelines.beam import beam_options, serve_metrics
+from pipelines.beam import beam_options, serve_metrics, submission_of, watch
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
@@ -36,6 +37,7 @@ from transforms.score import Score
 
 _LOG = structlog.get_logger(__name__)
 _FAILED: Final = 1
+_WELL: Final = (PipelineState.DONE, PipelineState.DRAINED)
 
 
 def build(pipeline: beam.Pipeline, config: RunConfig) -> None:
@@ -52,32 +54,39 @@ def build(pipeline: beam.Pipeline, config: RunConfig) -> None:
 def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     """Runs until it is told to end: SIGTERM or SIGINT finishes what is in flight, a second one does not wait.
 
+    Where workers are not in this process, neither is what is in flight: then the first one cancels the pipeline, and
+    the next start has answered again what was not committed.
+
     Args:
         config: of the run.
         beam_args: any of Beam's options, such as ``--runner=FlinkRunner``.
 
     Returns:
-        0 if it was drained, 1 if it failed.
+        0 if it was drained or told to end, 1 if it failed.
 
     Raises:
-        UserError: the model, a reward module, Kafka, its topics or a port is not as it has to be.
+        UserError: the model, a reward module, Kafka, its topics, a port or Beam's options are not as they have to be.
     """
     check(config)
-    options = beam_options(beam_args)
-    _end_on_signals()
-    serve_metrics("rollout.metrics_port", config.rollout.metrics_port)
-    sample_often()
+    submission = submission_of("rollout", config, beam_args)
+    options = beam_options(submission)
+    stop = threading.Event()
+    _end_on_signals(_drain if submission.works_here else _setting(stop))
+    if submission.works_here:
+        serve_metrics("rollout.metrics_port", config.rollout.metrics_port)
+        sample_often()
     pipeline = beam.Pipeline(options=options)
     build(pipeline, config)
     try:
-        state = pipeline.run().wait_until_finish()
+        result = pipeline.run()
+        state = result.wait_until_finish() if submission.works_here else watch(result, stop, submission)
     except Exception as error:  # noqa: BLE001 - a runner's errors have no common class
         _LOG.error("rollout_failed", error=repr(first_error(all_pools()) or error)[:2000])
         return _FAILED
     finally:
         stop_all()
     _LOG.info("rollout_ended", state=state)
-    return 0 if state == PipelineState.DONE else _FAILED
+    return 0 if stop.is_set() or state in _WELL else _FAILED
 
 
 def check(config: RunConfig) -> None:
@@ -95,14 +104,21 @@ def check(config: RunConfig) -> None:
     create_topics(config)
 
 
-def _end_on_signals() -> None:
+def _end_on_signals(end: Callable[[int, Any], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _drain)
+        signal.signal(number, end)
+
+
+def _setting(stop: threading.Event) -> Callable[[int, Any], None]:
+    def end(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
+        _end_on_signals(_end_at_once)
+        stop.set()
+
+    return end
 
 
 def _drain(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
-    for other in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(other, _end_at_once)
+    _end_on_signals(_end_at_once)
     drain_all()
 
 

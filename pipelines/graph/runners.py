@@ -44,7 +44,7 @@ _UNCALLED: Final = "none of our sources depends on it: Kafka has their positions
 _PRISM: Final[_Table] = {
     f.UNBOUNDED_SOURCE: _RUNS,
     f.FINALIZATION: (Answer.RUNS, _UNCALLED),
-    # pipelines/join_feedback.py says why: two bundles of a key at a time otherwise.
+    # pipelines/submission/chosen.py says why: two bundles of a key at a time otherwise.
     f.STATE: (Answer.RUNS, "with the experiment prism_disable_sdf_split, which join-feedback sets; state is in memory"),
     f.WATERMARK_TIMERS: (Answer.RUNS, "as long as every source moves its watermark on when it is idle, as ours do"),
     f.CLOCK_TIMERS: _RUNS,

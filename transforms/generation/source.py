@@ -31,6 +31,7 @@ from apache_beam.io.unbounded_source import (
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from schemas.config import RunConfig
+from transforms.carried import NOTHING, Carried
 from transforms.generation.outcome import Outcome
 from transforms.generation.pool import Finished, all_pools, pool_of
 
@@ -112,6 +113,7 @@ class BatchSource(UnboundedSource):  # type: ignore[misc]
 
     config: RunConfig
     share: int | None = None
+    carried: Carried = NOTHING
 
     def split(self, desired_num_splits: int, options: Any = None) -> Iterable["BatchSource"]:  # noqa: ARG002 - Beam's
         """One source a share, whatever Beam desires: the pool is the parallelism."""
@@ -123,7 +125,7 @@ class BatchSource(UnboundedSource):  # type: ignore[misc]
         """A view on the share's pool."""
         if self.share is None:
             raise ValueError("a runner has to split this source before it reads it")
-        return BatchReader(self.config, self.share)
+        return BatchReader(self.carried.here(self.config), self.share)
 
     def get_checkpoint_mark_coder(self) -> PickleCoder:
         """The same bytes for every mark."""

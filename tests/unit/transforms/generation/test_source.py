@@ -4,7 +4,7 @@ import pytest
 from apache_beam import Pipeline
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.rollout import beam_options, build
+from pipelines.rollout import build
 from schemas.config import KafkaConfig, RolloutConfig, RunConfig
 from transforms.assemble import Assemble
 from transforms.generation.generate import Generate
@@ -48,17 +48,3 @@ def test_a_transform_in_the_wrong_place_is_refused_while_the_graph_is_built():
     pipeline = Pipeline(options=PipelineOptions(["--runner=PrismRunner"]))
     with pytest.raises(Exception, match="type hint violation"):
         pipeline | Generate(CONFIG) | Write(CONFIG) | Assemble(CONFIG)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (["--runner=FlinkRunner", "--parallelism=2"], {"runner": "FlinkRunner"}),
-        (["--prism_location=/x"], {"runner": "PrismRunner", "prism_location": "/x"}),
-        (["--runner", "PortableRunner", "--job_endpoint=127.0.0.1:1"], {"runner": "PortableRunner"}),
-    ],
-)
-def test_beams_options_pass_through(given, expected):
-    options = beam_options(given).get_all_options()
-    assert {name: options[name] for name in expected} == expected
-    assert options["streaming"] is True
