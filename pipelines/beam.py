@@ -4,13 +4,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
 from prometheus_client import start_http_server
 
 from pipelines.submission.submission import PipelineName, Submission, read
 from schemas.config import RunConfig
-from schemas.errors import PortError
+from schemas.errors import ConfigError, PortError
 
 _ENDED: Final = (
     PipelineState.DONE, PipelineState.FAILED, PipelineState.CANCELLED, PipelineState.DRAINED, PipelineState.UPDATED,
@@ -45,6 +46,19 @@ def beam_options(submission: Submission) -> PipelineOptions:
         UserError: Prism is not here, and can be neither downloaded nor built.
     """
     return PipelineOptions(submission.flags(), streaming=True, save_main_session=False)
+
+
+def empty_pipeline(submission: Submission) -> beam.Pipeline:
+    """A pipeline for that runner, without steps.
+
+    Raises:
+        ConfigError: Beam refuses an option.
+        UserError: as :func:`beam_options`.
+    """
+    try:
+        return beam.Pipeline(options=beam_options(submission))
+    except ValueError as error:
+        raise ConfigError(f"Beam refuses its options: {' '.join(str(error).split())}") from error
 
 
 def watch(result: Any, stop: threading.Event, submission: Submission) -> str:

@@ -14,7 +14,7 @@ import apache_beam as beam
 import structlog
 from apache_beam.runners.runner import PipelineState
 
-from pipelines.beam import beam_options, serve_metrics, submission_of, watch
+from pipelines.beam import empty_pipeline, serve_metrics, submission_of, watch
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
@@ -48,14 +48,13 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     """
     check(config)
     submission = submission_of("join-feedback", config, beam_args)
-    options = beam_options(submission)
+    pipeline = empty_pipeline(submission)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if submission.works_here:
         serve_metrics("feedback.metrics_port", config.feedback.metrics_port)
         sample_often()
-    pipeline = beam.Pipeline(options=options)
     build(pipeline, config)
     try:
         state = watch(pipeline.run(), stop, submission)

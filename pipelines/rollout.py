@@ -20,7 +20,7 @@ import psutil
 import structlog
 from apache_beam.runners.runner import PipelineState
 
-from pipelines.beam import beam_options, serve_metrics, submission_of, watch
+from pipelines.beam import empty_pipeline, serve_metrics, submission_of, watch
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
 from schemas.config import RunConfig
@@ -69,13 +69,12 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     """
     check(config)
     submission = submission_of("rollout", config, beam_args)
-    options = beam_options(submission)
+    pipeline = empty_pipeline(submission)
     stop = threading.Event()
     _end_on_signals(_drain if submission.works_here else _setting(stop))
     if submission.works_here:
         serve_metrics("rollout.metrics_port", config.rollout.metrics_port)
         sample_often()
-    pipeline = beam.Pipeline(options=options)
     build(pipeline, config)
     try:
         result = pipeline.run()

@@ -8,6 +8,7 @@ Pure functions, but for two looks at this machine: whether there is a Java, and 
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -133,7 +134,7 @@ def _dataflow(submission: Submission, _: RunConfig) -> _Checks:
     given = ", ".join(f"--{name}={submission.option(name)}" for name in _DATAFLOWS if submission.option(name))
     formula = f"{', '.join(missing)} not given" if missing else given
     yield _found("dataflow", formula, remedy)
-    installed = find_spec("apitools") is not None
+    installed = _is_installed("google.cloud.dataflow")
     clients = f"Google's clients are {'installed' if installed else 'not installed here'}"
     yield _found("dataflow's clients", clients, "" if installed else 'pip install "asyncflow-rl[dataflow]"')
 
@@ -250,6 +251,12 @@ def _loopback(submission: Submission, _: RunConfig) -> _Checks:
     remedy = "Flink looks for them at its own localhost: give --environment_type=EXTERNAL or DOCKER"
     formula = f"--environment_type=LOOPBACK, --flink_master={host}"
     yield _found("flink's way to workers", formula, "" if host.startswith(_LOOPBACK) else remedy)
+
+
+def _is_installed(module: str) -> bool:
+    with suppress(ModuleNotFoundError):
+        return find_spec(module) is not None
+    return False
 
 
 def _number(submission: Submission, name: str) -> float:
