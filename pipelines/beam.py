@@ -62,7 +62,7 @@ def empty_pipeline(submission: Submission) -> beam.Pipeline:
 
 
 def watch(result: Any, stop: threading.Event, submission: Submission) -> str:
-    """Waits until a pipeline ends, or until it is to end, and then cancels it.
+    """Waits until a pipeline ends, or until it is to end, and then cancels it. A template is done when it is written.
 
     Args:
         result: of ``Pipeline.run``.
@@ -75,6 +75,8 @@ def watch(result: Any, stop: threading.Event, submission: Submission) -> str:
     Raises:
         Exception: what the runner says of its fault.
     """
+    if submission.writes_template:
+        return str(PipelineState.DONE)
     while not stop.wait(_LOOK_FAR_S if submission.runner == "dataflow" else _LOOK_S):
         if result.state in _ENDED:
             return str(result.wait_until_finish())  # raises what went wrong

@@ -65,7 +65,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         feed.close_all()
         book.close_all()
     _LOG.info("join_ended", state=state)
-    return 0 if stop.is_set() or (submission.makes_jar and state == PipelineState.DONE) else _FAILED
+    return 0 if stop.is_set() or (submission.only_writes and state == PipelineState.DONE) else _FAILED
 
 
 def check(config: RunConfig) -> None:

@@ -69,11 +69,12 @@ def run(options: PoolOptions) -> int:
     Raises:
         PortError: something else listens there.
     """
+    workers = Workers(options.metrics_port)
+    server, port = _server(workers, options)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    workers = Workers(options.metrics_port)
-    server, port = _serve(workers, options)
+    server.start()
     _LOG.info("beam_worker_pool_ready", address=f"{options.host}:{port}")
     stop.wait()
     server.stop(grace=None).wait(_ENDS_S)
@@ -81,7 +82,7 @@ def run(options: PoolOptions) -> int:
     return 0
 
 
-def _serve(workers: Workers, options: PoolOptions) -> tuple[Any, int]:
+def _server(workers: Workers, options: PoolOptions) -> tuple[Any, int]:
     pings = [("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0), ("grpc.so_reuseport", 0)]
     server = grpc.server(shared_unbounded_instance(), options=pings)
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(workers, server)
@@ -91,5 +92,4 @@ def _serve(workers: Workers, options: PoolOptions) -> tuple[Any, int]:
     except RuntimeError as error:
         told = "it cannot be listened on, most likely because something else does; give another port, or 0 for any"
         raise PortError(f"--host {options.host} --port {options.port}: {told}") from error
-    server.start()
     return server, port

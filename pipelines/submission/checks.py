@@ -160,8 +160,10 @@ def _parallelism(submission: Submission, config: RunConfig) -> _Checks:
     given, useful = _number(submission, name), places(submission.pipeline, config)
     if submission.pipeline == "join-feedback":
         formula = f"--{name}={given:g} = 1"
-        remedy = "reader and writer share what they know of the topics within a process: leave it 1"
-        yield _found("parallelism", formula, remedy if given != 1 else "")
+        remedy = (
+            "reader and writer may then be in two processes, which nobody has run: leave it 1" if given != 1 else ""
+        )
+        yield Check("parallelism", formula, "warning" if remedy else "ok", remedy)
         return
     partitions = config.kafka.partitions
     formula = f"--{name}={given:g} = rollout.shares {useful} ≤ kafka.partitions {partitions}"

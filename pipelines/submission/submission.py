@@ -76,6 +76,16 @@ class Submission:
         """Whether nothing is run: the pipeline becomes a program of Flink's, for its application mode."""
         return bool(self.option("output_executable_path"))
 
+    @property
+    def writes_template(self) -> bool:
+        """Whether nothing is run: the request becomes a file, which Dataflow's launcher hands in."""
+        return bool(self.option("template_location"))
+
+    @property
+    def only_writes(self) -> bool:
+        """Whether the end of the submission is not that of the pipeline."""
+        return self.makes_jar or self.writes_template
+
     def flags(self) -> list[str]:
         """For Beam.
 

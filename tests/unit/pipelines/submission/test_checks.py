@@ -60,7 +60,6 @@ def test_nothing_is_wrong_with_what_is_chosen(pipeline, arguments):
         ("rollout", ("--runner=FlinkRunner", "--flink_submit_uber_jar"), {}, "flink", ("give --flink_master",)),
         ("rollout", GOOGLE[:3], {}, "dataflow", ("--temp_location, --sdk_container_image not given",)),
         ("rollout", (*FLINK, "--sdk_worker_parallelism=2"), {}, "processes a machine", ("=2 = 1", "fences")),
-        ("join-feedback", (*FLINK, "--parallelism=4"), {}, "parallelism", ("--parallelism=4 = 1", "leave it 1")),
         ("rollout", (*FLINK, "--checkpointing_interval=-1"), {}, "checkpoints", ("-1 ms > 0", "give 10000")),
         ("rollout", (*FLINK, "--checkpoint_timeout_millis=40000"), {}, "checkpoint_timeout_millis",
          ("40 s > the longest bundle 45 s", "raise it above 45000")),
@@ -83,18 +82,19 @@ def test_wrong_combinations_are_named(pipeline, arguments, settings, name, parts
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings", "name", "part"),
+    ("pipeline", "arguments", "settings", "name", "part"),
     [
-        ((*FLINK, "--parallelism=3"), {}, "parallelism", "1 get nothing to do: raise rollout.shares to 3"),
-        ((*FLINK, "--parallelism=1"), {}, "parallelism", "one after the other: raise it to 2"),
-        (FLINK, {"kafka": {"bootstrap": "localhost:9092"}}, "kafka.bootstrap", "right only where workers run on this"),
-        (GOOGLE, {"rollout": {"workers": ("http://127.0.0.1:8000",)}}, "rollout.workers", "each machine's own"),
+        ("rollout", (*FLINK, "--parallelism=3"), {}, "parallelism", "1 get nothing to do: raise rollout.shares to 3"),
+        ("rollout", (*FLINK, "--parallelism=1"), {}, "parallelism", "one after the other: raise it to 2"),
+        ("join-feedback", (*FLINK, "--parallelism=4"), {}, "parallelism", "leave it 1"),
+        ("rollout", FLINK, {"kafka": {"bootstrap": "localhost:9092"}}, "kafka.bootstrap", "workers run on this one"),
+        ("rollout", GOOGLE, {"rollout": {"workers": ("http://127.0.0.1:8000",)}}, "rollout.workers", "machine's own"),
     ],
 )
-def test_what_works_and_is_seldom_meant_is_a_warning(arguments, settings, name, part):
-    found = told("rollout", arguments, config(**settings))[name]
+def test_what_works_and_is_seldom_meant_is_a_warning(pipeline, arguments, settings, name, part):
+    found = told(pipeline, arguments, config(**settings))[name]
     assert (found.verdict, part in found.remedy) == ("warning", True)
-    require(read("rollout", config(**settings), arguments), config(**settings))
+    require(read(pipeline, config(**settings), arguments), config(**settings))
 
 
 def test_a_machine_without_java_or_googles_clients(monkeypatch):
