@@ -46,8 +46,8 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         UserError: the model, the key of receipts, Kafka, its topics, a port or Beam's options are not as they have to
             be.
     """
-    check(config)
     submission = submission_of("join-feedback", config, beam_args)
+    check(config)
     pipeline = empty_pipeline(submission)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import apache_beam as beam
@@ -67,8 +68,8 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     Raises:
         UserError: the model, a reward module, Kafka, its topics, a port or Beam's options are not as they have to be.
     """
-    check(config)
     submission = submission_of("rollout", config, beam_args)
+    check(config)
     pipeline = empty_pipeline(submission)
     stop = threading.Event()
     _end_on_signals(_drain if submission.works_here else _setting(stop))
@@ -110,19 +111,20 @@ def _end_on_signals(end: Callable[[int, Any], None]) -> None:
 
 def _setting(stop: threading.Event) -> Callable[[int, Any], None]:
     def end(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
-        _end_on_signals(_end_at_once)
+        _end_on_signals(partial(_end_at_once, "ended without waiting for the runner, where the pipeline may go on"))
         stop.set()
 
     return end
 
 
 def _drain(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
-    _end_on_signals(_end_at_once)
+    left = "ended without waiting for what was in flight; the next start answers it"
+    _end_on_signals(partial(_end_at_once, left))
     drain_all()
 
 
-def _end_at_once(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
-    sys.stderr.write("ended without waiting for what was in flight; the next start answers it\n")
+def _end_at_once(left: str, number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
+    sys.stderr.write(f"{left}\n")
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(128 + number)

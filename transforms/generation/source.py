@@ -114,6 +114,7 @@ class BatchSource(UnboundedSource):  # type: ignore[misc]
     config: RunConfig
     share: int | None = None
     carried: Carried = NOTHING
+    """The user's files, for machines that have none of them."""
 
     def split(self, desired_num_splits: int, options: Any = None) -> Iterable["BatchSource"]:  # noqa: ARG002 - Beam's
         """One source a share, whatever Beam desires: the pool is the parallelism."""
