@@ -15,11 +15,13 @@ import pytest
 from pipelines.local.ports import free_ports
 from pipelines.local.tiny_model import build_tiny_model
 from schemas.config import ModelConfig, RewardsConfig, RolloutConfig
-from tests.pipeline.rollout_process import RolloutProcess, Topics, wait_for
+from schemas.joining import FeedbackConfig
+from tests.pipeline.rollout_process import JoinProcess, RolloutProcess, Topics, wait_for
+from tests.support.feedback_traffic import Sender, account, draw, foresee
 from tests.support.installed import PACKAGES, ROOT
 from tests.support.simulated_engine import SimulatedEngine
 
-PROMPTS = 40
+PROMPTS, ROLLOUTS = 40, 40
 BAD = json.dumps({"text": "1", "reward": {"name": "no_such_reward"}}).encode()
 REWARD = """
 from pydantic import BaseModel
@@ -128,6 +130,28 @@ def expected(config):
         )
         for each in range(PROMPTS)
     }
+
+
+def test_feedback_is_decided_in_a_pool_as_the_log_says(run_config, model, pool, tmp_path):
+    times = FeedbackConfig(settle_s=1, wait_s=4, unknown_after_s=3, correction_s=4, user_rate_per_s=1000)
+    config = run_config.model_copy(update={"model": model, "feedback": times})
+    traffic = draw(ROLLOUTS, ROLLOUTS, run=config.name)
+    sender = Sender(config)
+    for items in (traffic.early, traffic.mixed):
+        sender.send(items)
+    judgements = len(traffic.judgements) - len(traffic.late)
+
+    def finished():
+        found = account(config)
+        ended = found.kinds["joined"] + found.kinds["expired"]
+        return found if (len(found.judged), ended) == (judgements, ROLLOUTS) else None
+
+    arguments = ["--environment_type=EXTERNAL", f"--environment_config={pool.address}"]
+    with JoinProcess(config, tmp_path, arguments) as process:
+        found = wait_for(finished, process=process)
+        assert process.drain() == 0, process.log.read_text()[-3000:]
+    assert found.once()
+    assert (found.told, found.kinds) == foresee(config)
 
 
 def test_the_wheel_has_every_module_and_file_of_the_packages(installed):
