@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -24,6 +25,7 @@ from apache_beam.runners.runner import PipelineState
 from pipelines.beam import empty_pipeline, serve_metrics, submission_of, watch
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
+from pipelines.submission.submission import Submission
 from schemas.config import RunConfig
 from transforms.assemble import Assemble
 from transforms.environments import registry as environments
@@ -38,6 +40,7 @@ from transforms.score import Score
 
 _LOG = structlog.get_logger(__name__)
 _FAILED: Final = 1
+_LOOK_S: Final = 0.1
 _WELL: Final = (PipelineState.DONE, PipelineState.DRAINED)
 
 
@@ -72,14 +75,14 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     check(config)
     pipeline = empty_pipeline(submission)
     stop = threading.Event()
-    _end_on_signals(_drain if submission.works_here else _setting(stop))
+    _end_on_signals(_handler(submission, stop))
     if submission.works_here:
         serve_metrics("rollout.metrics_port", config.rollout.metrics_port)
         sample_often()
     build(pipeline, config)
     try:
         result = pipeline.run()
-        state = result.wait_until_finish() if submission.works_here else watch(result, stop, submission)
+        state = result.wait_until_finish() if _ends_alone(submission) else watch(result, stop, submission)
     except Exception as error:  # noqa: BLE001 - a runner's errors have no common class
         _LOG.error("rollout_failed", error=repr(first_error(all_pools()) or error)[:2000])
         return _FAILED
@@ -109,12 +112,38 @@ def _end_on_signals(end: Callable[[int, Any], None]) -> None:
         signal.signal(number, end)
 
 
+def _ends_alone(submission: Submission) -> bool:
+    """Whether a pipeline ends once it is drained: Flink keeps one whose sources have ended."""
+    return submission.works_here and submission.runner != "flink"
+
+
+def _handler(submission: Submission, stop: threading.Event) -> Callable[[int, Any], None]:
+    """What the first signal does."""
+    if _ends_alone(submission):
+        return _drain
+    return _drain_then(stop) if submission.works_here else _setting(stop)
+
+
 def _setting(stop: threading.Event) -> Callable[[int, Any], None]:
     def end(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
         _end_on_signals(partial(_end_at_once, "ended without waiting for the runner, where the pipeline may go on"))
         stop.set()
 
     return end
+
+
+def _drain_then(stop: threading.Event) -> Callable[[int, Any], None]:
+    def end(number: int, frame: Any) -> None:
+        _drain(number, frame)
+        threading.Thread(target=_set_when_drained, args=(stop,), name="drained", daemon=True).start()
+
+    return end
+
+
+def _set_when_drained(stop: threading.Event) -> None:
+    while not all(pool.is_drained() or pool.error for pool in all_pools()):
+        time.sleep(_LOOK_S)
+    stop.set()
 
 
 def _drain(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers

@@ -10,6 +10,7 @@ import sys
 import threading
 from typing import Final
 
+import grpc
 import structlog
 from apache_beam.runners.worker.sdk_worker import SdkHarness
 
@@ -39,11 +40,15 @@ def main(control: str, worker_id: str, metrics_port: int) -> None:
         serve_metrics("--metrics-port", metrics_port)
     except PortError as error:  # another pipeline's worker has it
         _LOG.warning("metrics_not_served", worker=worker_id, error=str(error))
-    SdkHarness(control, worker_id=worker_id, state_cache_size=_STATE_CACHE_BYTES).run()
+    try:
+        SdkHarness(control, worker_id=worker_id, state_cache_size=_STATE_CACHE_BYTES).run()
+    except grpc.RpcError as error:
+        _LOG.warning("runner_gone", worker=worker_id, runner=control, error=str(error.details()))  # it lets go so, too
 
 
 def _end_with_pool() -> None:
-    sys.stdin.buffer.read()  # the pool holds the other end and writes nothing
+    while os.read(sys.stdin.fileno(), 1):  # the pool holds the other end and writes nothing
+        pass
     os._exit(_ORPHANED)
 
 

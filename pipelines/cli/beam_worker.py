@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         from pipelines.beam_worker.options import examine
         from pipelines.dry_run.show import tell
 
-        return tell("beam-worker", {"what would be started": examine(options.pool)})
+        return tell("beam-worker", {"what would be started": list(examine(options.pool))})
     from pipelines.beam_worker.pool import run
 
     return run(options.pool)

@@ -5,6 +5,7 @@ import threading
 import pytest
 from apache_beam.runners.runner import PipelineState
 
+from pipelines import rollout
 from pipelines.beam import watch
 from pipelines.submission.submission import read
 from schemas.config import RunConfig
@@ -54,3 +55,23 @@ def test_it_cancels_when_it_is_told_to_end():
 def test_a_template_is_done_when_it_is_written():
     arguments = ("--runner=DataflowRunner", "--template_location=gs://some-bucket/template")
     assert watch(Result("UNKNOWN"), threading.Event(), submission(*arguments)) == PipelineState.DONE
+
+
+def test_flink_is_told_to_end_once_every_pool_is_drained(monkeypatch):
+    class Draining:
+        error = None
+
+        def __init__(self, looks):
+            self._looks = looks
+
+        def is_drained(self):
+            self._looks -= 1
+            return self._looks < 0
+
+    broken = Draining(1000)
+    broken.error = RuntimeError("fenced")
+    pools = [Draining(0), Draining(2), broken]
+    monkeypatch.setattr(rollout, "all_pools", lambda: pools)
+    stop = threading.Event()
+    rollout._set_when_drained(stop)
+    assert stop.is_set()
