@@ -25,6 +25,7 @@ from schemas.config import (
     load,
 )
 from schemas.errors import ConfigError, ModelError, PortError, ProcessDied, RunError
+from tests.support.models import write_model
 
 STAND_IN = """
 import http.server, os, signal, socket, sys, time
@@ -54,11 +55,7 @@ while not (verb == "learn" and finish.exists()):
 
 @pytest.fixture
 def model(tmp_path):
-    directory = tmp_path / "model"
-    directory.mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (directory / name).touch()
-    return ModelConfig(path=str(directory), dtype="float32")
+    return ModelConfig(path=str(write_model(tmp_path / "model")), dtype="float32")
 
 
 @pytest.fixture(autouse=True)
