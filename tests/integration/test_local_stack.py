@@ -140,7 +140,7 @@ def test_a_broker_that_is_killed_comes_back_with_its_log(tmp_path, model):
         stack.start_serving()
         topic = stack.config.topics.prompts
         producer = KafkaProducer(**stack.config.kafka.producer_options())
-        producer.send(topic, b"kept", partition=0).get(timeout=30)
+        producer.send(topic, b"kept", partition=0).get(timeout=60)
         producer.close()
         first = stack.supervisor.pid(BROKER)
         os.kill(first, signal.SIGKILL)
@@ -247,7 +247,7 @@ class _Usage:
     free = 500_000_000
 
 
-def _wait_for(condition, timeout_s=20):
+def _wait_for(condition, timeout_s=60):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "did not come about"
