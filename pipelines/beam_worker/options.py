@@ -8,7 +8,7 @@ from schemas.checks import Check
 
 
 @dataclass(frozen=True, slots=True)
-class PoolOptions:
+class PoolAddress:
     """Of ``asyncflow beam-worker``."""
 
     port: int = 50000
@@ -19,7 +19,7 @@ class PoolOptions:
     """Port of a worker's Prometheus endpoint, on the loopback interface; 0 for none."""
 
 
-def examine(options: PoolOptions) -> Iterator[Check]:
+def examine(options: PoolAddress) -> Iterator[Check]:
     """What would be started, and which ports are taken."""
     yield Check("beam-worker", f"a pool of Beam's workers on {options.host}:{options.port or 'a free port'}", "ok", "")
     for name, port in (("--port", options.port), ("--metrics-port", options.metrics_port)):

@@ -16,7 +16,7 @@ from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 from apache_beam.runners.worker.worker_pool_main import kill_process_gracefully
 from apache_beam.utils.thread_pool_executor import shared_unbounded_instance
 
-from pipelines.beam_worker.options import PoolOptions
+from pipelines.beam_worker.options import PoolAddress
 from schemas.errors import PortError
 
 _LOG = structlog.get_logger(__name__)
@@ -63,7 +63,7 @@ class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: i
             kill_process_gracefully(process)
 
 
-def run(options: PoolOptions) -> int:
+def run(options: PoolAddress) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code.
 
     Raises:
@@ -82,7 +82,7 @@ def run(options: PoolOptions) -> int:
     return 0
 
 
-def _server(workers: Workers, options: PoolOptions) -> tuple[Any, int]:
+def _server(workers: Workers, options: PoolAddress) -> tuple[Any, int]:
     pings = [("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0), ("grpc.so_reuseport", 0)]
     server = grpc.server(shared_unbounded_instance(), options=pings)
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(workers, server)

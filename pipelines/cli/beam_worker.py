@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from pipelines.beam_worker.options import PoolOptions
+from pipelines.beam_worker.options import PoolAddress
 from pipelines.cli.options import parse
 
 _DESCRIPTION = """Works for a Beam runner that stands elsewhere: the EXTERNAL environment of rollout and join-feedback.
@@ -28,7 +28,7 @@ class BeamWorkerOptions:
     """Say where it would listen and what is wrong (exit code 2), and start nothing."""
     debug: bool = False
     """Show the traceback of an error that the user can mend."""
-    pool: Annotated[PoolOptions, tyro.conf.arg(name="")] = field(default_factory=PoolOptions)
+    pool: Annotated[PoolAddress, tyro.conf.arg(name="")] = field(default_factory=PoolAddress)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ import psutil
 import pytest
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
-from pipelines.beam_worker.options import PoolOptions, examine
+from pipelines.beam_worker.options import PoolAddress, examine
 from pipelines.beam_worker.pool import run
 from pipelines.local.ports import free_ports
 from schemas.checks import problems
@@ -71,6 +71,6 @@ def test_a_port_that_is_taken_is_told():
     with a_pool() as (_, pool):
         (address,) = {each.laddr for each in pool.net_connections() if each.status == psutil.CONN_LISTEN}
         assert address.ip.endswith("127.0.0.1"), "the loopback interface alone"
-        assert problems(list(examine(PoolOptions(port=address.port))))
+        assert problems(list(examine(PoolAddress(port=address.port))))
         with pytest.raises(PortError, match=f"--port {address.port}: it cannot be listened on"):
-            run(PoolOptions(port=address.port))
+            run(PoolAddress(port=address.port))
