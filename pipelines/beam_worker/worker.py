@@ -43,7 +43,7 @@ def main(control: str, worker_id: str, metrics_port: int) -> None:
     try:
         SdkHarness(control, worker_id=worker_id, state_cache_size=_STATE_CACHE_BYTES).run()
     except grpc.RpcError as error:
-        _LOG.warning("runner_gone", worker=worker_id, runner=control, error=str(error.details()))  # it lets go so, too
+        _LOG.info("runner_gone", worker=worker_id, runner=control, error=str(error.details()))  # it ends us so, too
 
 
 def _end_with_pool() -> None:
