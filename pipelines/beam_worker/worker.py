@@ -1,6 +1,6 @@
 """A worker: Beam's harness in a process of its own, which ends with its pool.
 
-python -m pipelines.beam_worker.worker CONTROL WORKER_ID METRICS_PORT
+    python -m pipelines.beam_worker.worker CONTROL WORKER_ID METRICS_PORT
 
 Nothing of a pipeline is known here before the runner sends it; what a pipeline names has to be importable.
 """

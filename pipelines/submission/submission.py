@@ -1,6 +1,6 @@
 """What is handed to which runner, with the options that were given and those that were chosen.
 
---runner=FlinkRunner --parallelism=2 ──► read ──► Submission("rollout", "flink", {"parallelism": "2"}, {…})
+    --runner=FlinkRunner --parallelism=2 ──► read ──► Submission("rollout", "flink", {"parallelism": "2"}, {…})
 
 An option that was given wins over one that was chosen.
 """
