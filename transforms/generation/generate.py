@@ -23,10 +23,11 @@ class Generate(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, start: PBegin) -> PCollection[Outcome]:
         """Wires."""
-        source = BatchSource(self._config, carried=Carried.of(self._config))
+        carried = Carried.of(self._config)
+        sources = [BatchSource(self._config, share, carried) for share in range(self._config.rollout.shares)]
         return (
             start
-            | "Shares" >> beam.Create([source], reshuffle=False)
+            | "Shares" >> beam.Create(sources, reshuffle=False)
             | "Read" >> beam.ParDo(ReadFn(self._config.rollout.poll_interval_s)).with_output_types(Batch)
             | "Unbatch" >> beam.FlatMap(iter).with_input_types(Batch).with_output_types(Outcome)
         )
