@@ -9,6 +9,7 @@ from pipelines.rollout import build
 from schemas.config import KafkaConfig, RolloutConfig, RunConfig
 from transforms.assemble import Assemble
 from transforms.carried import Carried
+from transforms.feedback import source as feedback
 from transforms.generation.generate import Generate
 from transforms.generation.source import BatchSource, Nothing, pause_s
 from transforms.kafka import Write
@@ -23,12 +24,13 @@ def test_there_is_one_restriction_a_share_and_no_further_split():
     assert list(SOURCE.split(20)) == [SOURCE]
 
 
-def test_a_source_has_the_same_bytes_after_any_number_of_journeys():
-    coder = registry.get_coder(BatchSource)
+@pytest.mark.parametrize("source", [SOURCE, feedback.BatchSource(RunConfig())], ids=["rollout", "feedback"])
+def test_a_source_has_the_same_bytes_after_any_number_of_journeys(source):
+    coder = registry.get_coder(type(source))
     assert coder.is_deterministic()
-    journeys = [encoded := coder.encode(SOURCE)]
+    journeys = [encoded := coder.encode(source)]
     for _ in range(3):
-        assert coder.decode(encoded) == SOURCE
+        assert coder.decode(encoded) == source
         journeys.append(encoded := coder.encode(coder.decode(encoded)))
     assert len(set(journeys)) == 1
 
