@@ -43,6 +43,7 @@ class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: i
         with self._lock:
             self._started[worker_id] = process
         _LOG.info("beam_worker_started", worker=worker_id, runner=control, pid=process.pid)
+        threading.Thread(target=_await_end, args=(worker_id, process), name=f"worker-{worker_id}", daemon=True).start()
         return beam_fn_api_pb2.StartWorkerResponse()
 
     def StopWorker(self, request: Any, _: Any) -> Any:  # noqa: N802 - the name of the protocol
@@ -51,7 +52,6 @@ class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: i
             process = self._started.pop(request.worker_id, None)
         if process is not None:
             kill_process_gracefully(process)
-            _LOG.info("beam_worker_stopped", worker=request.worker_id, code=process.returncode)
         return beam_fn_api_pb2.StopWorkerResponse()
 
     def stop_all(self) -> None:
@@ -61,6 +61,11 @@ class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: i
             self._started.clear()
         for process in processes:
             kill_process_gracefully(process)
+
+
+def _await_end(worker_id: str, process: "subprocess.Popen[bytes]") -> None:
+    """Leaves no zombie of one that ends by itself, as it does when its runner dies."""
+    _LOG.info("beam_worker_ended", worker=worker_id, code=process.wait())
 
 
 def run(options: PoolAddress) -> int:

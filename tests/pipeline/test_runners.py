@@ -88,8 +88,7 @@ def beam_arguments(kind, request):
     if kind == "external":
         pool = request.getfixturevalue("pool")
         yield ["--environment_type=EXTERNAL", f"--environment_config={pool.address}"]
-        psutil.wait_procs(pool.process.children(), timeout=60)
-        assert not pool.process.children(), "no worker outlives its pipeline"
+        wait_for(lambda: not pool.process.children(), 120)  # no worker outlives its pipeline
     else:
         yield {"fnapi": ["--runner=FnApiRunner"], "loopback": []}[kind]
 
@@ -115,7 +114,7 @@ def test_every_runner_makes_equal_groups(kind, config, tmp_path, request):
         if kind == "external":
             figures = urlopen(f"http://127.0.0.1:{request.getfixturevalue('pool').metrics_port}/metrics").read()
             assert b"asyncflow_rollout_prompts_taken_total 41.0" in figures
-        assert process.drain() == 0, process.log.read_text()[-3000:]
+        assert process.drain(120) == 0, process.log.read_text()[-3000:]
     assert {content(samples) for samples in topics.groups()} == expected(config)
     assert len(topics.groups()) == PROMPTS
     assert [letter.reason for letter in topics.letters()] == ["unknown_reward"]
@@ -149,7 +148,7 @@ def test_feedback_is_decided_in_a_pool_as_the_log_says(run_config, model, pool, 
     arguments = ["--environment_type=EXTERNAL", f"--environment_config={pool.address}"]
     with JoinProcess(config, tmp_path, arguments) as process:
         found = wait_for(finished, process=process)
-        assert process.drain() == 0, process.log.read_text()[-3000:]
+        assert process.drain(120) == 0, process.log.read_text()[-3000:]
     assert found.once()
     assert (found.told, found.kinds) == foresee(config)
 
