@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import structlog
 
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.errors import EnvironmentFault, RecordError
 from schemas.prompts import EnvironmentSpec, Message
@@ -195,7 +196,9 @@ class Episodes:
 
     async def _step(self, talk: Conversation, spec: EnvironmentSpec, environment: Instance) -> Step:
         started = time.monotonic()
-        step = await environment.step(talk.answer())
+        facts = {"environment": spec.name, "sample": talk.last.sample_index, "turn": talk.turns}
+        with traces.spanning(traces.below(talk.request.record.trace), "environment", **facts):
+            step = await environment.step(talk.answer())
         seconds = time.monotonic() - started
         metrics.ENVIRONMENT_SECONDS.labels(spec.name).observe(seconds)
         talk.seconds += seconds
