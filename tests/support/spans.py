@@ -61,7 +61,8 @@ def _plain(attributes):
 @contextmanager
 def tracing(directory, process="rollout", **changes):
     """This process records spans below a directory; yields what reads them once they are written."""
-    traces.open_tracing(TracingConfig(exporter="file", directory=str(directory), **changes), "demo", process)
+    given = {"exporter": "file", "directory": str(directory), **changes}
+    traces.open_tracing(TracingConfig(**given), "demo", process)
 
     def read():
         traces.close_tracing()

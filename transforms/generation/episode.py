@@ -181,7 +181,7 @@ class Episodes:
     ) -> str:
         """Turn by turn until it is over; returns why."""
         while True:
-            step = await self._step(talk, spec, environment)
+            step = await self._step(talk, spec, index, environment)
             if (end := self._end(talk, step)) is not None:
                 return end
             heard = self._encode(step.messages, talk)
@@ -194,9 +194,9 @@ class Episodes:
             talk.seconds += turn.seconds
             talk.say(turn.samples[0])
 
-    async def _step(self, talk: Conversation, spec: EnvironmentSpec, environment: Instance) -> Step:
+    async def _step(self, talk: Conversation, spec: EnvironmentSpec, index: int, environment: Instance) -> Step:
         started = time.monotonic()
-        facts = {"environment": spec.name, "sample": talk.last.sample_index, "turn": talk.turns}
+        facts = {"environment": spec.name, "sample": index, "turn": talk.turns}
         with traces.spanning(traces.below(talk.request.record.trace), "environment", **facts):
             step = await environment.step(talk.answer())
         seconds = time.monotonic() - started

@@ -1,11 +1,16 @@
 """Spans of a process: recorded as their contexts say, counted where headers are broken, absent where tracing is off."""
 
+import gzip
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from pipelines.local.ports import free_ports
 from schemas import traces
 from schemas.config import RunConfig
 from schemas.errors import ConfigError
@@ -157,6 +162,44 @@ def test_without_the_package_it_is_said_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     with pytest.raises(ConfigError, match=r"tracing\.exporter = .file. needs OpenTelemetry.*asyncflow-rl\[tracing\]"):
         traces.open_tracing(RunConfig().tracing.model_copy(update={"exporter": "file"}), "demo", "learn")
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Takes spans by OTLP over HTTP."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        request = ExportTraceServiceRequest.FromString(body)
+        spans = [span for of in request.resource_spans for scope in of.scope_spans for span in scope.spans]
+        self.server.taken += [(self.path, span.name, span.trace_id.hex()) for span in spans]
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def collector():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        server.taken = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_collector_gets_the_spans(tmp_path, collector):
+    with tracing(tmp_path, exporter="otlp", endpoint=f"http://127.0.0.1:{collector.server_port}/v1/traces"):
+        context = traces.begin("demo/0/38", None, "test")
+        traces.record(traces.Span(context, "rollout", 1.0, 2.0))
+    assert collector.taken == [("/v1/traces", "rollout", context.trace_id)]
+
+
+def test_a_collector_that_is_away_costs_spans_and_nothing_else(tmp_path):
+    (port,) = free_ports(1)
+    with tracing(tmp_path, exporter="otlp", endpoint=f"http://127.0.0.1:{port}/v1/traces"):
+        traces.record(traces.Span(traces.begin("demo/0/38", None, "test"), "rollout", 1.0, 2.0))
 
 
 def test_every_form_has_a_meaning():
