@@ -214,16 +214,15 @@ _OFF = """
 import sys
 from schemas import traces
 from schemas.config import RunConfig
-from schemas.trajectories import encode
-import {}
+import pipelines.gateway.serve, pipelines.join_feedback, pipelines.rollout, trainers.learn
+import transforms.generation.worker.server
 traces.open_tracing(RunConfig().tracing, "demo", "rollout")
-traces.close_tracing()
 assert traces.begin("a", None, "b") is None
-sys.exit(sorted(name for name in sys.modules if name.startswith("opentelemetry"))[:3] or 0)
+traces.close_tracing()
+print(*(name for name in sys.modules if name.startswith("opentelemetry")))
 """
 
 
-@pytest.mark.parametrize("module", ["pipelines.gateway.desk", "transforms.generation.answer", "trainers.step_trace"])
-def test_where_tracing_is_off_opentelemetry_is_not_imported(module):
-    done = subprocess.run([sys.executable, "-c", _OFF.format(module)], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_where_tracing_is_off_no_process_imports_opentelemetry():
+    done = subprocess.run([sys.executable, "-c", _OFF], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
