@@ -116,7 +116,7 @@ def run_all(config, nursery, directory):
     with RolloutProcess(config, directory) as rollout, JoinProcess(config, directory) as join:
         with Gateway(config) as gateway:
             ask_and_judge(gateway)
-        assert nursery.wait() == 0, nursery.said()[-3000:]
+        assert nursery.wait(200) == 0, nursery.said()[-3000:]
         assert rollout.drain() == 0, rollout.log.read_text()[-3000:]
         assert join.drain() == 0, join.log.read_text()[-3000:]
     traces.open_tracing(config.tracing, config.name, "worker")

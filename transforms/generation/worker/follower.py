@@ -100,7 +100,7 @@ class Follower:
             return False
         took = {"seen_s": seen_s, "verify_s": checked - seen, "open_s": time.monotonic() - checked}
         await self._load(verified, took)
-        span.attributes |= took
+        span.attributes |= {name: round(seconds, 3) for name, seconds in took.items()}
         return True
 
     async def _open(self, verified: Verified) -> None:
