@@ -39,7 +39,7 @@ Kind = Literal["INTERNAL", "CLIENT", "SERVER", "CONSUMER"]
 class SpanForm(NamedTuple):
     """What there is to know of the spans of one name."""
 
-    process: Process | str
+    process: str
     """Whose they are; several, separated by commas."""
     kind: Kind
     """OpenTelemetry's."""
