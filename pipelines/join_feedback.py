@@ -17,6 +17,7 @@ from apache_beam.runners.runner import PipelineState
 from pipelines.beam import empty_pipeline, serve_metrics, submission_of, watch
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.receipts import Receipts
 from transforms.feedback import book, feed
@@ -64,6 +65,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     finally:
         feed.close_all()
         book.close_all()
+        traces.close_tracing()
     _LOG.info("join_ended", state=state)
     return 0 if stop.is_set() or (submission.only_writes and state == PipelineState.DONE) else _FAILED
 
@@ -74,6 +76,7 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: in words.
     """
+    traces.open_tracing(config.tracing, config.name, "join-feedback")
     Tokenizer.load(config.model.path)
     if config.feedback.key_file:
         Receipts.load(config.feedback.key_file)

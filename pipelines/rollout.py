@@ -26,6 +26,7 @@ from pipelines.beam import empty_pipeline, serve_metrics, submission_of, watch
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
 from pipelines.submission.submission import Submission
+from schemas import traces
 from schemas.config import RunConfig
 from transforms.assemble import Assemble
 from transforms.environments import registry as environments
@@ -88,6 +89,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         return _FAILED
     finally:
         stop_all()
+        traces.close_tracing()
     _LOG.info("rollout_ended", state=state)
     return 0 if stop.is_set() or state in _WELL else _FAILED
 
@@ -98,6 +100,7 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: in words.
     """
+    traces.open_tracing(config.tracing, config.name, "rollout")
     registry.load(config.rewards.modules)
     if config.rewards.sandbox == "required":
         launch.check("required")
