@@ -33,6 +33,7 @@ from aiohttp import web
 
 _REMEMBERED = 100_000
 _STREAM_FAULTS = ("break_off", "error_event", "no_end")
+_PIECES = 10
 END = 2
 """The end-of-sequence token of the tiny model."""
 
@@ -56,6 +57,8 @@ class SimulatedEngine:
     """Mean time of an answer, exponentially distributed; 0 answers at once."""
     token_s: float = 0.0
     """Seconds a token: an answer takes that times the length of its longest sample."""
+    sequence_s: float = 0.0
+    """Seconds that each sequence which is computed at the same time adds to a token; needs ``slots``."""
     slots: int = 0
     """Sequences that are computed at once; 0 for any number."""
     mean_tokens: int = 8
@@ -89,7 +92,7 @@ class SimulatedEngine:
         self._random = random.Random(self.seed)
         self._died = False
         self._sleeping = set()
-        self._at_once = 0
+        self._at_once = self._computing = 0
         self._free = None
         self._entries = [
             json.dumps({"token_id": token, "logprob": -self._random.random(), "rank": 1, "top_logprobs": []})
@@ -212,7 +215,7 @@ class SimulatedEngine:
         if seconds is None:
             seconds = self._random.expovariate(1 / self.mean_s) if self.mean_s else 0.0
             if self.slots:
-                await asyncio.gather(*(self._sequence(seconds + tokens * self.token_s) for tokens in lengths))
+                await asyncio.gather(*(self._sequence(seconds, tokens) for tokens in lengths))
                 return
             seconds += max(lengths) * self.token_s
         if seconds:
@@ -238,11 +241,20 @@ class SimulatedEngine:
     def _revive(self):
         self._died = False
 
-    async def _sequence(self, seconds):
+    async def _sequence(self, seconds, tokens):
         if self._free is None:
             self._free = asyncio.Semaphore(self.slots)
         async with self._free:
+            if not self.sequence_s:
+                await asyncio.sleep(seconds + tokens * self.token_s)
+                return
             await asyncio.sleep(seconds)
+            self._computing += 1
+            try:
+                for _ in range(_PIECES):  # others begin and end meanwhile
+                    await asyncio.sleep(tokens / _PIECES * (self.token_s + self._computing * self.sequence_s))
+            finally:
+                self._computing -= 1
 
     def _length(self, most):
         if self.fixed_tokens:

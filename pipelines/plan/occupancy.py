@@ -1,0 +1,99 @@
+"""How full engines were and how fast they decoded, found from the log alone.
+
+No record says when a request began. But the pipeline takes prompts in their order, each as soon as it is admitted and a
+place is free, and a place is free when a group ends: so beginnings follow from the ends (:func:`beginnings`).
+A sequence decodes from its group's beginning for its part of the longest one's time.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+import numpy as np
+
+from pipelines.plan.observe import Answered, Observed
+
+_PARTS = 400
+"""Into which the run is divided to see how full engines were."""
+_EDGE = 0.1
+"""Share of the run left out at either end: engines fill up and run empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Of all engines, in the mean over the time in which they decoded."""
+
+    step_s: float
+    """Of a decoding step: sequences times seconds, over tokens."""
+    sequences: float
+    """That an engine decoded at once."""
+
+
+def beginnings(observed: Observed, places: int) -> list[tuple[float, Answered]]:
+    """When each group went to its engine, and the group, in the order in which they were taken.
+
+    Args:
+        observed: of the run.
+        places: groups that the pipeline has in flight at most.
+    """
+    in_flight: list[float] = []
+    found = []
+    for available_s, group in sorted(((observed.available_s(each), each) for each in observed.answered), key=_order):
+        begin_s = available_s
+        while len(in_flight) >= places:
+            begin_s = max(begin_s, heappop(in_flight))
+        begin_s = min(begin_s, group.end_s)  # by clocks of several machines
+        heappush(in_flight, group.end_s)
+        found.append((begin_s, group))
+    return found
+
+
+def _order(found: tuple[float, Answered]) -> tuple[float, int, int]:
+    available_s, group = found
+    return available_s, group.group.offset, group.group.partition
+
+
+def measure_pace(begun: Sequence[tuple[float, Answered]], slots: int) -> Pace | None:
+    """How fast engines decoded; null of a run that is too short to say.
+
+    Args:
+        begun: of :func:`beginnings`.
+        slots: sequences that an engine computes at once; what is beyond waits and does not decode.
+    """
+    first_s = min(begin_s for begin_s, _ in begun)
+    last_s = max(group.end_s for _, group in begun)
+    if last_s <= first_s:
+        return None
+    edges_s = np.linspace(first_s, last_s, _PARTS + 1)
+    width_s, inner = float(edges_s[1] - edges_s[0]), slice(int(_EDGE * _PARTS), int((1 - _EDGE) * _PARTS))
+    sequence_s = decoding_s = tokens = 0.0
+    for worker in {group.worker for _, group in begun}:
+        asked, ended = _load(begun, worker, edges_s)
+        decoding = np.minimum(asked, slots)[inner]
+        sequence_s += float(decoding.sum()) * width_s
+        decoding_s += float(np.minimum(decoding, 1.0).sum()) * width_s
+        tokens += float(ended[inner].sum())
+    if not tokens or not decoding_s:
+        return None
+    return Pace(step_s=sequence_s / tokens, sequences=sequence_s / decoding_s)
+
+
+def _load(begun: Sequence[tuple[float, Answered]], worker: str, edges_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each part of the run: sequences at the worker in the mean, and the tokens that were made."""
+    asked, tokens, width_s = np.zeros(len(edges_s) - 1), np.zeros(len(edges_s) - 1), edges_s[1] - edges_s[0]
+    for begin_s, end_s, length in _sequences(begun, worker):
+        first, last = np.searchsorted(edges_s, (begin_s, end_s), side="right") - 1
+        parts = np.clip(np.arange(first, last + 1), 0, len(asked) - 1)
+        overlap_s = np.minimum(edges_s[parts + 1], end_s) - np.maximum(edges_s[parts], begin_s)
+        asked[parts] += overlap_s / width_s
+        tokens[parts] += length * overlap_s / (end_s - begin_s)
+    return asked, tokens
+
+
+def _sequences(begun: Sequence[tuple[float, Answered]], worker: str) -> Iterator[tuple[float, float, int]]:
+    """From when to when each sequence of a worker was computed, and its tokens."""
+    for begin_s, group in begun:
+        if group.worker == worker and group.end_s > begin_s:
+            longest = max(group.lengths)
+            for length in group.lengths:
+                yield begin_s, begin_s + (group.end_s - begin_s) * length / longest, length
