@@ -52,6 +52,8 @@ class PlanOptions:
     """Versions; by default as calibrated."""
     groups_per_step: int | None = None
     """Groups; by default as calibrated."""
+    max_in_flight: int | None = None
+    """Groups in flight of all shares together, 0 for as many as are admitted; by default as calibrated."""
     scale_batch: bool = False
     """Let the groups of a step grow with the GPUs or workers, from the first number on."""
     gpu_hour_price: float | None = None
@@ -129,7 +131,10 @@ def _changed(calibration: "Calibration", options: PlanOptions) -> "Calibration":
         "workload.groups_per_step": options.groups_per_step,
         "gpu_hour_price": options.gpu_hour_price,
     }
-    return changed(calibration, {key: value for key, value in given.items() if value is not None})
+    values = {key: value for key, value in given.items() if value is not None}
+    if options.max_in_flight is not None:
+        values["log.max_in_flight"] = options.max_in_flight or None
+    return changed(calibration, values)
 
 
 def _predict(calibration: "Calibration", options: PlanOptions) -> "list[Prediction]":

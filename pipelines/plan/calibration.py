@@ -99,7 +99,7 @@ class LogSpeed(Section):
     token_bytes: NotNegative = 8.0
     """Of a token of answers in the log."""
     max_in_flight: Positive | None = None
-    """Groups in flight, of all shares together; more where the engines compute more at once, null for only so many."""
+    """Groups in flight, of all shares together; null for as many as are admitted."""
 
 
 class Calibration(Section):

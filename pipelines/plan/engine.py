@@ -64,7 +64,7 @@ class Engine:
     """Computes groups. Times are seconds of the simulation and never go back.
 
     Attributes:
-        load: samples that it was asked for and has not answered.
+        load: samples of the groups that it has not answered in full.
         version: of its weights.
         worked: what it did so far.
     """
@@ -117,9 +117,9 @@ class Engine:
         end, _, begin, group = heappop(self._running)
         self._progress = end  # and not what rounding made of it
         self._begun -= begin
-        self.load -= 1
         group.unfinished -= 1
         if not group.unfinished:
+            self.load -= len(group.lengths)
             self._prompts -= group.prompt_tokens
         self._fill()
         return None if group.unfinished else group

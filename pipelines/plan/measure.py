@@ -180,4 +180,4 @@ def _add_log(draft: _Draft, observed: Observed, config: RunConfig) -> None:
     draft.put("log.latency_s", median(late_s), "trajectories: median from the last token to the record")
     places = config.rollout.max_in_flight * config.rollout.shares
     draft.put("log.max_in_flight", places, "configuration: rollout.max_in_flight × rollout.shares")
-    draft.sources["log.share_token_s"] = "not of this run: 1,067 groups of 512 tokens a second, docs/generation.md"
+    draft.sources |= {"log.share_token_s": "not of this run: 1,067 groups of 512 tokens a second, docs/generation.md"}

@@ -49,6 +49,8 @@ class Prediction:
     """Share of the time in which it takes new weights and computes again what is under way."""
     engine_prefill: float
     """Share of the time in which it computes prompts."""
+    places_filled: float | None
+    """Share of ``max_in_flight`` that groups take, in the mean; null where nothing but admission bounds them."""
     learner_idle: float
     """Share of the time in which the learner waits for groups."""
     learner_held: float
@@ -57,16 +59,18 @@ class Prediction:
     """Of trained answers; null where a GPU has no price."""
 
     @property
-    def waits_for(self) -> Literal["learner", "engines", "admission"]:
+    def waits_for(self) -> Literal["learner", "engines", "places", "admission"]:
         """What would have to be more or faster.
 
-        ``admission``: engines and learner have room, but no more prompts may be under way, and the last answers of a
-        step are waited for.
+        ``places``: engines and learner have room, but no more than ``max_in_flight`` groups are asked for.
+        ``admission``: the same, but no more prompts may be under way, and the last answers of a step are waited for.
         """
         if self.learner_idle < _FULL_BELOW:
             return "learner"
         can_decode = 1 - self.engine_paused - self.engine_prefill
-        return "engines" if self.slots_filled > (1 - _FULL_BELOW) * can_decode else "admission"
+        if self.slots_filled > (1 - _FULL_BELOW) * can_decode:
+            return "engines"
+        return "places" if (self.places_filled or 0.0) > 1 - _FULL_BELOW else "admission"
 
 
 def predict(calibration: Calibration, shape: Shape, *, steps: int = STEPS, seed: int = 0) -> Prediction:
@@ -97,7 +101,7 @@ def _between(calibration: Calibration, shape: Shape, before: Totals, after: Tota
     paused_s = after.worked.paused_s - before.worked.paused_s
     prefill_s = after.worked.prefill_s - before.worked.prefill_s
     decoding_s = after.worked.decoding_s - before.worked.decoding_s
-    stale = after.stale - before.stale
+    stale, places = after.stale - before.stale, calibration.log.max_in_flight
     return Prediction(
         engines=shape.engines,
         ranks=shape.ranks,
@@ -116,6 +120,7 @@ def _between(calibration: Calibration, shape: Shape, before: Totals, after: Tota
         engine_idle=max(0.0, 1 - (decoding_s + paused_s + prefill_s) / engine_s),
         engine_paused=paused_s / engine_s,
         engine_prefill=prefill_s / engine_s,
+        places_filled=(after.group_s - before.group_s) / passed_s / places if places else None,
         learner_idle=(after.waiting_s - before.waiting_s) / passed_s,
         learner_held=(after.held_s - before.held_s) / passed_s,
         cost_per_million_tokens=_cost(calibration, shape, tokens_per_s),

@@ -86,8 +86,8 @@ def _rows(predictions: Sequence[Prediction]) -> Iterator[list[str]]:
 def _legend(calibration: Calibration, predictions: Sequence[Prediction]) -> Iterator[str]:
     yield "tokens/s: answers that are trained; linearity: tokens/s of a GPU over those of the first line's;"
     yield "staleness: mean and largest, in versions; slots filled: of the sequences that engines can decode at once;"
-    yield "waits for: engines or learner, which would have to be more or faster, or admission: there is room in engines"
-    yield "and learner, but a step waits for the last of its answers; a greater step or staleness would fill them"
+    yield "waits for: engines or learner, which would have to be more or faster; places: rollout.max_in_flight is too"
+    yield "small; admission: a step waits for its last answers, a greater step or staleness would fill the engines"
     for each in predictions:
         if each.cost_per_million_tokens is not None:
             step = calibration.gpu_hour_price * each.gpus * each.step_s / 3600

@@ -61,6 +61,8 @@ class Totals:
     """In which the learner had too few groups."""
     held_s: float = 0.0
     """In which it waited for the commit of the step before."""
+    group_s: float = 0.0
+    """Groups in flight times the seconds that they were."""
     worked: Worked = field(default_factory=Worked)
     """All engines added up."""
 
@@ -90,7 +92,7 @@ class Simulation:
         self._now_s = 0.0
         self._admitted: deque[list[int]] = deque()
         self._in_flight = 0
-        self._places = self._count_places()
+        self._places = calibration.log.max_in_flight or inf
         self._shares = [0.0] * shape.partitions
         self._partitions = [0.0] * shape.partitions
         self._written = 0
@@ -98,15 +100,10 @@ class Simulation:
         self._at_hand = 0
         self._taken: list[Group] = []
         self._is_held = self._is_committing = False
-        self._idle_since_s = self._gradient_s = 0.0
+        self._idle_since_s = self._gradient_s = self._counted_s = 0.0
         self._released = 0
         self.totals = Totals()
         self.steps = self.version = self.asked = self.answered = 0
-
-    def _count_places(self) -> int:
-        """Groups in flight, of all shares: nobody who adds engines leaves them empty."""
-        room = self._speeds.engine.slots // self._work.group_size * self._shape.engines
-        return max(room, self._speeds.log.max_in_flight or 1)
 
     def run(self, steps: int) -> Totals:
         """Goes on until so many steps are done in all."""
@@ -118,6 +115,7 @@ class Simulation:
         return self._sum()
 
     def _sum(self) -> Totals:
+        self._count_in_flight(0)
         for engine in self._engines:
             engine.advance(self._now_s)
         worked = [engine.worked for engine in self._engines]
@@ -142,11 +140,16 @@ class Simulation:
         """Fills free places in flight."""
         while self._admitted and self._in_flight < self._places:
             waiting = self._admitted[0]
-            self._in_flight += 1
+            self._count_in_flight(1)
             self._send(waiting[1])
             waiting[0] -= 1
             if not waiting[0]:
                 self._admitted.popleft()
+
+    def _count_in_flight(self, change: int) -> None:
+        self.totals.group_s += self._in_flight * (self._now_s - self._counted_s)
+        self._counted_s = self._now_s
+        self._in_flight += change
 
     def _send(self, min_version: int) -> None:
         lengths = list(islice(self._lengths, self._work.group_size))
@@ -178,7 +181,7 @@ class Simulation:
         group = self._engines[number].end_sequence(self._now_s)
         if group is not None:
             self.totals.generated_tokens += group.response_tokens
-            self._in_flight -= 1
+            self._count_in_flight(-1)
             self._write(group)
             self._ask()
         self._watch(number)

@@ -7,7 +7,7 @@ The best of these and some beside it are simulated, and the one that trains most
 from collections.abc import Iterable
 from math import ceil
 
-from pipelines.plan.calibration import Calibration
+from pipelines.plan.calibration import Calibration, changed
 from pipelines.plan.lengths import mean_length
 from pipelines.plan.prediction import STEPS, Prediction, predict
 from pipelines.plan.simulation import Shape
@@ -16,6 +16,10 @@ from schemas.errors import ConfigError
 _BESIDE = (0.7, 0.85, 1.0, 1.2, 1.45)
 """Multiples of the closed form's ranks that are simulated: it knows no long tails, pauses or publishing."""
 _TRIAL_STEPS = 6
+_TRIAL_ENGINES = 32
+"""A trial has less than twice as many: what is divided evenly behaves as the whole, but for its longest answer."""
+_TRIAL_GROUPS = 32
+"""Of a step, at least."""
 _BUSY = 0.5
 """A share or a partition is proposed to be busy for at most this part of the time."""
 
@@ -36,10 +40,18 @@ def propose(
         ConfigError: the GPUs are too few for one engine and the learner.
     """
     shapes = list(dict.fromkeys(_candidates(calibration, gpus, partitions)))
-    if len(shapes) == 1:
-        return predict(calibration, shapes[0], steps=steps, seed=seed)
-    tried = {shape: predict(calibration, shape, steps=_TRIAL_STEPS, seed=seed).tokens_per_s for shape in shapes}
-    return predict(calibration, max(shapes, key=lambda shape: tried[shape]), steps=steps, seed=seed)
+    best = max(shapes, key=lambda shape: _try(calibration, shape, seed)) if len(shapes) > 1 else shapes[0]
+    return predict(calibration, best, steps=steps, seed=seed)
+
+
+def _try(calibration: Calibration, shape: Shape, seed: int) -> float:
+    """Trained tokens a second of a shape, for each of its GPUs; of a large one a part is simulated that is like it."""
+    groups = calibration.workload.groups_per_step
+    parts = max(1, min(shape.engines // _TRIAL_ENGINES, groups // _TRIAL_GROUPS))
+    part = changed(calibration, {"workload.groups_per_step": max(1, groups // parts)})
+    smaller = Shape(shape.engines // parts, max(1, shape.ranks // parts), ceil(shape.partitions / parts))
+    found = predict(part, smaller, steps=_TRIAL_STEPS, seed=seed)
+    return found.tokens_per_s / found.gpus
 
 
 def enough_partitions(calibration: Calibration, engines: int) -> int:
