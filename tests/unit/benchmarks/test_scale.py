@@ -1,0 +1,27 @@
+"""docs/scale.md: its tables are those of docs/results/scale.json, and the plan still predicts what stands there."""
+
+import json
+
+import pytest
+
+from tests.benchmarks.scale import GPUS, PAGE, RESULTS, TABLES, Table, linearity, page, run
+
+FOUND = json.loads(RESULTS.read_text())
+
+
+def test_the_tables_of_the_page_are_the_results():
+    assert list(FOUND) == [table.name for table in TABLES]
+    assert page(FOUND, PAGE.read_text()) == PAGE.read_text(), "python -m tests.benchmarks.scale --tables-only"
+
+
+@pytest.mark.parametrize("model", ["7b", "32b"])
+def test_the_plan_predicts_it_again(model):
+    """The first line of a table; the others are made by the same command."""
+    table = Table(model, 1, False)
+    (again,) = run(table.command(GPUS[:1]))
+    assert again == pytest.approx(FOUND[table.name]["predicted"][0], rel=1e-6)
+
+
+def test_linearity_is_of_a_gpu():
+    lines = [{"gpus": 32, "tokens_per_s": 10.0}, {"gpus": 512, "tokens_per_s": 80.0}]
+    assert linearity(lines) == 0.5
