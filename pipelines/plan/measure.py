@@ -54,6 +54,10 @@ class Run:
     directory: Path | None = None
     """With the logs of its processes; null if it has none here."""
 
+    def said(self, key: str) -> str:
+        """The source of what the configuration says."""
+        return f"configuration: {key}" if self.directory else f"default of {key}: the run has no directory here"
+
 
 def calibrate(runs: Sequence[Run]) -> Calibration:
     """What a plan reckons with.
@@ -70,7 +74,7 @@ def calibrate(runs: Sequence[Run]) -> Calibration:
     _add_engine(draft, runs)
     _add_learner(draft, first.observed)
     _add_weights(draft, first.directory)
-    _add_log(draft, first.observed, first.config)
+    _add_log(draft, first)
     name = first.config.name
     try:
         return Calibration.model_validate({"name": name, "sources": draft.sources, **draft.tree})
@@ -106,9 +110,9 @@ def _add_engine(draft: _Draft, runs: Sequence[Run]) -> None:
         source += "; taken to be the same at any number"
     draft.put("engine.step_s", step_s, source)
     draft.put("engine.sequence_s", sequence_s, source)
-    draft.put("engine.slots", config.worker.max_num_seqs, "configuration: worker.max_num_seqs")
+    draft.put("engine.slots", config.worker.max_num_seqs, runs[0].said("worker.max_num_seqs"))
     parallel = config.worker.engine_args.get("tensor_parallel_size", 1)
-    draft.put("engine.gpus", int(parallel), "configuration: worker.engine_args")
+    draft.put("engine.gpus", int(parallel), runs[0].said("worker.engine_args"))
 
 
 def _pace(run: Run) -> Pace:
@@ -175,9 +179,9 @@ def _read_applied(directory: Path) -> list[dict[str, float]]:
     return found
 
 
-def _add_log(draft: _Draft, observed: Observed, config: RunConfig) -> None:
-    late_s = [max(0.0, each.read_s - each.end_s) for each in observed.answered]
+def _add_log(draft: _Draft, run: Run) -> None:
+    late_s = [max(0.0, each.read_s - each.end_s) for each in run.observed.answered]
     draft.put("log.latency_s", median(late_s), "trajectories: median from the last token to the record")
-    places = config.rollout.max_in_flight * config.rollout.shares
-    draft.put("log.max_in_flight", places, "configuration: rollout.max_in_flight × rollout.shares")
+    places = run.config.rollout.max_in_flight * run.config.rollout.shares
+    draft.put("log.max_in_flight", places, run.said("rollout.max_in_flight × rollout.shares"))
     draft.sources |= {"log.share_token_s": "not of this run: 1,067 groups of 512 tokens a second, docs/generation.md"}

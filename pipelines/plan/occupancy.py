@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
+import numpy.typing as npt
 
 from pipelines.plan.observe import Answered, Observed
+
+Begun = Sequence[tuple[float, Answered]]
+"""When each group went to its engine, in seconds since 1970, and the group."""
+Edges = npt.NDArray[np.float64]
 
 _PARTS = 400
 """Into which the run is divided to see how full engines were."""
@@ -29,7 +34,7 @@ class Pace:
     """That an engine decoded at once."""
 
 
-def beginnings(observed: Observed, places: int) -> list[tuple[float, Answered]]:
+def beginnings(observed: Observed, places: int) -> Begun:
     """When each group went to its engine, and the group, in the order in which they were taken.
 
     Args:
@@ -53,7 +58,7 @@ def _order(found: tuple[float, Answered]) -> tuple[float, int, int]:
     return available_s, group.group.offset, group.group.partition
 
 
-def measure_pace(begun: Sequence[tuple[float, Answered]], slots: int) -> Pace | None:
+def measure_pace(begun: Begun, slots: int) -> Pace | None:
     """How fast engines decoded; null of a run that is too short to say.
 
     Args:
@@ -65,35 +70,44 @@ def measure_pace(begun: Sequence[tuple[float, Answered]], slots: int) -> Pace | 
     if last_s <= first_s:
         return None
     edges_s = np.linspace(first_s, last_s, _PARTS + 1)
-    width_s, inner = float(edges_s[1] - edges_s[0]), slice(int(_EDGE * _PARTS), int((1 - _EDGE) * _PARTS))
+    width_s, inner = (last_s - first_s) / _PARTS, slice(int(_EDGE * _PARTS), int((1 - _EDGE) * _PARTS))
     sequence_s = decoding_s = tokens = 0.0
-    for worker in {group.worker for _, group in begun}:
-        asked, ended = _load(begun, worker, edges_s)
+    for groups in _by_worker(begun).values():
+        asked, made = _load(groups, edges_s)
         decoding = np.minimum(asked, slots)[inner]
         sequence_s += float(decoding.sum()) * width_s
         decoding_s += float(np.minimum(decoding, 1.0).sum()) * width_s
-        tokens += float(ended[inner].sum())
+        tokens += float(made[inner].sum())
     if not tokens or not decoding_s:
         return None
     return Pace(step_s=sequence_s / tokens, sequences=sequence_s / decoding_s)
 
 
-def _load(begun: Sequence[tuple[float, Answered]], worker: str, edges_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each part of the run: sequences at the worker in the mean, and the tokens that were made."""
-    asked, tokens, width_s = np.zeros(len(edges_s) - 1), np.zeros(len(edges_s) - 1), edges_s[1] - edges_s[0]
-    for begin_s, end_s, length in _sequences(begun, worker):
-        first, last = np.searchsorted(edges_s, (begin_s, end_s), side="right") - 1
-        parts = np.clip(np.arange(first, last + 1), 0, len(asked) - 1)
+def _by_worker(begun: Begun) -> dict[str, list[tuple[float, Answered]]]:
+    found: dict[str, list[tuple[float, Answered]]] = {}
+    for begin_s, group in begun:
+        found.setdefault(group.worker, []).append((begin_s, group))
+    return found
+
+
+def _load(groups: Begun, edges_s: Edges) -> tuple[Edges, Edges]:
+    """Of each part of the time: sequences at one worker in the mean, and the tokens that were made."""
+    last_part, width_s = len(edges_s) - 2, edges_s[1] - edges_s[0]
+    asked, made = np.zeros(last_part + 1), np.zeros(last_part + 1)
+    for begin_s, end_s, length in _sequences(groups):
+        first, last = np.minimum(np.searchsorted(edges_s, (begin_s, end_s), side="right") - 1, last_part)
+        parts = np.arange(first, last + 1)
         overlap_s = np.minimum(edges_s[parts + 1], end_s) - np.maximum(edges_s[parts], begin_s)
         asked[parts] += overlap_s / width_s
-        tokens[parts] += length * overlap_s / (end_s - begin_s)
-    return asked, tokens
+        made[parts] += length * overlap_s / (end_s - begin_s)
+    return asked, made
 
 
-def _sequences(begun: Sequence[tuple[float, Answered]], worker: str) -> Iterator[tuple[float, float, int]]:
-    """From when to when each sequence of a worker was computed, and its tokens."""
-    for begin_s, group in begun:
-        if group.worker == worker and group.end_s > begin_s:
-            longest = max(group.lengths)
-            for length in group.lengths:
-                yield begin_s, begin_s + (group.end_s - begin_s) * length / longest, length
+def _sequences(groups: Begun) -> Iterator[tuple[float, float, int]]:
+    """From when to when each sequence was computed, and its tokens."""
+    for begin_s, group in groups:
+        longest = max(group.lengths)
+        for length in group.lengths:
+            end_s = begin_s + (group.end_s - begin_s) * length / longest
+            if end_s > begin_s:
+                yield begin_s, end_s, length

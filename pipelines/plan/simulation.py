@@ -13,7 +13,7 @@ Equal seeds give equal results.
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
@@ -26,8 +26,9 @@ from pipelines.plan.lengths import draw_lengths
 
 _OVERLOAD = 1.25
 """As in ``transforms/generation/workers.py``: an engine takes at most this multiple of its part of the load."""
-_LOOKED_AT = 64
-"""Engines among which one is chosen; of more than that so many are drawn."""
+_MOST_LOOKED_AT = 64
+"""Engines among which one is chosen; of more than that some are drawn."""
+_DRAWN = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,9 @@ class Simulation:
         size, engines = self._work.group_size, self._engines
         load = self._in_flight * size
         allowed = max(size, min(ceil(_OVERLOAD * load / len(engines)), self._speeds.engine.slots))
-        numbers = range(len(engines)) if len(engines) <= _LOOKED_AT else self._random.sample(range(len(engines)), 16)
+        numbers: Sequence[int] = range(len(engines))
+        if len(engines) > _MOST_LOOKED_AT:
+            numbers = self._random.sample(numbers, _DRAWN)
         free = [number for number in numbers if engines[number].load + size <= allowed]
         return self._random.choice(free) if free else min(numbers, key=lambda number: engines[number].load)
 

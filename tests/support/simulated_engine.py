@@ -201,9 +201,8 @@ class SimulatedEngine:
         return [*self._random.choices(range(*self.vocabulary), k=tokens - 1), END]
 
     async def _answer(self, body):
-        started_under = self.version
         lengths = [self._length(body["sampling_params"]["max_tokens"]) for _ in range(body["sampling_params"]["n"])]
-        await self._compute(body, lengths)
+        started_under = await self._compute(body, lengths)
         if self.died:
             return self._broken("EngineDeadError")
         choices = ",".join(self._choice(index, tokens, started_under) for index, tokens in enumerate(lengths))
@@ -211,15 +210,17 @@ class SimulatedEngine:
         return web.Response(body=text.encode(), content_type="application/json")
 
     async def _compute(self, body, lengths):
+        """Takes the time; returns the version under which the first of the answers began."""
+        started_under = self.version
         seconds = self.slow_s.get(body["token_ids"][0])
         if seconds is None:
             seconds = self._random.expovariate(1 / self.mean_s) if self.mean_s else 0.0
             if self.slots:
-                await asyncio.gather(*(self._sequence(seconds, tokens) for tokens in lengths))
-                return
+                return min(await asyncio.gather(*(self._sequence(seconds, tokens) for tokens in lengths)))
             seconds += max(lengths) * self.token_s
         if seconds:
             await self._sleep(seconds)
+        return started_under
 
     async def _sleep(self, seconds):
         """Until the time is over or the engine dies; without a task of its own, of which there would be thousands."""
@@ -245,9 +246,10 @@ class SimulatedEngine:
         if self._free is None:
             self._free = asyncio.Semaphore(self.slots)
         async with self._free:
+            started_under = self.version
             if not self.sequence_s:
                 await asyncio.sleep(seconds + tokens * self.token_s)
-                return
+                return started_under
             await asyncio.sleep(seconds)
             self._computing += 1
             try:
@@ -255,6 +257,7 @@ class SimulatedEngine:
                     await asyncio.sleep(tokens / _PIECES * (self.token_s + self._computing * self.sequence_s))
             finally:
                 self._computing -= 1
+            return started_under
 
     def _length(self, most):
         if self.fixed_tokens:
