@@ -7,7 +7,7 @@ log ──► Observed ──► occupancy ──► engine           worker's l
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -28,7 +28,8 @@ from schemas.ledger import StepEntry
 _ALIKE = 0.05
 """What differs by less than this, relative to the mean, does not tell two parts of a time apart."""
 _APPLIED = re.compile(r"\bversion_applied\b.*")
-_SECONDS = re.compile(r"\b(\w+_s)=([0-9.]+)")
+_SECONDS = re.compile(r"\b(\w+_s)=(\d+(?:\.\d+)?)")
+_BEFORE_PAUSE = ("seen_s", "verify_s", "open_s")
 
 
 @dataclass
@@ -116,8 +117,9 @@ def _add_engine(draft: _Draft, runs: Sequence[Run]) -> None:
 
 
 def _pace(run: Run) -> Pace:
-    rollout, slots = run.config.rollout, run.config.worker.max_num_seqs
-    pace = measure_pace(beginnings(run.observed, rollout.max_in_flight * rollout.shares), slots)
+    rollout, fetch_s = run.config.rollout, _fetch_s(_read_applied(run.directory))
+    begun = beginnings(run.observed, rollout.max_in_flight * rollout.shares, fetch_s)
+    pace = measure_pace(begun, run.config.worker.max_num_seqs)
     if pace is None:
         raise RunError(f"run {run.config.name!r} is too short to say how fast its engines are; let it do more steps")
     return pace
@@ -159,21 +161,22 @@ def _fit_step(steps: Sequence[StepEntry]) -> tuple[float, float, str]:
 
 
 def _add_weights(draft: _Draft, directory: Path | None) -> None:
-    applied = _read_applied(directory) if directory else []
-    if not applied:
-        return  # the defaults, no time at all, are told to be such
-    said = f"logs of workers: median of {len(applied)} versions"
-    draft.put("weights.fetch_s", median(sum(each.get(key, 0.0) for key in _BEFORE_PAUSE) for each in applied), said)
-    draft.put("weights.pause_s", median(each.get("pause_s", 0.0) for each in applied), said)
+    applied = _read_applied(directory)
+    if applied:  # or else the defaults, no time at all
+        said = f"logs of workers: median of {len(applied)} versions"
+        draft.put("weights.fetch_s", _fetch_s(applied), said)
+        draft.put("weights.pause_s", median(each.get("pause_s", 0.0) for each in applied), said)
 
 
-_BEFORE_PAUSE = ("seen_s", "verify_s", "open_s")
+def _fetch_s(applied: Sequence[Mapping[str, float]]) -> float:
+    """From an announcement until the pause for it; 0 where no worker says."""
+    return median(sum(each.get(key, 0.0) for key in _BEFORE_PAUSE) for each in applied) if applied else 0.0
 
 
-def _read_applied(directory: Path) -> list[dict[str, float]]:
+def _read_applied(directory: Path | None) -> list[dict[str, float]]:
     """Seconds of every version that was loaded while requests were under way, by name."""
-    found = []
-    for file in sorted((directory / "logs").glob("worker*.log")):
+    found: list[dict[str, float]] = []
+    for file in sorted((directory / "logs").glob("worker*.log")) if directory else ():
         lines = _APPLIED.findall(file.read_text(errors="replace"))
         found += [{name: float(value) for name, value in _SECONDS.findall(line)} for line in lines if "=True" in line]
     return found

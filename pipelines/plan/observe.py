@@ -65,11 +65,11 @@ class Observed:
     start: StartEntry | None = None
     """The newest; null where nobody trained."""
 
-    def available_s(self, answered: Answered) -> float:
-        """When the prompt was written and admitted."""
+    def admitted_s(self, answered: Answered) -> float:
+        """When the prompt was admitted, or as long as that is not known when it was written."""
         ends, times = self.frontiers.get(answered.group.partition, ([], []))
         place = bisect_right(ends, answered.group.offset)
-        return max(answered.prompt_s, times[place]) if place < len(times) else answered.prompt_s
+        return times[place] if place < len(times) else answered.prompt_s
 
     @property
     def workers(self) -> list[str]:

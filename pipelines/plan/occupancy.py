@@ -2,7 +2,7 @@
 
 No record says when a request began. But the pipeline takes prompts in their order, each as soon as it is admitted and a
 place is free, and a place is free when a group ends: so beginnings follow from the ends (:func:`beginnings`).
-A sequence decodes from its group's beginning for its part of the longest one's time.
+A sequence decodes from there on, for its part of the time of the group's longest one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,28 +34,29 @@ class Pace:
     """That an engine decoded at once."""
 
 
-def beginnings(observed: Observed, places: int) -> Begun:
-    """When each group went to its engine, and the group, in the order in which they were taken.
+def beginnings(observed: Observed, places: int, fetch_s: float = 0.0) -> Begun:
+    """When each group was begun by its engine, and the group, in the order in which they were taken.
 
     Args:
         observed: of the run.
         places: groups that the pipeline has in flight at most.
+        fetch_s: from an announcement until engines have the weights, which the prompts that it admits wait for.
     """
     in_flight: list[float] = []
     found = []
-    for available_s, group in sorted(((observed.available_s(each), each) for each in observed.answered), key=_order):
-        begin_s = available_s
+    for admitted_s, group in sorted(((observed.admitted_s(each), each) for each in observed.answered), key=_order):
+        taken_s = max(admitted_s, group.prompt_s)
         while len(in_flight) >= places:
-            begin_s = max(begin_s, heappop(in_flight))
-        begin_s = min(begin_s, group.end_s)  # by clocks of several machines
+            taken_s = max(taken_s, heappop(in_flight))
+        begin_s = max(taken_s, admitted_s + fetch_s)
         heappush(in_flight, group.end_s)
-        found.append((begin_s, group))
+        found.append((min(begin_s, group.end_s), group))  # the clocks of several machines may differ
     return found
 
 
 def _order(found: tuple[float, Answered]) -> tuple[float, int, int]:
-    available_s, group = found
-    return available_s, group.group.offset, group.group.partition
+    admitted_s, group = found
+    return max(admitted_s, group.prompt_s), group.group.offset, group.group.partition
 
 
 def measure_pace(begun: Begun, slots: int) -> Pace | None:

@@ -11,6 +11,7 @@ from pipelines.plan.engine import Engine, Group
 from pipelines.plan.lengths import mean_length
 from pipelines.plan.measure import Run, calibrate
 from pipelines.plan.observe import Answered, Observed, answered, complete
+from pipelines.plan.occupancy import beginnings
 from schemas.config import RunConfig
 from schemas.errors import RunError
 from schemas.identity import GroupId
@@ -120,8 +121,17 @@ def test_what_workers_logged_of_versions_under_way(tmp_path):
 def test_a_prompt_begins_when_it_is_admitted():
     run = Observed(frontiers={0: ([4, 8], [START_S + 1, START_S + 9])})
     first, second, later = (entry(number, Group([3.0], 0.0, 0), START_S + 10) for number in (3, 4, 8))
-    assert (run.available_s(first), run.available_s(second)) == (START_S + 1, START_S + 9)
-    assert run.available_s(later) == START_S, "the log does not say"
+    run.answered = [later, second, first]
+    begun = {group.group.offset: begin_s - START_S for begin_s, group in beginnings(run, places=8)}
+    assert begun == {3: 1, 4: 9, 8: 0}, "of the last one the log does not say when"
+    waited = {group.group.offset: begin_s - START_S for begin_s, group in beginnings(run, places=8, fetch_s=0.5)}
+    assert (waited[3], waited[4]) == (1.5, 9.5), "for weights"
+
+
+def test_a_prompt_begins_when_a_place_is_free():
+    run = Observed(frontiers={0: ([10], [START_S])})
+    run.answered = [entry(number, Group([3.0], 0.0, 0), START_S + end) for number, end in enumerate((4, 2, 5, 9))]
+    assert [begin_s - START_S for begin_s, _ in beginnings(run, places=2)] == [0, 0, 2, 4]
 
 
 def test_what_a_run_did_itself():
