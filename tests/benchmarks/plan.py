@@ -3,8 +3,9 @@
     runs of 1 and 2 engines ──► calibration ──► predictions ─┐
     1, 2, 4, 8 engines, staleness 0 and 1, 1 and 2 ranks ────┴──► error of each run that was not used
 
-    python -m tests.benchmarks.plan                     all; code 1 if an error exceeds 15 %
+    make -s bench BENCH=plan                            all, seven minutes; code 1 if an error exceeds 15 %
     python -m tests.benchmarks.plan --steps-share 0.5   shorter runs
+    python -m tests.benchmarks.plan --record            also to docs/results/plan.json and docs/planning.md
 
 A real broker, the real pipeline on Prism; engines and learner are instruments that take time as real ones do, the
 engines more of it the more they compute at once. Everything that is calibrated is read from the topics of the runs.
@@ -16,6 +17,7 @@ import contextlib
 import json
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from pipelines.plan.calibration import changed
 from pipelines.plan.measure import Run, calibrate
@@ -26,6 +28,9 @@ from schemas.config import LearnerConfig, WorkerConfig
 from tests.benchmarks.stack import PARTITIONS, Bench, sums
 from tests.support.simulated_learner import Pace, SimulatedLearner
 
+DOCS = Path(__file__).parents[2] / "docs"
+RESULTS, PAGE = DOCS / "results/plan.json", DOCS / "planning.md"
+BEGIN, END = "<!-- table: made by tests/benchmarks/plan.py -->\n", "<!-- end of table -->\n"
 BAR = 0.15
 GROUPS = 16
 """Of a step, of 4 samples."""
@@ -98,9 +103,39 @@ def idle(observed):
     return waited / (len(steps) * observed.rates().step_s)
 
 
+# ---- the page -----------------------------------------------------------------------------------------
+
+
+def page(found, text):
+    """The page with the table that is in it now."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + "\n" + table(found) + "\n" + END + rest.split(END)[1]
+
+
+def table(found):
+    head = (
+        "| engines | ranks | staleness | samples/s measured | predicted | error | versions behind measured, predicted | "
+        "learner idle measured, predicted |\n| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+    )
+    return head + "".join(map(row, found["runs"]))
+
+
+def row(run):
+    measured, predicted, waits = run["measured"], run["predicted"], run["learner_idle"]
+    error = "calibrates" if run["calibrates"] else f"{100 * run['error']:+.1f} %"
+    cells = [
+        run["engines"], run["ranks"], run["max_staleness"], f"{measured['samples_per_s']:.1f}",
+        f"{predicted['samples_per_s']:.1f}", error,
+        f"{measured['staleness_mean']:.2f}, {predicted['staleness_mean']:.2f}",
+        f"{100 * waits['measured']:.0f}, {100 * waits['predicted']:.0f} %",
+    ]  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |\n"
+
+
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps-share", type=float, default=1.0, help="of the steps of each run")
+    parser.add_argument("--record", action="store_true", help="write results and page")
     return parser.parse_args()
 
 
@@ -109,10 +144,9 @@ def shortened(case, share):
 
 
 def main():
-    share = parse().steps_share
-    runs = {}
+    options, runs = parse(), {}
     with contextlib.redirect_stdout(sys.stderr), Bench() as bench:
-        for case in (shortened(case, share) for case in CASES):
+        for case in (shortened(case, options.steps_share) for case in CASES):
             sys.stderr.write(f"{case} ...\n")
             runs[case] = measure(bench, case)
             sys.stderr.write(f"{runs[case].observed.rates()}\n")
@@ -121,7 +155,11 @@ def main():
     errors = [abs(each["error"]) for each in found if not each["calibrates"]]
     bar = {"figure": max(errors), "bar": f"<= {BAR}", "reached": max(errors) <= BAR}
     said = {"calibration": calibration.model_dump(mode="json"), "runs": found, "bars": {"error": bar}}
-    sys.stdout.write(json.dumps(said, indent=1) + "\n")
+    told = json.dumps(said, indent=1) + "\n"
+    if options.record:
+        RESULTS.write_text(told)
+        PAGE.write_text(page(said, PAGE.read_text()))
+    sys.stdout.write(told)
     return 0 if bar["reached"] else 1
 
 

@@ -1,9 +1,10 @@
-"""docs/scale.md: its tables are those of docs/results/scale.json, and the plan still predicts what stands there."""
+"""What pages show of plans: the tables are those of docs/results, and the plan still predicts what stands there."""
 
 import json
 
 import pytest
 
+from tests.benchmarks import plan
 from tests.benchmarks.scale import GPUS, PAGE, RESULTS, TABLES, Table, linearity, page, run
 
 FOUND = json.loads(RESULTS.read_text())
@@ -12,6 +13,11 @@ FOUND = json.loads(RESULTS.read_text())
 def test_the_tables_of_the_page_are_the_results():
     assert list(FOUND) == [table.name for table in TABLES]
     assert page(FOUND, PAGE.read_text()) == PAGE.read_text(), "python -m tests.benchmarks.scale --tables-only"
+
+
+def test_the_table_of_what_was_measured_is_the_result():
+    found = json.loads(plan.RESULTS.read_text())
+    assert plan.page(found, plan.PAGE.read_text()) == plan.PAGE.read_text()
 
 
 @pytest.mark.parametrize("model", ["7b", "32b"])
