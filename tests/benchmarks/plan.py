@@ -114,8 +114,8 @@ def page(found, text):
 
 def table(found):
     head = (
-        "| engines | ranks | staleness | samples/s measured | predicted | error | versions behind measured, predicted | "
-        "learner idle measured, predicted |\n| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| engines | ranks | staleness | samples/s | predicted | error | versions behind (measured, predicted) | "
+        "learner idle (the same) |\n| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
     )
     return head + "".join(map(row, found["runs"]))
 
