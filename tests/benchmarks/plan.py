@@ -35,7 +35,15 @@ BAR = 0.15
 GROUPS = 16
 """Of a step, of 4 samples."""
 SLOTS = 16
-ENGINE = {"mean_tokens": 50, "sigma": 0.8, "token_s": 0.02, "sequence_s": 0.0004, "slots": SLOTS, "obliging": 1}
+ENGINE = {
+    "fixed_tokens": 0,
+    "mean_tokens": 50,
+    "sigma": 0.8,
+    "token_s": 0.02,
+    "sequence_s": 0.0004,
+    "slots": SLOTS,
+    "obliging": 1,
+}
 """1.3 s an answer in the mean: two cores have little to do, and are not what is measured."""
 TRAIN = {"fixed_s": 0.1, "token_s": 3e-4, "publish_s": 0.1}
 PREDICTED_STEPS = 200

@@ -2,9 +2,8 @@
 
     docs/plans/*.toml ──► asyncflow plan ──► docs/results/scale.json ──► docs/scale.md
 
-    make -s bench BENCH=scale                              all; some ten minutes on one core
-    python -m tests.benchmarks.scale --most 512            without the largest
-    python -m tests.benchmarks.scale --tables-only         the page from what lies in docs/results
+    make -s bench BENCH=scale                   what is not in docs/results/scale.json, then the page
+    python -m tests.benchmarks.scale --anew     all, some minutes of one core
 
 Nothing is measured but how long a simulation takes. Prints one JSON object: the linearity of each table. No bar.
 """
@@ -26,10 +25,12 @@ DOCS = Path(__file__).parents[2] / "docs"
 RESULTS, PAGE = DOCS / "results/scale.json", DOCS / "scale.md"
 BEGIN, END = "<!-- tables: made by tests/benchmarks/scale.py -->\n", "<!-- end of tables -->\n"
 GPUS = (32, 64, 128, 256, 512)
-BEYOND = (2048, 10_000)
-"""Only with a batch that grows: a batch of 4,096 samples leaves most of so many without work."""
+BEYOND = (512, 2048, 10_000)
+"""With a large batch: one of 4,096 samples leaves most of so many without work."""
 STEPS = 8
 TITLES = {"7b": "7 B", "32b": "32 B"}
+FLAGS = {"fixed": (), "growing": ("--scale-batch",), "large": ("--groups-per-step", "4096")}
+BATCHES = {"fixed": "512 groups a step", "growing": "512 groups for each 32 GPUs", "large": "4,096 groups a step"}
 
 
 @dataclass(frozen=True)
@@ -38,25 +39,26 @@ class Table:
 
     model: str
     max_staleness: int
-    grows: bool
+    batch: str
 
     @property
     def name(self):
-        return f"{self.model}, staleness {self.max_staleness}, {'growing' if self.grows else 'fixed'} batch"
+        return f"{self.model}, staleness {self.max_staleness}, {self.batch} batch"
 
-    def gpus(self, most):
-        wanted = (*GPUS, *BEYOND) if self.grows and self.max_staleness == 1 else GPUS
-        return [number for number in wanted if number <= most]
+    @property
+    def gpus(self):
+        return BEYOND if self.batch == "large" else GPUS
 
     def command(self, gpus):
         return [
             "plan", "--calibration", f"docs/plans/{self.model}.toml", "--gpus", *map(str, gpus),
-            "--max-staleness", str(self.max_staleness), *(["--scale-batch"] if self.grows else []),
+            "--max-staleness", str(self.max_staleness), *FLAGS[self.batch],
             "--steps", str(STEPS),
         ]  # fmt: skip
 
 
-TABLES = [Table(model, staleness, grows) for model in TITLES for staleness in (1, 4) for grows in (False, True)]
+TABLES = [Table(model, staleness, batch) for model in TITLES for staleness in (1, 4) for batch in ("fixed", "growing")]
+TABLES += [Table(model, 4, "large") for model in TITLES]
 
 
 def run(command):
@@ -68,9 +70,9 @@ def run(command):
     return json.loads(told.getvalue())["predicted"]
 
 
-def predict(table, most):
+def predict(table):
     """A table's lines, and how long the simulation took."""
-    command, started = table.command(table.gpus(most)), time.monotonic()
+    command, started = table.command(table.gpus), time.monotonic()
     predicted = run(command)
     return {"command": " ".join(["asyncflow", *command]), "seconds": time.monotonic() - started, "predicted": predicted}
 
@@ -94,41 +96,35 @@ def page(found, text):
 def summary(found):
     """The linearity at 512 GPUs of every table, and what is published."""
     head = f"| from 32 to 512 GPUs | {' | '.join(TITLES.values())} |\n| --- | ---: | ---: |\n"
-    rows = [f"| predicted, {kind(grows)}, staleness {staleness} | {cells(found, staleness, grows)} |\n"
-            for grows in (False, True) for staleness in (1, 4)]  # fmt: skip
+    rows = [f"| predicted, {BATCHES[batch]}, staleness {staleness} | {cells(found, staleness, batch)} |\n"
+            for batch in ("fixed", "growing") for staleness in (1, 4)]  # fmt: skip
     return head + "".join(rows) + "| published: AsyncFlow, arXiv 2507.01663 | 0.65 | 0.88 |\n"
 
 
-def cells(found, staleness, grows):
-    names = [Table(model, staleness, grows).name for model in TITLES]
+def cells(found, staleness, batch):
+    names = [Table(model, staleness, batch).name for model in TITLES]
     return " | ".join(f"{linearity(found[name]['predicted']):.2f}" for name in names)
-
-
-def kind(grows):
-    return "512 groups for each 32 GPUs" if grows else "512 groups a step"
 
 
 def section(table, found):
     lines = [Prediction(**{name: value for name, value in line.items() if name != "waits_for"})
              for line in found["predicted"]]  # fmt: skip
-    title = f"### {TITLES[table.model]}, {kind(table.grows)}, staleness {table.max_staleness}"
+    title = f"### {TITLES[table.model]}, {BATCHES[table.batch]}, staleness {table.max_staleness}"
     return f"{title}\n\n`{found['command']}`\n\n{to_markdown(lines)}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most", type=int, default=max(BEYOND), help="GPUs")
-    parser.add_argument("--tables-only", action="store_true")
-    options = parser.parse_args()
-    if not options.tables_only:
-        found = {}
-        for table in TABLES:
-            found[table.name] = predict(table, options.most)
+    parser.add_argument("--anew", action="store_true", help="also what is there")
+    found = {} if parser.parse_args().anew or not RESULTS.exists() else json.loads(RESULTS.read_text())
+    for table in TABLES:
+        if table.name not in found:
+            found[table.name] = predict(table)
             sys.stderr.write(f"{table.name}: {found[table.name]['seconds']:.0f} s\n")
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    found = json.loads(RESULTS.read_text())
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(found, PAGE.read_text()))
-    sys.stdout.write(json.dumps({name: linearity(each["predicted"]) for name, each in found.items()}, indent=1) + "\n")
+    told = {name: linearity(each["predicted"], each["predicted"][-1]["gpus"]) for name, each in found.items()}
+    sys.stdout.write(json.dumps(told, indent=1) + "\n")
     return 0
 
 

@@ -23,7 +23,7 @@ def test_the_table_of_what_was_measured_is_the_result():
 @pytest.mark.parametrize("model", ["7b", "32b"])
 def test_the_plan_predicts_it_again(model):
     """The first line of a table; the others are made by the same command. Rounding may be another elsewhere."""
-    table = Table(model, 1, False)
+    table = Table(model, 1, "fixed")
     (again,) = run(table.command(GPUS[:1]))
     assert again["tokens_per_s"] == pytest.approx(FOUND[table.name]["predicted"][0]["tokens_per_s"], rel=0.05)
 
