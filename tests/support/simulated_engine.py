@@ -132,6 +132,8 @@ class SimulatedEngine:
     def set(self, name, number):
         """Sets one of the numbers by its name."""
         setattr(self, name, type(getattr(self, name))(float(number)))
+        if name == "seed":
+            self._random.seed(self.seed)
 
     async def _generate(self, request):
         body = json.loads(await request.read())
