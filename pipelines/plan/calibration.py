@@ -174,6 +174,10 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     """Writes a calibration as TOML.
 
     Raises:
-        OSError: the file cannot be written.
+        ConfigError: the file cannot be written.
     """
-    path.write_text(tomli_w.dumps(calibration.model_dump(mode="json", exclude_none=True)))
+    text = tomli_w.dumps(calibration.model_dump(mode="json", exclude_none=True))
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ConfigError(f"--save {path}: {error.strerror}; give a file in a directory that can be written") from error

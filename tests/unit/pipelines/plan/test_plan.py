@@ -94,6 +94,10 @@ def test_bad_arguments_are_told(asyncflow, file, tmp_path):
     assert refused(asyncflow("plan", "--calibration", tmp_path / "none.toml"), "none.toml", "--save FILE")
     assert refused(asyncflow("plan", "--calibration", file, "--gpus", 4, "--workers", 2), "not both")
     assert refused(asyncflow("plan", "--calibration", file, "--workers", 0), "--workers 0: expected 1 or more")
+    assert refused(
+        asyncflow("plan", "--calibration", file, "--save", tmp_path / "no" / "x.toml"), "--save", "No such file"
+    )
+    assert refused(asyncflow("plan", "--calibration", file, "--max-staleness", -1), "workload.max_staleness = -1")
     assert refused(asyncflow("plan", "--calibration", file, "--gpus", 2), "2 GPUs are too few", "at least 2")
     assert refused(asyncflow("plan", "--calibration", file, "--format", "markdown"), "give --gpus or --workers")
     assert refused(asyncflow("plan", "--run", "nope", cwd=tmp_path), "no run 'nope'")
