@@ -27,7 +27,7 @@ BIN   := .venv/bin
 LOCKS := deploy/requirements
 READY := .venv/.ready-$(PLATFORM)
 COMPILE = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet --no-emit-index-url \
-	--custom-compile-command "make lock" --extra local --extra dev --excludes $(LOCKS)/excludes.txt
+	--custom-compile-command "make lock" --extra local --extra dev --extra tracing --excludes $(LOCKS)/excludes.txt
 
 export HF_HUB_OFFLINE = 1
 export DS_BUILD_OPS = 0

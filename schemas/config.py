@@ -25,6 +25,7 @@ from schemas.secrets import is_reference, is_secret, reveal
 from schemas.sections import Positive, Section
 from schemas.services import JudgeConfig, RewardModelConfig, ServiceName, UserModelConfig
 from schemas.topics import Topics
+from schemas.tracing import TracingConfig
 from schemas.trackers import TrackerName
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -399,6 +400,7 @@ class RunConfig(Section):
     scorer: ScorerConfig = ScorerConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     gateway: GatewayConfig = GatewayConfig()
+    tracing: TracingConfig = TracingConfig()
 
     @field_validator("name")
     @classmethod

@@ -44,6 +44,7 @@ class Asked:
 
     body: dict
     min_version: int
+    traceparent: str | None = None
 
 
 @dataclass
@@ -137,7 +138,8 @@ class SimulatedEngine:
 
     async def _generate(self, request):
         body = json.loads(await request.read())
-        asked = Asked(body, int(request.headers.get("X-AsyncFlow-Min-Version", 0)))
+        version = int(request.headers.get("X-AsyncFlow-Min-Version", 0))
+        asked = Asked(body, version, request.headers.get("traceparent"))
         if self.obliging:
             self.version = max(self.version, asked.min_version)
         self.requests.append(asked)
