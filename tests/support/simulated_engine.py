@@ -34,6 +34,7 @@ from aiohttp import web
 _REMEMBERED = 100_000
 _STREAM_FAULTS = ("break_off", "error_event", "no_end")
 _PIECES = 10
+"""In which an answer is computed where its speed depends on others."""
 END = 2
 """The end-of-sequence token of the tiny model."""
 
