@@ -103,8 +103,8 @@ def scene(locks, model_dir, tmp_path_factory, _nursery):
         (directory / name).write_text(key)
     ports = dict(zip(("rollout", "learner", "feedback", "gateway"), free_ports(4), strict=True))
     scene = Scene(locks, directory, tree_of(directory, model_dir, ports))
-    create_acls(scene.config("admin"))
-    create_topics(scene.config("operator"))
+    create_acls(scene.config("admin"), 60)
+    create_topics(scene.config("operator"), 60)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(JUDGE_VARIABLE, JUDGE_KEY)
         run_all(scene, _nursery, ports)
