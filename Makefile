@@ -8,6 +8,8 @@
 #   make format    let ruff rewrite the files
 #   make docs      write docs/reference/ from the code again
 #   make lock      resolve the requirements again
+#   make sbom      list the locked packages with their hashes as CycloneDX, in build/
+#   make advisories   ask PyPI whether one of them has a known weakness; fails if one has, or if it says nothing
 #   make clean     remove what the other targets made, runs excepted
 #
 # PLATFORM=cpu or cuda chooses the locked requirements; PYTHON the interpreter to begin with.
@@ -22,6 +24,8 @@ BENCH ?= generation
 BENCH_ARGS ?=
 
 UV_VERSION := 0.13.9
+SBOM_VERSION := 7.5.0
+PIP_AUDIT_VERSION := 2.10.1
 UV    := .tools/bin/uv
 BIN   := .venv/bin
 LOCKS := deploy/requirements
@@ -32,7 +36,7 @@ COMPILE = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --g
 export HF_HUB_OFFLINE = 1
 export DS_BUILD_OPS = 0
 
-.PHONY: demo test fuzz bench lint format docs lock clean
+.PHONY: demo test fuzz bench lint format docs lock sbom advisories clean
 
 demo: $(READY)
 	$(BIN)/asyncflow demo $(DEMO_ARGS)
@@ -65,6 +69,15 @@ docs: $(READY)
 lock: $(UV)
 	$(COMPILE) --extra cpu --override $(LOCKS)/overrides-cpu.txt --excludes $(LOCKS)/excludes-cpu.txt -o $(LOCKS)/cpu.txt
 	$(COMPILE) --extra cuda -o $(LOCKS)/cuda.txt
+
+sbom: $(UV)
+	mkdir -p build
+	$(UV) tool run --quiet --from cyclonedx-bom==$(SBOM_VERSION) cyclonedx-py requirements --output-reproducible --validate \
+		--pyproject pyproject.toml -o build/sbom-$(PLATFORM).json $(LOCKS)/$(PLATFORM).txt
+
+advisories: $(UV)
+	$(UV) tool run --quiet --from pip-audit==$(PIP_AUDIT_VERSION) pip-audit --strict --progress-spinner off \
+		--require-hashes --disable-pip -r $(LOCKS)/$(PLATFORM).txt
 
 clean:
 	rm -rf .venv .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -54,7 +54,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     if submission.works_here:
-        serve_metrics("feedback.metrics_port", config.feedback.metrics_port)
+        serve_metrics("feedback", config.feedback.metrics_host, config.feedback.metrics_port)
         sample_often()
     build(pipeline, config)
     try:

@@ -78,7 +78,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     stop = threading.Event()
     _end_on_signals(_handler(submission, stop))
     if submission.works_here:
-        serve_metrics("rollout.metrics_port", config.rollout.metrics_port)
+        serve_metrics("rollout", config.rollout.metrics_host, config.rollout.metrics_port)
         sample_often()
     build(pipeline, config)
     try:
@@ -106,6 +106,7 @@ def check(config: RunConfig) -> None:
         launch.check("required")
     environments.load(config.rollout.environments)
     Tokenizer.load(config.model.path)
+    config.worker.key()
     Asking(config.rewards)  # whose services find their keys, or say which is missing
     create_topics(config)
 

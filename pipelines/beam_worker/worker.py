@@ -16,6 +16,7 @@ from apache_beam.runners.worker.sdk_worker import SdkHarness
 
 from pipelines.beam import serve_metrics
 from pipelines.cli.logs import configure_logging
+from pipelines.local.ports import LOOPBACK
 from pipelines.local.state_sampler import sample_often
 from schemas.errors import PortError
 
@@ -37,7 +38,7 @@ def main(control: str, worker_id: str, metrics_port: int) -> None:
     threading.Thread(target=_end_with_pool, name="end-with-pool", daemon=True).start()
     sample_often()
     try:
-        serve_metrics("--metrics-port", metrics_port)
+        serve_metrics("beam-worker", LOOPBACK, metrics_port)
     except PortError as error:  # another pipeline's worker has it
         _LOG.warning("metrics_not_served", worker=worker_id, error=str(error))
     try:
