@@ -6,7 +6,8 @@
 #   make bench     BENCH=generation: measures, prints one JSON object, fails if a figure misses its bar
 #   make lint      ruff, mypy, import-linter, codespell
 #   make format    let ruff rewrite the files
-#   make docs      write docs/reference/ from the code again
+#   make docs      write docs/reference/ and what deploy/ has from the code again
+#   make charts    render the Helm chart's examples again, for the tests; needs go
 #   make lock      resolve the requirements again
 #   make clean     remove what the other targets made, runs excepted
 #
@@ -22,17 +23,23 @@ BENCH ?= generation
 BENCH_ARGS ?=
 
 UV_VERSION := 0.13.9
+HELM_VERSION := 3.22.0
 UV    := .tools/bin/uv
+HELM  := .tools/bin/helm
 BIN   := .venv/bin
 LOCKS := deploy/requirements
 READY := .venv/.ready-$(PLATFORM)
 COMPILE = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet --no-emit-index-url \
-	--custom-compile-command "make lock" --extra local --extra dev --excludes $(LOCKS)/excludes.txt
+	--custom-compile-command "make lock" --excludes $(LOCKS)/excludes.txt
+WHOLE = --extra local --extra dev
+# What is in the file already are the versions to prefer, so images have what is tested where nothing forbids it.
+IMAGE = cp $(LOCKS)/$(1).txt $(LOCKS)/images/$(2).txt && $(COMPILE) $(3) -o $(LOCKS)/images/$(2).txt
+ON_CPU = --extra cpu --override $(LOCKS)/overrides-cpu.txt --excludes $(LOCKS)/excludes-cpu.txt
 
 export HF_HUB_OFFLINE = 1
 export DS_BUILD_OPS = 0
 
-.PHONY: demo test fuzz bench lint format docs lock clean
+.PHONY: demo test fuzz bench lint format docs charts lock clean
 
 demo: $(READY)
 	$(BIN)/asyncflow demo $(DEMO_ARGS)
@@ -61,10 +68,22 @@ format: $(READY)
 
 docs: $(READY)
 	$(BIN)/python docs/generate.py
+	$(BIN)/python deploy/generate.py
+
+charts: $(READY) $(HELM)
+	$(BIN)/python deploy/helm/crds.py
+	$(HELM) lint --strict deploy/helm/asyncflow
+	$(BIN)/python deploy/helm/render.py $(HELM)
+	$(BIN)/pytest tests/unit/deploy/test_helm.py
 
 lock: $(UV)
-	$(COMPILE) --extra cpu --override $(LOCKS)/overrides-cpu.txt --excludes $(LOCKS)/excludes-cpu.txt -o $(LOCKS)/cpu.txt
-	$(COMPILE) --extra cuda -o $(LOCKS)/cuda.txt
+	$(COMPILE) $(WHOLE) $(ON_CPU) -o $(LOCKS)/cpu.txt
+	$(COMPILE) $(WHOLE) --extra cuda -o $(LOCKS)/cuda.txt
+	$(call IMAGE,cpu,core)
+	$(call IMAGE,cpu,dataflow,--extra dataflow)
+	$(call IMAGE,cuda,learner,--extra learner --extra buckets)
+	$(call IMAGE,cpu,worker-cpu,$(ON_CPU) --extra buckets)
+	$(call IMAGE,cuda,worker-cuda,--extra cuda --extra buckets)
 
 clean:
 	rm -rf .venv .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
@@ -74,6 +93,9 @@ $(UV):
 	@command -v $(PYTHON) >/dev/null || { echo "asyncflow needs Python 3.11 to 3.13 on the PATH, or PYTHON=/path/to/python"; exit 2; }
 	$(PYTHON) -m venv .tools
 	.tools/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+$(HELM): | $(UV)
+	GOBIN=$(CURDIR)/.tools/bin go install -trimpath -ldflags="-s -w" helm.sh/helm/v3/cmd/helm@v$(HELM_VERSION)
 
 # Python 3.12 if there is one, else another that fits, else one that uv fetches.
 $(READY): $(LOCKS)/$(PLATFORM).txt pyproject.toml | $(UV)

@@ -42,6 +42,7 @@ VERBS: Final = {
     "completion": "print what makes bash, zsh or fish complete verbs and flags",
     "topics": "create the topics of a run, or check those that exist",
     "kafka": "serve the log of a finished run again",
+    "bundle": "write all that a machine without a network needs, in parts",
     "top": "watch a run: its flow, its workers, and what it waits for",
     "graph": "show what a pipeline is made of, and which Beam runners can run it",
     "audit": "check every promise of a run from its topics alone",
@@ -60,7 +61,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "processes": ("worker", "rollout", "learn", "join-feedback", "gateway", "evaluate", "learn-scorer", "serve-scorer"),
     "data": ("submit", "curriculum", "feedback", "export"),
     "look and check": ("top", "report", "eval", "graph", "audit", "replay"),
-    _TOOLS: ("topics", "kafka", "completion", "simulate-users", "simulate-raters", "drill", "bench"),
+    _TOOLS: ("topics", "kafka", "bundle", "completion", "simulate-users", "simulate-raters", "drill", "bench"),
 }
 
 _OUT_OF_MEMORY: Final = "OutOfMemoryError"
