@@ -80,7 +80,7 @@ lock: $(UV)
 	$(COMPILE) $(WHOLE) $(ON_CPU) -o $(LOCKS)/cpu.txt
 	$(COMPILE) $(WHOLE) --extra cuda -o $(LOCKS)/cuda.txt
 	$(call IMAGE,cpu,core)
-	$(call IMAGE,cpu,dataflow,--extra dataflow)
+	$(call IMAGE,cpu,dataflow,--extra dataflow --extra buckets)
 	$(call IMAGE,cuda,learner,--extra learner --extra buckets)
 	$(call IMAGE,cpu,worker-cpu,$(ON_CPU) --extra buckets)
 	$(call IMAGE,cuda,worker-cuda,--extra cuda --extra buckets)

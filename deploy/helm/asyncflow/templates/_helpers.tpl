@@ -33,7 +33,15 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 
 {{- define "asyncflow.weightsClaim" -}}{{ .Values.weights.claim | default (printf "%s-weights" (include "asyncflow.name" .)) }}{{- end }}
 {{- define "asyncflow.checkpointsClaim" -}}{{ .Values.checkpoints.claim | default (printf "%s-checkpoints" (include "asyncflow.name" .)) }}{{- end }}
-{{- define "asyncflow.kafkaUser" -}}{{ printf "%s-%s" ((index . 0).Values.kafka.userPrefix | default (include "asyncflow.name" (index . 0))) (index . 1) }}{{- end }}
+
+{{/* A run's name as Kubernetes takes names. */}}
+{{- define "asyncflow.runName" -}}{{ include "asyncflow.run" . | lower | replace "_" "-" }}{{- end }}
+
+{{/* The user of a role at Kafka, and the Secret with what proves it: call with (list $ "worker"). */}}
+{{- define "asyncflow.kafkaUser" -}}
+{{- $ := index . 0 -}}
+{{ printf "%s-%s" ($.Values.kafka.userPrefix | default (include "asyncflow.runName" $)) (index . 1) }}
+{{- end }}
 
 {{/* The first rank's address: where the others and engines meet it. */}}
 {{- define "asyncflow.learnerHost" -}}
