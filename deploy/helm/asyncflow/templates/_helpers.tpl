@@ -265,3 +265,24 @@ spec:
   {{- include "asyncflow.containerSecurity" (dict "type" "RuntimeDefault") | nindent 2 }}
   volumeMounts: {{- include "asyncflow.mounts" (list $ "learner" $has) | nindent 4 }}
 {{- end }}
+
+{{/* Parts of the pods of Flink. */}}
+{{- define "asyncflow.flinkPod" -}}
+apiVersion: v1
+kind: Pod
+metadata:
+  labels: {{- include "asyncflow.labels" (list . "flink") | nindent 4 }}
+{{- end }}
+{{- define "asyncflow.flinkContainer" -}}
+- name: flink-main-container
+  securityContext:
+    allowPrivilegeEscalation: false
+    capabilities: {drop: [ALL]}
+    seccompProfile: {type: RuntimeDefault}
+  volumeMounts:
+    - {name: flink-state, mountPath: /flink-state}
+{{- end }}
+{{- define "asyncflow.flinkVolume" -}}
+- name: flink-state
+  persistentVolumeClaim: {claimName: {{ .Values.pipelines.flink.stateClaim }}}
+{{- end }}
