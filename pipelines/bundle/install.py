@@ -21,7 +21,7 @@ import tarfile
 import venv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
@@ -156,13 +156,30 @@ def install(bundle: Path, manifest: dict[str, Any], to: Path, cache: Path) -> No
 
 
 def _unpack(bundle: Path, manifest: dict[str, Any], staged: Path) -> None:
+    expected = {file["name"]: file["sha256"] for file in manifest["files"]}
     stream = io.BufferedReader(_Joined(bundle / part["name"] for part in manifest["parts"]), _CHUNK_BYTES)
     with stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-        archive.extractall(staged, filter="data")
-    for file in manifest["files"]:
-        if sha256_of(staged / file["name"]) != file["sha256"]:
-            raise Unfit(f"{file['name']} has another sha256 than the manifest says; make the bundle again")
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is None or member.name not in expected or ".." in Path(member.name).parts:
+                raise Unfit(f"{member.name} is not in the manifest; make the bundle again")
+            if _write(content, staged / member.name, member.mode) != expected.pop(member.name):
+                raise Unfit(f"{member.name} has another sha256 than the manifest says; make the bundle again")
+    if expected:
+        raise Unfit(f"{len(expected)} files are missing, such as {min(expected)}; make the bundle again")
     _say(f"{len(manifest['files'])} files: as they were made")
+
+
+def _write(content: IO[bytes], target: Path, mode: int) -> str:
+    """Writes one file below the directory that everything goes to, and returns its sha256."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with target.open("wb") as file:
+        while chunk := content.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            file.write(chunk)
+    target.chmod(0o755 if mode & 0o100 else 0o644)
+    return digest.hexdigest()
 
 
 class _Joined(io.RawIOBase):
@@ -193,10 +210,10 @@ def _make_environment(staged: Path, to: Path) -> None:
     venv.create(to, symlinks=True, with_pip=False)
     wheels = staged / "wheels"
     (pip,) = wheels.glob("pip-*.whl")  # a wheel can be run as it is: a system without ensurepip needs no pip
-    command = [to / "bin" / "python", pip / "pip", "install", "--no-index", "--find-links", wheels, "--no-deps"]
-    options = ["--require-hashes", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
+    command = [str(to / "bin" / "python"), str(pip / "pip"), "install", "--no-index", "--find-links", str(wheels)]
+    options = ["--no-deps", "--require-hashes", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     _say("installing; this takes some minutes")
-    done = subprocess.run([*command, *options, "--requirement", staged / "requirements.txt"], check=False)
+    done = subprocess.run([*command, *options, "--requirement", str(staged / "requirements.txt")], check=False)
     if done.returncode:
         raise Unfit(f"pip ended with {done.returncode}, see above")
 

@@ -36,7 +36,7 @@ def write_bundle(staged: Path, target: Path, part_bytes: int, about: dict[str, s
     if part_bytes < SMALLEST_PART_BYTES:
         raise ConfigError(f"--part-bytes {part_bytes:,}: expected {SMALLEST_PART_BYTES:,} or more")
     files = sorted(path for path in staged.rglob("*") if path.is_file())
-    with Parts(target, part_bytes) as parts, tarfile.open(fileobj=parts, mode="w|") as archive:  # type: ignore[arg-type]
+    with Parts(target, part_bytes) as parts, tarfile.open(fileobj=parts, mode="w|") as archive:
         for file in files:
             archive.add(file, str(file.relative_to(staged)), filter=_without_owner)
     manifest = {
