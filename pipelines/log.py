@@ -4,6 +4,7 @@ TopicReader    one topic, from its beginning, without a consumer group
 RunLog         all that was read of a run so far; ``advance`` reads on
 """
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from schemas.trajectories import Sample, decode
 from schemas.weights import WeightVersion
 
 _POLL_MS = 200
+_SILENT_S = 60.0
+"""Without a record for so long, and with more to come, a reader gives up: kafka-python would try for ever."""
 _T = TypeVar("_T")
 
 
@@ -72,11 +75,24 @@ class TopicReader:
                 self._consumer.seek(partition, offsets[partition.partition])
 
     def read_on(self) -> Iterator[Any]:
-        """The records from where it stands to the present end of the topic, as kafka-python's ``ConsumerRecord``."""
+        """The records from where it stands to the present end of the topic, as kafka-python's ``ConsumerRecord``.
+
+        Raises:
+            BrokerError: nothing has come for a minute though there is more: the broker died meanwhile.
+        """
         ends = self._consumer.end_offsets(self.partitions)
-        while any(self._consumer.position(partition) < end for partition, end in ends.items()):
+        stands, since = self._stands(), time.monotonic()
+        while any(stands[partition] < end for partition, end in ends.items()):
             for records in self._consumer.poll(timeout_ms=_POLL_MS).values():
                 yield from records
+            before, stands = stands, self._stands()
+            if stands != before:
+                since = time.monotonic()
+            elif time.monotonic() - since > _SILENT_S:
+                raise BrokerError(_silence(stands, ends))
+
+    def _stands(self) -> dict[Any, int]:
+        return {partition: self._consumer.position(partition) for partition in self.partitions}
 
     def ends(self) -> dict[int, int]:
         """The offset after the last record of each partition."""
@@ -85,6 +101,14 @@ class TopicReader:
     def close(self) -> None:
         """Closes the connection."""
         self._consumer.close()
+
+
+def _silence(stands: Mapping[Any, int], ends: Mapping[Any, int]) -> str:
+    partition, end = next((each, end) for each, end in ends.items() if stands[each] < end)
+    return (
+        f"Kafka has sent nothing for {_SILENT_S:.0f} s: {partition.topic}/{partition.partition} is read up to "
+        f"{stands[partition]} of {end}; see whether the broker is up, and start this again"
+    )
 
 
 def read_topic(kafka: KafkaConfig, topic: str, decode: Callable[[bytes], _T]) -> list[_T]:

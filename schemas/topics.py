@@ -118,7 +118,7 @@ class Topics:
             TopicSpec(self.pending, partitions, {**large, **_FOREVER, **_APPENDED}),
             TopicSpec(self.feedback, partitions, {**_FOREVER, **_APPENDED}),
             TopicSpec(self.exchanges, partitions, {**prompts, **_FOREVER}),
-            TopicSpec(self.outcomes, 1, _FOREVER),
+            TopicSpec(self.outcomes, 1, {**large, **_FOREVER}),
             TopicSpec(self.weights, 1, _FOREVER),
             TopicSpec(self.admission, 1, _FOREVER),
             TopicSpec(self.workers, 1, _BRIEFLY),

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final
 
 from pipelines.doctor.finding import Finding, Subject, Verdict
-from pipelines.dry_run.sizes import gib
 from pipelines.local.machine import expected_dtype, free_bytes, gpus, instruction_sets, memory
 from pipelines.local.paths import DEFAULT_RUNS, cache_place
 from pipelines.local.stack import SPARE_BYTES
 from pipelines.local.threads import cores
+from pipelines.sizes import gib
 
 _LITTLE_MEMORY: Final = 6 << 30
 """The demo's engine, learner and broker take 4.3 GiB by ``asyncflow demo --dry-run``, and activations besides."""

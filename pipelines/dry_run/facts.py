@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipelines.dry_run.model import ModelFacts, read_model
 from pipelines.local.broker import known_jars
 from pipelines.local.machine import Gpu, Memory, expected_dtype, free_bytes, gpus, memory
 from pipelines.local.ports import is_free
@@ -14,6 +13,7 @@ from pipelines.local.prism import known_prism
 from pipelines.local.stack import check_model
 from pipelines.local.threads import cores
 from pipelines.local.topics import inspect_topics
+from pipelines.model_facts import ModelFacts, read_model
 from pipelines.runs import CONFIG_NAME, is_locked
 from schemas.config import RunConfig
 from schemas.errors import BrokerError, ConfigError, ModelError

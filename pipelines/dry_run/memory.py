@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from pipelines.dry_run.facts import Facts
-from pipelines.dry_run.model import ModelFacts
-from pipelines.dry_run.sizes import BYTES_OF, gib, kv_token_bytes, learner_bytes, trained_numbers
+from pipelines.model_facts import ModelFacts
+from pipelines.sizes import BYTES_OF, gib, kv_token_bytes, learner_bytes, trained_numbers
 from schemas.checks import Check
 from schemas.config import RunConfig
 from schemas.errors import ModelError

@@ -7,11 +7,11 @@ from typing import Final
 
 from pipelines.dry_run.facts import Facts, ports_of
 from pipelines.dry_run.memory import adapter_is_wrong, memory_checks, model_checks
-from pipelines.dry_run.sizes import checkpoint_bytes, gib, version_bytes
 from pipelines.dry_run.verbs import STACK, VERBS
 from pipelines.local.broker import KAFKA_VERSION
 from pipelines.local.ports import LOOPBACK
 from pipelines.local.stack import HELD_BY_EVALUATOR, SPARE_BYTES, local_port
+from pipelines.sizes import checkpoint_bytes, gib, version_bytes
 from schemas.checks import Check, Verdict, check
 from schemas.config import KafkaConfig, RunConfig
 from schemas.errors import ConfigError

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from pipelines.dry_run.model import read_model
 from pipelines.dry_run.show import tell
-from pipelines.dry_run.sizes import BYTES_OF, gib
 from pipelines.local.machine import gpus, memory
 from pipelines.local.ports import is_free
+from pipelines.model_facts import read_model
+from pipelines.sizes import BYTES_OF, gib
 from schemas.checks import Check
 from schemas.errors import ModelError
 from schemas.scoring import ScorerServerConfig

@@ -31,7 +31,9 @@ from pipelines.local.prism import find_prism, prism_command
 from pipelines.local.supervisor import TICK_S, Spec, Supervisor
 from pipelines.local.threads import cores, thread_environment
 from pipelines.local.topics import create_topics
+from pipelines.model_facts import read_model
 from pipelines.runs import CONFIG_NAME, KAFKA_NAME, lock_run, name_taken
+from pipelines.sizes import checkpoint_bytes, version_bytes
 from schemas.config import KafkaConfig, RolloutConfig, RunConfig, WorkerConfig, load, validate
 from schemas.errors import ConfigError, DiskError, ModelError, RunError
 from schemas.gateway import GatewayConfig
@@ -337,12 +339,13 @@ def check_room(config: RunConfig, directory: Path, *, evaluates: bool = False) -
 
     Raises:
         DiskError: there is less room than they need.
+        ModelError: the model cannot be read, or has no layers for the adapter.
     """
-    model_bytes = sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors"))
-    checkpoint_bytes = 3 * model_bytes  # weights and AdamW's two moments
+    model = read_model(check_model(config))
     held = max(_count_held(config, directory), HELD_BY_EVALUATOR if evaluates else 0)
     copies = config.weights.keep + held + 1
-    needed = copies * model_bytes + (config.learner.keep_checkpoints + 1) * checkpoint_bytes + SPARE_BYTES
+    versions = copies * version_bytes(config, model, _dtype(config))
+    needed = versions + (config.learner.keep_checkpoints + 1) * checkpoint_bytes(config, model) + SPARE_BYTES
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise DiskError(

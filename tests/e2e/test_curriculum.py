@@ -19,7 +19,7 @@ from schemas.prompts import Prompt, RewardSpec
 from tests.e2e.test_drill import simulated_worker
 from tests.support.curriculum import Pipeline, number_of
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 STEPS, KILL_AFTER = 12, 4
 
 

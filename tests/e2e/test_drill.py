@@ -14,7 +14,7 @@ from pipelines.drill.run import Plan, drill, drill_config
 from pipelines.local import stack
 from pipelines.local.supervisor import Spec
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 BROKEN = Path(__file__).parent / "broken_builds"
 
 

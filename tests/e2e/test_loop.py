@@ -24,7 +24,7 @@ from schemas.layers import Layer
 from schemas.ledger import CheckpointEntry, StartEntry, surviving_steps
 from schemas.weights import version_path
 
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(900)
 STEPS = 14
 KILL_AFTER = 6
 

@@ -20,7 +20,7 @@ def _produce(config, values, topic):
 
     producer = KafkaProducer(**config.kafka.producer_options())
     for value in values:
-        producer.send(topic, value, partition=0).get(timeout=30)
+        producer.send(topic, value, partition=0).get(timeout=60)
     producer.close()
 
 

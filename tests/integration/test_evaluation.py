@@ -85,7 +85,7 @@ class Learner:
         return announced
 
     def _write(self, topic, record):
-        self._producer.send(topic, record.encode()).get(timeout=10)
+        self._producer.send(topic, record.encode()).get(timeout=60)
 
 
 @pytest.fixture

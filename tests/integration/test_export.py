@@ -46,7 +46,7 @@ def models(model_dir):
 
 def announce(config, announced):
     with closing(KafkaProducer(**config.kafka.producer_options())) as producer:
-        producer.send(config.topics.weights, announced.encode()).get(timeout=10)
+        producer.send(config.topics.weights, announced.encode()).get(timeout=60)
 
 
 def publish(config, models, versions, generation=1):

@@ -200,7 +200,7 @@ def test_it_ends_in_good_order(directory):
     (port,) = free_ports(1)
     with serving(directory, port) as server:
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(20) == 0
+        assert server.process.wait(60) == 0
 
 
 def test_a_port_that_is_taken_and_a_model_that_is_none_are_told(server, directory, tmp_path):

@@ -257,7 +257,7 @@ def test_full_queues_lose_no_partition(run_config):
     accounts = Accounts()
     with closing(Admission(consumer, partitions, accounts.skip)) as admission:
         admission.recount({}, 0, {})
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while admission.admitted < 2600 and time.monotonic() < deadline:
             before = dict(admission.frontier)
             admission.advance(admission.admitted + 100, 0.1)

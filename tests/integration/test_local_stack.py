@@ -25,6 +25,7 @@ from schemas.config import (
     load,
 )
 from schemas.errors import ConfigError, ModelError, PortError, ProcessDied, RunError
+from tests.support.models import write_model
 
 STAND_IN = """
 import http.server, os, signal, socket, sys, time
@@ -54,11 +55,7 @@ while not (verb == "learn" and finish.exists()):
 
 @pytest.fixture
 def model(tmp_path):
-    directory = tmp_path / "model"
-    directory.mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (directory / name).touch()
-    return ModelConfig(path=str(directory), dtype="float32")
+    return ModelConfig(path=str(write_model(tmp_path / "model")), dtype="float32")
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +140,7 @@ def test_a_broker_that_is_killed_comes_back_with_its_log(tmp_path, model):
         stack.start_serving()
         topic = stack.config.topics.prompts
         producer = KafkaProducer(**stack.config.kafka.producer_options())
-        producer.send(topic, b"kept", partition=0).get(timeout=30)
+        producer.send(topic, b"kept", partition=0).get(timeout=60)
         producer.close()
         first = stack.supervisor.pid(BROKER)
         os.kill(first, signal.SIGKILL)
@@ -250,7 +247,7 @@ class _Usage:
     free = 500_000_000
 
 
-def _wait_for(condition, timeout_s=20):
+def _wait_for(condition, timeout_s=60):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "did not come about"

@@ -116,11 +116,11 @@ def test_a_screen_has_what_the_topics_say_and_follows_them(run, send, monkeypatc
         watching = {each.name: each for each in threading.enumerate() if each.name.startswith("top-")}
         with monkeypatch.context() as patch:
             patch.setattr(TopicsWatcher, "look", lambda _: {}["what nobody thought of"])
-            watching["top-topics"].join(20)
+            watching["top-topics"].join(60)
             with pytest.raises(KeyError, match="nobody thought of"):
                 watch.snapshot()
     for thread in watching.values():
-        thread.join(20)
+        thread.join(60)
     assert len(watching) == 2
     assert not any(thread.is_alive() for thread in watching.values())
     with pytest.raises(RuntimeError, match="closed"):

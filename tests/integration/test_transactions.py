@@ -39,7 +39,7 @@ def test_a_transaction_ends_although_its_coordinator_could_not_be_reached_at_fir
     armed.set()
     thread = threading.Thread(target=transact, args=(producer, config), daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive(), "the transaction hangs"
     assert len(refused) == 2
     producer.close()

@@ -52,7 +52,7 @@ def test_an_outage_holds_groups_back_and_stops_prompts_and_loses_nothing(open_po
     topics.send_prompts([prompt()] * 40)
     topics.admit(100, 100)
     pool = open_pool()
-    wait_for(lambda: len(engine.requests) == 16, 20)
+    wait_for(lambda: len(engine.requests) == 16, 60)
     time.sleep(1.0)
     assert pool.take(100) == [], "no bundle waits for the judge"
     pool.offer_again()
@@ -77,10 +77,10 @@ def test_a_pool_that_has_to_end_lets_go_of_what_nobody_judges_and_the_next_one_a
     topics.send_prompts([prompt()] * 6)
     topics.admit(100, 100)
     pool = open_pool()
-    wait_for(lambda: judge.requests, 20)
+    wait_for(lambda: judge.requests, 60)
     pool.drain()
     assert not pool.is_drained()
-    wait_for(pool.is_drained, 20)
+    wait_for(pool.is_drained, 60)
     pool.stop()
     assert topics.outcomes() == {}
     judge.behaviour = says("Score: 7")

@@ -54,9 +54,9 @@ def test_empty_slots_say_why(open_pool, config, topics, engine, case):
     topics.send_prompts([PROMPT] * prompts)
     topics.admit(admitted, admitted)
     pool = open_pool()
-    wait_for(lambda: len(engine.requests) == asked, 20)
+    wait_for(lambda: len(engine.requests) == asked, 60)
     before = metrics.SLOT_SECONDS.labels("0", reason)._value.get()
-    wait_for(lambda: pool.idle_s() > 1.0, 20)
+    wait_for(lambda: pool.idle_s() > 1.0, 60)
     pool.offer_again()  # nothing is committed; a look at the pool adds the time up
     pool.commits.commit(assemble(config, take(pool, 1)))
     assert metrics.SLOT_SECONDS.labels("0", reason)._value.get() - before > 0.8
@@ -158,7 +158,7 @@ def test_what_was_handed_over_is_committed_once_and_not_offered_again(open_pool,
     pool.drain()
     assert not pool.is_drained()
     pool.hand_over(assemble(config, outcomes[8:]))
-    wait_for(pool.is_drained, 20)
+    wait_for(pool.is_drained, 60)
     assert list(topics.outcomes().values()) == [1] * 12
 
 
@@ -169,7 +169,7 @@ def test_a_commit_that_fails_ends_the_pool(open_pool, config, topics):
     records = assemble(config, take(older, 4))
     open_pool()
     older.hand_over(records)
-    wait_for(lambda: older.error, 20)
+    wait_for(lambda: older.error, 60)
     with pytest.raises(FencedError):
         older.take(1)
     with pytest.raises(FencedError):

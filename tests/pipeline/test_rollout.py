@@ -196,9 +196,9 @@ def test_a_second_signal_does_not_wait_and_leaves_no_process(configure, engine, 
         time.sleep(0.5)
         assert process.process.poll() is None
         process.process.send_signal(signal.SIGINT)
-        assert process.process.wait(20) == 128 + signal.SIGINT
+        assert process.process.wait(60) == 128 + signal.SIGINT
     assert any("prism" in child.name() for child in children)
-    psutil.wait_procs(children, timeout=20)
+    psutil.wait_procs(children, timeout=60)
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 

@@ -43,7 +43,7 @@ class Visit:
     def __init__(self, browser, gateway, **context):
         self.context = browser.new_context(**context)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(60_000)
         self.faults, self.foreign = [], []
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
         self.page.on("console", lambda told: told.type == "error" and self.faults.append(told.text))

@@ -67,7 +67,7 @@ class Pipeline:
         self.admit(*offsets.values())
 
     def send(self, topic, value, headers=None, partition=None):
-        self._producer.send(topic, value, headers=headers, partition=partition).get(timeout=10)
+        self._producer.send(topic, value, headers=headers, partition=partition).get(timeout=60)
 
 
 def number_of(prompt):

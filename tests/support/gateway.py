@@ -69,7 +69,7 @@ class Gateway:
     def __exit__(self, *_):
         self.http.close()
         self.server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(60)
 
     def ask(self, text, **more):
         """The response to one question."""

@@ -91,7 +91,7 @@ class Rollouts(threading.Thread):
 
     def stop(self):
         self._ended.set()
-        self.join(30)
+        self.join(60)
         if self.fault:
             raise self.fault
 

@@ -60,7 +60,7 @@ def announce(bootstrap, topic, announced) -> None:
 
     producer = KafkaProducer(bootstrap_servers=bootstrap, acks="all")
     value = announced if isinstance(announced, bytes) else announced.encode()
-    producer.send(topic, value, partition=0).get(timeout=30)
+    producer.send(topic, value, partition=0).get(timeout=60)
     producer.close()
 
 

@@ -61,13 +61,13 @@ class WorkerProcess:
     def status(self) -> dict | None:
         """The body of the status route; None while the port refuses connections."""
         try:
-            with urllib.request.urlopen(f"{self.url}/asyncflow/status", timeout=10) as answer:
+            with urllib.request.urlopen(f"{self.url}/asyncflow/status", timeout=60) as answer:
                 return json.load(answer)
         except urllib.error.URLError:
             return None
 
     def metrics(self) -> str:
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as answer:
             return answer.read().decode()
 
     def generate(self, token_ids, *, min_version=None, **sampling) -> tuple[int, dict]:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import structlog
-from kafka import KafkaConsumer, TopicPartition
+from kafka import TopicPartition
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
 from schemas.config import RunConfig
@@ -32,6 +32,7 @@ from schemas.errors import RecordError, StateError
 from schemas.identity import FEEDBACK
 from schemas.trajectories import Sample, decode
 from transforms.feedback.book import book_of
+from transforms.feedback.consumer import PausingConsumer
 from transforms.feedback.gate import Gate, merge
 from transforms.feedback.items import Awaited, Item, Judged, Refused, Settled, Source
 from transforms.feedback.order import Order
@@ -94,7 +95,7 @@ class Feed:
         self._order = Order(self._next)
         self._asked_s = self.batch_s = 0.0
         self.batch = Batch((), None)
-        self._consumer = KafkaConsumer(
+        self._consumer = PausingConsumer(
             **config.kafka.consumer_options() | {"max_partition_fetch_bytes": _FETCH_BYTES},
             max_poll_records=_MOST_RECORDS,
         )

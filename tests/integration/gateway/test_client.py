@@ -136,7 +136,7 @@ def test_the_gateway_is_a_process_that_ends_in_good_order(make_config, tmp_path,
             assert "in use" in capsys.readouterr().err
         finally:
             process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 def _wait_until_serving(config, process):

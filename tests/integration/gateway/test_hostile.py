@@ -28,7 +28,7 @@ async def open_slow_clients(gateway, number):
 async def test_a_thousand_slow_clients_are_in_nobodys_way(gateway, engine):
     slow = await open_slow_clients(gateway, SLOW_CLIENTS)
     engine.answers.append(tokens_of("quick"))
-    async with httpx.AsyncClient(base_url=gateway.url, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=60) as client:
         for round_ in range(3):
             for writer in slow:
                 writer.write(b"X" if round_ else b"\r\n{")
@@ -40,7 +40,7 @@ async def test_a_thousand_slow_clients_are_in_nobodys_way(gateway, engine):
 
 def test_a_body_that_does_not_come_is_waited_for_only_so_long(gateway, monkeypatch):
     monkeypatch.setattr("pipelines.gateway.bodies._LONGEST_S", 0.5)
-    with socket.create_connection(("127.0.0.1", gateway.config.gateway.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", gateway.config.gateway.port), timeout=60) as client:
         client.sendall(b"POST /feedback HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
         assert client.recv(100).startswith(b"HTTP/1.1 408")
 
@@ -65,7 +65,7 @@ def test_no_header_can_be_written_from_outside(gateway):
     assert answer.status_code == 200
     assert "x-evil" not in answer.headers
     raw = b"GET /feedback/x%0d%0aX-Evil:%201 HTTP/1.1\r\nHost: x\r\nCookie: asyncflow_person=a%0d%0aX-Evil: 1\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", gateway.config.gateway.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", gateway.config.gateway.port), timeout=60) as client:
         client.sendall(raw)
         head = client.recv(65536).split(b"\r\n\r\n")[0]
     assert head.startswith(b"HTTP/1.1 404")
@@ -73,7 +73,7 @@ def test_no_header_can_be_written_from_outside(gateway):
 
 
 def test_headers_without_end_are_cut_off(gateway):
-    with socket.create_connection(("127.0.0.1", gateway.config.gateway.port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", gateway.config.gateway.port), timeout=60) as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX-Long: ")
         answer = b""
         try:

@@ -36,7 +36,7 @@ def test_points_are_off_without_the_variable(tmp_path):
 def test_an_armed_point_kills_the_first_that_comes_and_leaves_a_witness(tmp_path):
     arm(tmp_path, "after_step")
     first, second = run(tmp_path), run(tmp_path)
-    codes = sorted(process.wait(20) for process in (first, second))
+    codes = sorted(process.wait(60) for process in (first, second))
     assert codes == [-signal.SIGKILL, 0]
     assert len(hits(tmp_path, "after_step")) == 1
 
@@ -53,7 +53,7 @@ def test_a_stopped_process_goes_on_when_it_is_woken(tmp_path):
 def test_each_hit_has_a_witness_of_its_own(tmp_path):
     for _ in range(3):
         arm(tmp_path, "after_step")
-        assert run(tmp_path).wait(20) == -signal.SIGKILL
+        assert run(tmp_path).wait(60) == -signal.SIGKILL
     assert len(hits(tmp_path, "after_step")) == 3
 
 

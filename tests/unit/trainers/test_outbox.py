@@ -21,7 +21,7 @@ class Held:
         self.let_go, self._returns = threading.Event(), returns
 
     def __call__(self):
-        assert self.let_go.wait(10)
+        assert self.let_go.wait(60)
         return self._returns
 
 

@@ -11,6 +11,7 @@ from pipelines.cli import logs
 from pipelines.cli.main import main
 from pipelines.dry_run import facts, scorer
 from pipelines.local.machine import Memory
+from pipelines.local.ports import free_ports
 from tests.support.models import write_model
 
 PROMPT = {"prompt_id": "1", "messages": [{"role": "user", "content": "2+3?"}],
@@ -109,7 +110,8 @@ COMMANDS = {
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_a_process_of_a_run_whose_topics_are_missing_creates_none(rehearse, broker, verb):
     run = ("--name", "unborn", "--kafka.bootstrap", broker, "--model.path", "model")
-    ports = ("--worker.port", 18753, "--gateway.port", 18754)
+    worker, gateway = free_ports(2)
+    ports = ("--worker.port", worker, "--gateway.port", gateway)
     code, page = rehearse(verb, *run, *ports, *COMMANDS[verb])
     assert code == 2, page
     assert "create the run's topics with asyncflow topics" in page
@@ -133,7 +135,7 @@ def test_what_belongs_to_no_run(rehearse, place):
     assert (code, "out.jsonl, new" in page) == (0, True)
     assert rehearse("submit", "prompts.jsonl", "--out", "prompts.jsonl")[0] == 2, "it exists, and is not replaced"
     assert rehearse("submit", "prompts.jsonl", "--out", "nowhere/out.jsonl")[0] == 2
-    code, page = rehearse("serve-scorer", "--model", "model", "--port", 18755)
+    code, page = rehearse("serve-scorer", "--model", "model", "--port", free_ports(1)[0])
     assert (code, "296 parameters × 4 bytes (float32)" in page or "bfloat16" in page) == (0, True)
     assert rehearse("serve-scorer", "--model", "nowhere")[0] == 2
     assert not Path("out.jsonl").exists()

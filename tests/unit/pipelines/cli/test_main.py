@@ -386,5 +386,5 @@ def test_kafka_serves_the_log_of_a_run_again_until_ctrl_c(tmp_path):
         assert refused(in_process_of_its_own("kafka", "old", cwd=tmp_path), "run 'old' is in use by another process")
     finally:
         os.kill(serving.pid, signal.SIGINT)
-    assert serving.wait(30) == 0
+    assert serving.wait(60) == 0
     assert not list(run.glob("pids.*"))

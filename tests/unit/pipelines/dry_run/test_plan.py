@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.dry_run.facts import Facts
-from pipelines.dry_run.model import ModelFacts
 from pipelines.dry_run.plan import Start, plan, wrong
 from pipelines.dry_run.show import render
 from pipelines.dry_run.verbs import VERBS
 from pipelines.local.machine import Gpu, Memory
+from pipelines.model_facts import ModelFacts
 from schemas.config import validate
 
 GIB = 1 << 30

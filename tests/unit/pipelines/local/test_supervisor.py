@@ -34,7 +34,7 @@ def alive(pid):
         return False
 
 
-def wait_for(condition, timeout_s=30):
+def wait_for(condition, timeout_s=60):
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         assert time.monotonic() < deadline, "did not come about"
@@ -42,7 +42,7 @@ def wait_for(condition, timeout_s=30):
     return found
 
 
-def tick_until(supervisor, condition, timeout_s=30):
+def tick_until(supervisor, condition, timeout_s=60):
     def tick():
         supervisor.tick()
         return condition()
@@ -235,7 +235,7 @@ def test_the_next_supervisor_ends_what_an_earlier_one_left(tmp_path):
     left = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True)
     save(tmp_path / "pids.1-1.json", [identify("worker", left.pid)])
     with Supervisor(tmp_path / "logs", tmp_path):
-        assert left.wait(5) == -signal.SIGKILL
+        assert left.wait(60) == -signal.SIGKILL
     assert not list(tmp_path.glob("pids.*"))
 
 

@@ -26,7 +26,7 @@ class Model:
 
     def __call__(self, rows):
         self.passes.append([len(row) for row in rows])
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(60)
         time.sleep(self.seconds)
         if any(row[0] == 666 for row in rows):
             raise RuntimeError("out of memory")
@@ -45,7 +45,7 @@ async def batching(model, **settings):
 
 async def test_what_waits_goes_together_and_enough_rows_do_not_wait():
     model = Model()
-    async with batching(model, wait_s=60) as batcher, asyncio.timeout(20):
+    async with batching(model, wait_s=60) as batcher, asyncio.timeout(60):
         assert await asyncio.gather(*(batcher.score([each, 1]) for each in range(4))) == [1.0, 2.0, 3.0, 4.0]
     async with batching(model, wait_s=0.2) as batcher:
         started = time.monotonic()

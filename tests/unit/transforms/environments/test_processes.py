@@ -98,7 +98,7 @@ async def test_a_process_that_is_blocked_or_dead_is_replaced_and_the_pool_goes_o
         with pytest.raises(EnvironmentFault, match="has ended"):
             await neighbour.step(ANSWER)
         assert (await step_of(opened, "is_fine")).reward == 0.5
-        await asyncio.wait_for(neighbour._process._process.wait(), 5)  # nothing is left of it
+        await asyncio.wait_for(neighbour._process._process.wait(), 30)  # nothing is left of it
 
 
 async def test_an_environment_that_blocks_touches_no_other_environment():

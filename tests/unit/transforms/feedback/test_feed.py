@@ -65,7 +65,7 @@ def feed(monkeypatch):
         is_closed=lambda place: False,
     )
     monkeypatch.setattr(module, "book_of", lambda config: book)
-    monkeypatch.setattr(module, "KafkaConsumer", Consumer)
+    monkeypatch.setattr(module, "PausingConsumer", Consumer)
     monkeypatch.setattr(module, "_ASK_S", 0.0)
     return Feed(RunConfig(name="demo"))
 

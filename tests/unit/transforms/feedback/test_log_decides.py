@@ -37,7 +37,7 @@ def scene(monkeypatch, request):
     monkeypatch.setattr(book_module, "open_producer", lambda *_: Writer(log))
     monkeypatch.setattr(book_module, "_read_offsets", lambda _: log.done())
     monkeypatch.setattr(book_module, "_read_outcomes", lambda _, done: iter(log.outcomes_since(done)))
-    monkeypatch.setattr(feed_module, "KafkaConsumer", lambda **_: Reader(log))
+    monkeypatch.setattr(feed_module, "PausingConsumer", lambda **_: Reader(log))
     monkeypatch.setattr(feed_module, "_MOST_RECORDS", 30)
     return config, log
 

@@ -52,7 +52,7 @@ def staging():
 
 def stage(staging, layout, source=SOURCE):
     staging.begin(json.dumps(source), layout if isinstance(layout, str) else layout.model_dump_json())
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (outcome := staging.outcome()) is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -101,7 +101,7 @@ def test_finite_numbers_are_not_looked_at_tensor_by_tensor(learner, staging, mon
 
 def test_an_outcome_can_be_waited_for(learner, staging, monkeypatch):
     go = threading.Event()
-    monkeypatch.setattr(module.Receiver, "receive", lambda *_: go.wait(20))
+    monkeypatch.setattr(module.Receiver, "receive", lambda *_: go.wait(60))
     staging.begin(json.dumps(SOURCE), learner.layout.model_dump_json())
     assert staging.outcome(0.01) is None
     go.set()

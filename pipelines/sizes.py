@@ -6,7 +6,7 @@ and logits, which depend on ``learner.micro_batch_tokens`` and the kernels, and 
 
 from typing import Final
 
-from pipelines.dry_run.model import ModelFacts
+from pipelines.model_facts import ModelFacts
 from schemas.config import RunConfig
 from schemas.lora import adapter_shapes
 

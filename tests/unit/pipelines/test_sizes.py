@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipelines.dry_run.model import read_model
-from pipelines.dry_run.sizes import checkpoint_bytes, gib, kv_token_bytes, learner_bytes, version_bytes
+from pipelines.model_facts import read_model
+from pipelines.sizes import checkpoint_bytes, gib, kv_token_bytes, learner_bytes, version_bytes
 from schemas.config import validate
 from schemas.errors import ModelError
 from tests.support.models import PARAMETERS, write_model
@@ -82,7 +82,7 @@ def test_versions_are_of_the_run_s_dtype_and_checkpoints_in_full_precision(model
 def test_the_head_of_a_real_file_agrees_with_the_library(tmp_path):
     from safetensors import safe_open
 
-    from pipelines.dry_run.model import read_head
+    from pipelines.model_facts import read_head
 
     file = write_model(tmp_path / "model") / "model.safetensors"
     head = read_head(file)
