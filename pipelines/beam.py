@@ -31,19 +31,21 @@ def _names(arguments: Sequence[str], option: str) -> bool:
     return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
 
 
-def serve_metrics(key: str, port: int) -> None:
+def serve_metrics(section: str, host: str, port: int) -> None:
     """Serves this process's figures to Prometheus.
 
     Args:
-        key: of the configuration, for the message.
+        section: of the configuration that has ``metrics_host`` and ``metrics_port``, for the message.
+        host: address of this machine.
         port: 0 for none.
 
     Raises:
-        PortError: something else listens there.
+        PortError: something else listens there, or the address is not this machine's.
     """
     if not port:
         return
     try:
-        start_http_server(port, addr="127.0.0.1")
+        start_http_server(port, addr=host)
     except OSError as error:
-        raise PortError(f"{key} = {port}: {error.strerror}; give a free port, or 0 for none") from error
+        given = f"{section}.metrics_host {host!r}, {section}.metrics_port {port}"
+        raise PortError(f"{given}: {error.strerror}; give a free port, or 0 for none") from error

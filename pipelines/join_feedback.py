@@ -58,7 +58,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         signal.signal(number, lambda *_: stop.set())
     options = beam_options(beam_args)
     options.view_as(DebugOptions).add_experiment(_UNDIVIDED)
-    serve_metrics("feedback.metrics_port", config.feedback.metrics_port)
+    serve_metrics("feedback", config.feedback.metrics_host, config.feedback.metrics_port)
     sample_often()
     pipeline = beam.Pipeline(options=options)
     build(pipeline, config)

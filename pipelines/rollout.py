@@ -65,7 +65,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     check(config)
     options = beam_options(beam_args)
     _end_on_signals()
-    serve_metrics("rollout.metrics_port", config.rollout.metrics_port)
+    serve_metrics("rollout", config.rollout.metrics_host, config.rollout.metrics_port)
     sample_often()
     pipeline = beam.Pipeline(options=options)
     build(pipeline, config)
@@ -91,6 +91,7 @@ def check(config: RunConfig) -> None:
         launch.check("required")
     environments.load(config.rollout.environments)
     Tokenizer.load(config.model.path)
+    config.worker.key()
     Asking(config.rewards)  # whose services find their keys, or say which is missing
     create_topics(config)
 

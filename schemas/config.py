@@ -20,15 +20,19 @@ from schemas.layers import Layer, merge, origins, read_layers
 from schemas.limits import MAX_GROUP_SIZE, MAX_RESPONSE_TOKENS, MAX_TRAJECTORY_BYTES
 from schemas.lora import LoraConfig
 from schemas.objectives import ObjectiveConfig
+from schemas.roles import RoleName
 from schemas.scorers import ScorerConfig
 from schemas.secrets import is_reference, is_secret, reveal
-from schemas.sections import Positive, Section
+from schemas.sections import Host, Positive, Section
 from schemas.services import JudgeConfig, RewardModelConfig, ServiceName, UserModelConfig
+from schemas.tokens import TOKEN, token_provider
 from schemas.topics import Topics
 from schemas.trackers import TrackerName
 
 Seconds = Annotated[float, Field(gt=0)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Principal = Annotated[str, Field(pattern=r"^[A-Za-z]+:[^*\s].*$", max_length=300)]
+"""Type and name, such as ``User:learner``; not ``User:*``, which is everybody."""
 
 
 class KafkaConfig(Section):
@@ -46,7 +50,11 @@ class KafkaConfig(Section):
     """How long a transaction may stay open before the broker aborts it."""
     client: dict[str, str | int | bool] = Field(default_factory=dict)
     """Further arguments of kafka-python's clients, such as ``security_protocol``. A password is not written here: say
-    where it is, ``"{env:NAME}"`` or ``"{file:PATH}"``, and each process looks there when it connects."""
+    where it is, ``"{env:NAME}"`` or ``"{file:PATH}"``, and each process looks there when it connects. So is
+    ``sasl_oauth_token``, the token of OAUTHBEARER, which is looked up again for every connection."""
+    principals: dict[RoleName, Principal] = Field(default_factory=dict)
+    """Who has which role, as the broker calls them, such as ``"User:CN=learner"``; ``User:RUN-ROLE`` where nothing is
+    said. Only ``asyncflow topics --acls`` reads it."""
 
     @field_validator("client")
     @classmethod
@@ -65,13 +73,16 @@ class KafkaConfig(Section):
         Raises:
             ConfigError: a secret is not where the configuration says.
         """
+        given = {key: reveal(f"kafka.client.{key}", value) for key, value in self.client.items() if key != TOKEN}
+        if TOKEN in self.client:
+            given["sasl_oauth_token_provider"] = token_provider(str(self.client[TOKEN]))
         return {
             "bootstrap_servers": self.bootstrap.split(","),
             "request_timeout_ms": int(self.request_timeout_s * 1000),
             "reconnect_backoff_ms": 50,
             "reconnect_backoff_max_ms": 500,
             "retry_backoff_ms": 50,
-            **{key: reveal(f"kafka.client.{key}", value) for key, value in self.client.items()},
+            **given,
         }
 
     def consumer_options(self) -> dict[str, Any]:
@@ -179,9 +190,35 @@ class WorkerConfig(Section):
     alone: bool = False
     """Serve the weights of ``model.path`` as version 1 and follow nobody: no broker is asked or told. So an evaluation
     serves a model that no run trains."""
+    api_key: str = ""
+    """Where the key is that a worker wants to see and that pipeline, gateway and evaluations show: ``"{env:NAME}"`` or
+    ``"{file:PATH}"``. Empty for none: whoever reaches a worker's port can use the model."""
     engine_args: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Further arguments of ``vllm serve``, such as ``tensor_parallel_size``. Keys and tokens are not written here: vLLM
     takes them from its environment."""
+
+    @field_validator("api_key")
+    @classmethod
+    def _says_where_it_is(cls, given: str) -> str:
+        if given and not is_reference(given):
+            raise ValueError(
+                "the key is written out, and would be copied into the run's directory and its report; give "
+                '"{env:NAME}" for an environment variable, or "{file:PATH}"'
+            )
+        return given
+
+    def key(self) -> str | None:
+        """What :attr:`api_key` refers to; null for none.
+
+        Raises:
+            ConfigError: it is not there, or cannot be sent in a header of HTTP.
+        """
+        if not self.api_key:
+            return None
+        key = str(reveal("worker.api_key", self.api_key)).strip()
+        if not (key.isascii() and key.isprintable() and key and " " not in key):
+            raise ConfigError(f"worker.api_key: {self.api_key} holds no key; expected printable ASCII without spaces")
+        return key
 
     @field_validator("engine_args")
     @classmethod
@@ -190,7 +227,8 @@ class WorkerConfig(Section):
             if is_secret(key) and isinstance(value, str):
                 raise ValueError(
                     f"{key} is written out, and would be copied into the run's directory and its report; leave it out "
-                    "and set the variable that vLLM reads, such as VLLM_API_KEY or HF_TOKEN, where the worker starts"
+                    "and set the variable that vLLM reads, such as HF_TOKEN, where the worker starts; the key of its "
+                    "routes is worker.api_key"
                 )
         return given
 
@@ -262,6 +300,8 @@ class RolloutConfig(Section):
     """A trajectories record is closed before it exceeds this, unless one group alone does."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the Prometheus endpoint; 0 for none."""
+    metrics_host: Host = "127.0.0.1"
+    """Address that the Prometheus endpoint listens on. Whoever reaches it reads figures, and needs no key."""
     environments: EnvironmentsConfig = EnvironmentsConfig()
     """Conversations of several turns."""
 
@@ -356,6 +396,8 @@ class LearnerConfig(Section):
     and ``tensorboard`` a directory there; the others are services, whose packages have to be installed."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the Prometheus endpoint; 0 for none."""
+    metrics_host: Host = "127.0.0.1"
+    """Address that the Prometheus endpoint listens on. Whoever reaches it reads figures, and needs no key."""
 
     @property
     def admitted_groups(self) -> int:

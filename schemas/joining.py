@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.sections import Positive, Section
+from schemas.sections import Host, Positive, Section
 
 Seconds = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -46,6 +46,8 @@ class FeedbackConfig(Section):
     """Difference between the mean rating of the trained and of the held-out users at which the alarm is raised."""
     metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port of the Prometheus endpoint; 0 for none."""
+    metrics_host: Host = "127.0.0.1"
+    """Address that the Prometheus endpoint listens on. Whoever reaches it reads figures, and needs no key."""
 
     @model_validator(mode="after")
     def _settles_before_it_expires(self) -> Self:

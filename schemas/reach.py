@@ -1,7 +1,8 @@
 """Why Kafka does not answer, as far as a socket can tell: clients only say that they waited in vain.
 
 nobody accepts a connection ──► it is not there: start it, or correct the address
-somebody does ────────────────► it does not let us in: protocol, user or password, or it is no Kafka
+somebody does ────────────────► protocol or certificate, or it is no Kafka
+it knows who asks, and refuses ► user or password; or a right that the user lacks
 
 Every process asks this when its client has given up.
 """
@@ -15,6 +16,10 @@ from schemas.errors import BrokerError, ConfigError, UserError
 _CONNECT_S: Final = 2.0
 _SAFE: Final = ("security_protocol", "sasl_mechanism", "sasl_plain_username")
 """What a message may repeat of ``kafka.client``."""
+_NO_RIGHT: Final = (
+    "whoever it is logged in as may not do that; give its role what it needs (asyncflow topics --acls), or log in as "
+    "somebody else (kafka.client)"
+)
 
 
 def unreachable(kafka: KafkaConfig, error: Exception) -> UserError:
@@ -27,18 +32,38 @@ def unreachable(kafka: KafkaConfig, error: Exception) -> UserError:
     if type(error).__name__ == "KafkaConfigurationError":  # named, not imported: schemas know no client
         return ConfigError(f"kafka.client: kafka-python refuses these settings: {error}; correct them")
     said = f"({str(error) or type(error).__name__})"
+    if lacks_right(error):
+        return BrokerError(f"Kafka at {kafka.bootstrap} refuses {said}: {_NO_RIGHT}")
+    if type(error).__name__ == "SaslAuthenticationFailedError":
+        return BrokerError(
+            f"Kafka at {kafka.bootstrap} does not let us in {said}; compare kafka.client ({_how(kafka)}, and the "
+            "secret) with what the broker knows"
+        )
     if not any(_accepts(address) for address in kafka.bootstrap.split(",")):
         return BrokerError(
             f"Kafka at {kafka.bootstrap} cannot be reached {said}: nobody listens there; start it (asyncflow up, or "
             "asyncflow kafka RUN), or give another kafka.bootstrap"
         )
-    given = {"security_protocol": "PLAINTEXT", **kafka.client}
-    how = ", ".join(f"{key} = {given[key]!r}" for key in _SAFE if key in given)
     return BrokerError(
         f"Kafka at {kafka.bootstrap} cannot be reached {said}: somebody accepts connections there and does not go on "
-        f"with them; compare kafka.client ({how}, and the password) with what the broker expects, and see whether the "
-        "port is that of a broker"
+        f"with them; compare kafka.client ({_how(kafka)}, and the password) with what the broker expects, and see "
+        "whether the port is that of a broker"
     )
+
+
+def lacks_right(error: BaseException) -> bool:
+    """Whether a client's error says that its principal may not do what it asked for."""
+    return any(kind.__name__ == "AuthorizationError" for kind in type(error).__mro__)
+
+
+def told(error: Exception) -> str:
+    """A client's error in words, and what to do if it is about rights."""
+    return f"{error}; {_NO_RIGHT}" if lacks_right(error) else str(error)
+
+
+def _how(kafka: KafkaConfig) -> str:
+    given = {"security_protocol": "PLAINTEXT", **kafka.client}
+    return ", ".join(f"{key} = {given[key]!r}" for key in _SAFE if key in given)
 
 
 def _accepts(address: str) -> bool:

@@ -78,7 +78,7 @@ def run(config: RunConfig) -> int:
 
 def lead(config: RunConfig, ranks: Ranks, stop: threading.Event) -> None:
     """The life of rank 0."""
-    gauges = metrics.Gauges(config.learner.metrics_port)
+    gauges = metrics.Gauges(config.learner.metrics_port, config.learner.metrics_host)
     with ExitStack() as opened:
         trackers = opened.enter_context(closing(open_trackers(config)))
         learner = Learner(start(config, ranks, opened), gauges, stop, trackers)

@@ -6,7 +6,14 @@ from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
-from kafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, OffsetOutOfRangeError
+from kafka.errors import (
+    AuthorizationError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    OffsetOutOfRangeError,
+    SaslAuthenticationFailedError,
+)
 
 from schemas.config import RunConfig
 from schemas.errors import BrokerError, StateError
@@ -19,15 +26,15 @@ _READ_TIMEOUT_MS: Final = 200
 
 @contextmanager
 def broker_errors(config: RunConfig) -> Iterator[None]:
-    """Turns a broker that cannot be reached into a sentence.
+    """Turns a broker that cannot be reached, or that refuses, into a sentence.
 
     Raises:
-        BrokerError: instead of kafka-python's time-out and connection errors.
+        BrokerError: instead of kafka-python's errors of time, connection, log-in and rights.
         StateError: records that were not read yet are gone.
     """
     try:
         yield
-    except (KafkaTimeoutError, KafkaConnectionError) as error:
+    except (KafkaTimeoutError, KafkaConnectionError, SaslAuthenticationFailedError, AuthorizationError) as error:
         raise unreachable(config.kafka, error) from error
     except OffsetOutOfRangeError as error:
         raise StateError(f"records that were not read yet are gone from the log, by retention: {error}") from error

@@ -16,7 +16,6 @@ from trainers.masks import trained_mask
 from trainers.planner import Plan, known_rewards
 
 _log = structlog.get_logger(__name__)
-_HOST: Final = "127.0.0.1"
 _STATES: Final = ("starting", "waiting", "training")
 
 
@@ -122,13 +121,14 @@ class Gauges:
     """The Prometheus endpoint: the figures of the last step, what is waited for, and what was dropped.
 
     Args:
-        port: on this machine; 0 for none.
+        port: to listen on; 0 for none.
+        host: address of this machine.
 
     Raises:
-        PortError: something else listens there.
+        PortError: something else listens there, or the address is not this machine's.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
         from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
         self.registry = CollectorRegistry()
@@ -148,11 +148,10 @@ class Gauges:
         self._enter("starting")
         if port:
             try:
-                start_http_server(port, addr=_HOST, registry=self.registry)
+                start_http_server(port, addr=host, registry=self.registry)
             except OSError as error:
-                raise PortError(
-                    f"learner.metrics_port = {port}: {error.strerror}; choose another, or 0 for none"
-                ) from error
+                given = f"learner.metrics_host {host!r}, learner.metrics_port {port}"
+                raise PortError(f"{given}: {error.strerror}; choose another, or 0 for none") from error
 
     def wait(self, groups: int) -> None:
         """So many groups are at hand, and more are waited for."""

@@ -3,8 +3,12 @@
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from schemas.errors import PortError
+
+EVERY_ADDRESS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - it is only compared with
+"""To listen on; none that a client can connect to."""
 
 
 @contextmanager

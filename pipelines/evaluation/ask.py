@@ -145,7 +145,7 @@ def _as_asked(prompt: Prompt, samples: int, max_tokens: int | None) -> Prompt:
 @asynccontextmanager
 async def _open_answerer(config: RunConfig, tokenizer: Tokenizer) -> AsyncIterator[Answerer]:
     """The pipeline's client of the workers, for as long as the context lasts."""
-    async with open_session(config.rollout.request_timeout_s) as session:
+    async with open_session(config.rollout.request_timeout_s, config.worker.key()) as session:
         workers = Workers(config.rollout.workers, session, 0, config.rollout.frozen_after_s)
         answerer = Answerer(config, tokenizer, session, workers)
         discovery = await asyncio.to_thread(Discovery, config, workers, asyncio.get_running_loop())

@@ -126,7 +126,7 @@ async def parts_of(config: RunConfig, tokenizer: Tokenizer, receipts: Receipts |
         appender = await asyncio.to_thread(Appender, config.kafka)
     except KafkaError as error:
         raise unreachable(config.kafka, error) from error
-    session = engine.open_session(rollout.request_timeout_s)
+    session = engine.open_session(rollout.request_timeout_s, config.worker.key())
     workers = Workers(rollout.workers, session, _SHARE, rollout.frozen_after_s)
     discovery = Discovery(config, workers, asyncio.get_running_loop())
     try:

@@ -216,20 +216,15 @@ class Broker:
         ]
 
     def _format(self) -> None:
-        arguments = [
-            "format",
-            "--standalone",
-            "--cluster-id",
-            new_cluster_id(),
-            "--config",
-            self._properties_file,
-        ]
         done = subprocess.run(
-            [*self._java(), "kafka.tools.StorageTool", *map(str, arguments)],
+            [*self._java(), "kafka.tools.StorageTool", *self._format_arguments()],
             capture_output=True, text=True, env=self.environment(), check=False,
         )  # fmt: skip
         if done.returncode:
             raise BrokerError(f"Kafka could not format {self._data}: {(done.stdout + done.stderr).strip()[-2000:]}")
+
+    def _format_arguments(self) -> list[str]:
+        return ["format", "--standalone", "--cluster-id", new_cluster_id(), "--config", str(self._properties_file)]
 
     def _wait(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S

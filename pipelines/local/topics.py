@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from schemas.config import KafkaConfig, RunConfig
 from schemas.errors import BrokerError
-from schemas.reach import unreachable
+from schemas.reach import told, unreachable
 from schemas.topics import TopicSpec
 
 _LONGEST_PAUSE_S: Final = 1.0
@@ -46,7 +46,7 @@ def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
         return _create([spec for spec in specs if spec.name not in existing], config.kafka.replication, admin)
     except KafkaError as error:
         raise BrokerError(
-            f"Kafka at {config.kafka.bootstrap} could not create the topics of {config.name}: {error}"
+            f"Kafka at {config.kafka.bootstrap} could not create the topics of {config.name}: {told(error)}"
         ) from error
     finally:
         admin.close()
@@ -66,7 +66,7 @@ def inspect_topics(config: RunConfig, timeout_s: float = 10.0) -> dict[str, list
         specs = [spec for spec in config.topics.specs(config.kafka.partitions) if spec.name in existing]
         return _compare(specs, admin)
     except KafkaError as error:
-        raise BrokerError(f"Kafka at {config.kafka.bootstrap} does not show its topics: {error}") from error
+        raise BrokerError(f"Kafka at {config.kafka.bootstrap} does not show its topics: {told(error)}") from error
     finally:
         admin.close()
 

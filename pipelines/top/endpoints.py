@@ -14,6 +14,7 @@ from typing import Final
 
 from pipelines.top.state import Endpoint, Process
 from schemas.config import RunConfig
+from transforms.listening import EVERY_ADDRESS
 
 RATE_WINDOW_S: Final = 15.0
 _TIMEOUT_S: Final = 1.0
@@ -134,13 +135,20 @@ class Endpoints:
 def endpoints_of(config: RunConfig) -> dict[str, Process]:
     """The pages that the processes of a run on this machine serve, by its configuration."""
     found: dict[str, Process] = {f"{worker}/metrics": "worker" for worker in config.rollout.workers}
-    ports: tuple[tuple[Process, int], ...] = (
-        ("rollout", config.rollout.metrics_port),
-        ("learner", config.learner.metrics_port),
-        ("join-feedback", config.feedback.metrics_port),
-        ("gateway", config.gateway.port),
+    pages: tuple[tuple[Process, str, int], ...] = (
+        ("rollout", config.rollout.metrics_host, config.rollout.metrics_port),
+        ("learner", config.learner.metrics_host, config.learner.metrics_port),
+        ("join-feedback", config.feedback.metrics_host, config.feedback.metrics_port),
+        ("gateway", config.gateway.host, config.gateway.port),
     )
-    return found | {f"http://127.0.0.1:{port}/metrics": process for process, port in ports if port}
+    return found | {f"http://{_as_reached(host)}:{port}/metrics": process for process, host, port in pages if port}
+
+
+def _as_reached(host: str) -> str:
+    """An address to listen on, from this machine."""
+    if host in EVERY_ADDRESS:
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 def read(url: str) -> Page | None:

@@ -64,6 +64,8 @@ class SimulatedEngine:
     """If not 0, lengths are log-normal with this standard deviation of their logarithm."""
     fixed_tokens: int = 0
     """Length of every answer, if not 0."""
+    api_key: str = ""
+    """What a request has to show, as a locked worker wants it; empty for nothing."""
     obliging: bool = False
     """Whether it takes up any version that a request asks for."""
     vocabulary: tuple[int, int] = (6, 16)
@@ -81,6 +83,8 @@ class SimulatedEngine:
     """Token ids of the next streamed answers, one each; without any they are drawn."""
     requests: list = field(default_factory=list)
     """What it was asked, the newest last."""
+    turned_away: int = 0
+    """Requests that did not show the key."""
     aborted: int = 0
     """Streams whose reader left before their end."""
     most_at_once: int = 0
@@ -131,6 +135,9 @@ class SimulatedEngine:
         setattr(self, name, type(getattr(self, name))(float(number)))
 
     async def _generate(self, request):
+        if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
+            self.turned_away += 1
+            return web.json_response({"error": {"message": "no key"}}, status=401)
         body = json.loads(await request.read())
         asked = Asked(body, int(request.headers.get("X-AsyncFlow-Min-Version", 0)))
         if self.obliging:

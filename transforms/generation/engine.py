@@ -41,9 +41,15 @@ class Completion:
     finish_reason: str
 
 
-def open_session(request_timeout_s: float) -> aiohttp.ClientSession:
-    """Connections to engines, as many as there are requests; to be opened on the event loop that uses it."""
+def open_session(request_timeout_s: float, key: str | None = None) -> aiohttp.ClientSession:
+    """Connections to engines, as many as there are requests; to be opened on the event loop that uses it.
+
+    Args:
+        request_timeout_s: of a whole request.
+        key: what they want to see; null for nothing.
+    """
     return aiohttp.ClientSession(
+        headers={"Authorization": f"Bearer {key}"} if key else None,
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S),
         trust_env=False,

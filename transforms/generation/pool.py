@@ -119,7 +119,7 @@ class Pool:
     async def _open_engines(self, tokenizer: Tokenizer) -> None:
         self._last_call: asyncio.Future[None] = self._loop.create_future()
         rollout = self._config.rollout
-        self._session = engine.open_session(rollout.request_timeout_s)
+        self._session = engine.open_session(rollout.request_timeout_s, self._config.worker.key())
         self._workers = Workers(rollout.workers, self._session, self._share, rollout.frozen_after_s)
         self._answerer = Answerer(self._config, tokenizer, self._session, self._workers)
 

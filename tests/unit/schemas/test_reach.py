@@ -38,3 +38,15 @@ def test_a_setting_that_the_client_does_not_know_is_named():
     said = str(unreachable(kafka, caught.value))
     assert "kafka.client: kafka-python refuses these settings" in said
     assert "security_protokol" in said
+
+
+def test_who_is_known_and_may_not_is_told_what_to_ask_for():
+    from kafka.errors import SaslAuthenticationFailedError, TransactionalIdAuthorizationFailedError
+
+    client = {"security_protocol": "SASL_SSL", "sasl_mechanism": "SCRAM-SHA-512", "sasl_plain_username": "ann"}
+    kafka = KafkaConfig(bootstrap="kafka:9093", client=client)
+    assert "kafka:9093 refuses" in str(refused := unreachable(kafka, TransactionalIdAuthorizationFailedError("no")))
+    assert "asyncflow topics --acls" in str(refused)
+    said = str(unreachable(kafka, SaslAuthenticationFailedError("invalid credentials")))
+    assert "does not let us in" in said
+    assert "sasl_plain_username = 'ann'" in said

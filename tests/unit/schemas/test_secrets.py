@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from schemas.config import KafkaConfig, validate
+from schemas.config import KafkaConfig, WorkerConfig, validate
 from schemas.errors import ConfigError
 from schemas.secrets import is_secret, masked, reveal
 
@@ -45,7 +45,7 @@ def test_a_secret_that_is_written_out_is_refused_and_not_repeated(key):
         validate({"kafka": {"client": {key: "hunter2"}}}, "run.toml")
     assert "hunter2" not in str(caught.value)
     assert "{env:NAME}" in str(caught.value)
-    with pytest.raises(ConfigError, match=r"written out.* VLLM_API_KEY") as caught:
+    with pytest.raises(ConfigError, match=r"written out.* worker.api_key") as caught:
         validate({"worker": {"engine_args": {key: "hunter2"}}}, "run.toml")
     assert "hunter2" not in str(caught.value)
 
@@ -61,3 +61,25 @@ def test_people_see_references_and_no_secrets():
     assert masked(tree) == {
         "client": {"sasl_plain_password": "***", "ssl_password": "{env:X}", "retries": 3}, "max_tokens": 5,
     }  # fmt: skip
+
+
+def test_the_key_of_workers_is_looked_up_where_the_configuration_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKER_KEY", "abc")
+    file = tmp_path / "key"
+    file.write_text("def\n")
+    assert WorkerConfig().key() is None
+    assert WorkerConfig(api_key="{env:WORKER_KEY}").key() == "abc"
+    assert WorkerConfig(api_key=f"{{file:{file}}}").key() == "def"
+    for wrong in ("", "two words", "clé", "a\nb"):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match="holds no key") as caught:
+            WorkerConfig(api_key=f"{{file:{file}}}").key()
+        assert not wrong or wrong not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"worker.api_key: the environment variable NO_SUCH is not set"):
+        WorkerConfig(api_key="{env:NO_SUCH}").key()
+
+
+def test_a_key_of_workers_that_is_written_out_is_refused_and_not_repeated():
+    with pytest.raises(ConfigError, match=r"worker.api_key = \*\*\*: the key is written out") as caught:
+        validate({"worker": {"api_key": "hunter2"}}, "run.toml")
+    assert "hunter2" not in str(caught.value)

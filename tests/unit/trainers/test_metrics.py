@@ -70,7 +70,7 @@ def test_gauges_are_served_and_a_taken_port_is_named():
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         listener.listen()
-        with pytest.raises(PortError, match=f"learner.metrics_port = {port}"):
+        with pytest.raises(PortError, match=f"learner.metrics_port {port}"):
             metrics.Gauges(port)
     gauges = metrics.Gauges(port)
     assert 'asyncflow_learner_state{state="starting"} 1.0' in read(port)

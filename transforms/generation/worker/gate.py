@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import JSONResponse
 
+from transforms.generation.worker.doors import GENERATE_PATH, STATUS_PATH, Doors
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from transforms.generation.worker.state import WorkerState
 
-GENERATE_PATH: Final = "/inference/v1/generate"
-STATUS_PATH: Final = "/asyncflow/status"
 MIN_VERSION_HEADER: Final = "X-AsyncFlow-Min-Version"
 _HEADER_BYTES: Final = MIN_VERSION_HEADER.lower().encode()
 _MAX_DIGITS: Final = 18
@@ -84,10 +84,18 @@ def _error(status: int, message: str) -> JSONResponse:
     )
 
 
-def install(app: Any, state: WorkerState, max_wait_s: float) -> None:
-    """Adds gate and status route to vLLM's application, inside of its authentication."""
+def install(app: Any, state: WorkerState, max_wait_s: float, key: str | None = None) -> None:
+    """Adds doors, gate and status route to vLLM's application: the doors outside of all it has, the gate inside.
+
+    Args:
+        app: vLLM's.
+        state: of the worker.
+        max_wait_s: how long a request may wait for its version.
+        key: what who uses the model has to show; null for nothing.
+    """
     from starlette.middleware import Middleware
 
+    app.user_middleware.insert(0, Middleware(Doors, key=key))
     app.user_middleware.append(Middleware(VersionGate, state=state, max_wait_s=max_wait_s))
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
 

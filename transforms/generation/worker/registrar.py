@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from schemas.errors import ConfigError
 from schemas.workers import WorkerEntry
+from transforms.listening import EVERY_ADDRESS
 
 if TYPE_CHECKING:
     from schemas.config import RunConfig
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _EVERY_S: Final = 2.0
 _DELIVERY_S: Final = 5.0
 """How long a stopping worker waits for its last word to be written."""
-_EVERY_ADDRESS: Final = ("0.0.0.0", "::", "")  # noqa: S104 - it is only compared with
 
 log = structlog.get_logger(__name__)
 
@@ -112,5 +112,5 @@ def url_of(config: RunConfig) -> str:
     """
     if config.worker.advertise is not None:
         return config.worker.advertise
-    host = socket.gethostname() if config.worker.host in _EVERY_ADDRESS else config.worker.host
+    host = socket.gethostname() if config.worker.host in EVERY_ADDRESS else config.worker.host
     return f"http://[{host}]:{config.worker.port}" if ":" in host else f"http://{host}:{config.worker.port}"

@@ -81,6 +81,7 @@ def run(config: RunConfig) -> int:
 def _run_loop(config: RunConfig, listener: socket.socket, early: _Interruption) -> int:
     from prometheus_client import REGISTRY
 
+    config.worker.key()  # is there, before an engine is started for minutes
     expectation = read_expectation(Path(config.model.path), config.worker.max_model_len_tokens, config.learner.lora)
     announcements = None if config.worker.alone else Announcements(config)
     state = WorkerState(Metrics(REGISTRY), config.worker.max_model_len_tokens)
@@ -279,7 +280,7 @@ async def _build_server(client: Any, arguments: Namespace, state: WorkerState, c
     tasks = await client.get_supported_tasks()
     app = build_app(arguments, tasks, client.model_config)
     await init_app_state(client, app.state, arguments, tasks)
-    install(app, state, config.worker.max_wait_for_version_s)
+    install(app, state, config.worker.max_wait_for_version_s, config.worker.key())
     settings = uvicorn.Config(
         app,
         host=arguments.host,

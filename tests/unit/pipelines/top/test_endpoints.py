@@ -97,3 +97,7 @@ def test_the_pages_of_a_run_of_this_machine_stand_in_its_configuration():
     assert found["http://127.0.0.1:9100/metrics"] == "rollout"
     assert found["http://127.0.0.1:8000/metrics"] == "worker"
     assert "join-feedback" not in found.values()
+    elsewhere = {"rollout": {"metrics_port": 9100, "metrics_host": "0.0.0.0"},
+                 "learner": {"metrics_port": 9101, "metrics_host": "::1"}}  # fmt: skip
+    found = endpoints_of(RunConfig.model_validate(elsewhere))
+    assert (found["http://127.0.0.1:9100/metrics"], found["http://[::1]:9101/metrics"]) == ("rollout", "learner")

@@ -19,6 +19,7 @@ from tests.support.simulated_engine import SimulatedEngine
 from transforms.generation import answer, quarantine
 from transforms.generation import workers as workers_module
 from transforms.generation.answer import Answerer
+from transforms.generation.engine import open_session
 from transforms.generation.request import PromptRecord
 from transforms.generation.tokenizer import Tokenizer
 from transforms.generation.workers import AbandonedError, Worker, Workers, choose
@@ -39,10 +40,9 @@ def engine():
         yield engine
 
 
-async def ask(tokenizer, *urls, value=PROMPT, min_version=0, timeout_s=30.0, until=None):
+async def ask(tokenizer, *urls, value=PROMPT, min_version=0, timeout_s=30.0, until=None, key=None):
     config = RunConfig(rollout=RolloutConfig(workers=urls, attempts=3))
-    timeout = aiohttp.ClientTimeout(total=timeout_s)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    async with open_session(timeout_s, key) as session:
         workers = Workers(urls, session, 0)
         answerer = Answerer(config, tokenizer, session, workers)
         record = PromptRecord(GroupId(0, 3), json.dumps(value).encode(), datetime.now(UTC))
@@ -68,6 +68,22 @@ async def test_a_fault_is_tried_again_on_the_same_worker_if_there_is_no_other(to
     engine.faults.append(fault)
     assert isinstance(await ask(tokenizer, engine.url), Group)
     assert len(engine.requests) == 2
+
+
+async def test_a_locked_worker_is_shown_the_key(tokenizer, engine):
+    engine.api_key = "sesame"
+    assert isinstance(await ask(tokenizer, engine.url, key="sesame"), Group)
+
+
+async def test_a_prompt_waits_while_workers_refuse_the_key(tokenizer, engine):
+    engine.api_key = "sesame"
+
+    async def turned_away(workers):
+        while engine.turned_away < 4:  # more often than attempts may fail
+            await asyncio.sleep(0.01)
+        engine.api_key = ""
+
+    assert isinstance(await ask(tokenizer, engine.url, until=turned_away), Group)
 
 
 async def test_a_failed_prompt_goes_to_another_worker(tokenizer):
