@@ -1,6 +1,7 @@
 """Writes from the code what files of deploy/ have to agree with.
 
     schemas.topics.Topics ────► helm/asyncflow/files/topics.json
+    schemas.roles.ROLES ──────► helm/asyncflow/files/acls.json
     schemas.config.RunConfig ─► dataflow/metadata.json               python deploy/generate.py      (make docs)
 
 A test compares the committed files with what this writes.
@@ -15,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from schemas.config import RunConfig
+from schemas.roles import ROLES, grants
 from schemas.sections import Section
 from schemas.topics import Topics
 
@@ -31,7 +33,11 @@ def main() -> None:
 
 def files() -> dict[str, str]:
     """The text of each generated file, by its path below deploy/."""
-    return {"helm/asyncflow/files/topics.json": _json(topics()), "dataflow/metadata.json": _json(metadata())}
+    return {
+        "helm/asyncflow/files/topics.json": _json(topics()),
+        "helm/asyncflow/files/acls.json": _json(acls()),
+        "dataflow/metadata.json": _json(metadata()),
+    }
 
 
 def topics() -> dict[str, Any]:
@@ -44,6 +50,17 @@ def topics() -> dict[str, Any]:
         }
         for spec, more in zip(one, two, strict=True)
     }
+
+
+def acls() -> dict[str, Any]:
+    """What each role may do, in the form of Strimzi's KafkaUser; ``{run}`` and ``{share}`` are the chart's to fill."""
+    topics = Topics("{run}")
+    found: dict[str, list[dict[str, Any]]] = {role: [] for role in ROLES}
+    for each in grants(topics, shares=1):
+        name = "{run}.rollout.{share}" if each.name == topics.rollout_id(0) else each.name
+        resource = {"type": each.kind, "name": name, "patternType": "literal"}
+        found[each.role].append({"resource": resource, "operations": list(each.operations)})
+    return found
 
 
 def _all_of(settings: dict[str, str]) -> dict[str, str]:

@@ -78,7 +78,13 @@ def test_what_is_scraped_and_asked_is_where_processes_listen(services, config):
     targets = {target for job in scraped for each in job.get("static_configs", []) for target in each["targets"]}
     (workers,) = (each for job in scraped for each in job.get("dns_sd_configs", []))
     assert (workers["names"], workers["port"]) == (["worker"], config.worker.port)
-    assert targets == {f"gateway:{config.gateway.port}"}
+    assert targets == {
+        f"rollout:{config.rollout.metrics_port}",
+        f"learner:{config.learner.metrics_port}",
+        f"join-feedback:{config.feedback.metrics_port}",
+        f"gateway:{config.gateway.port}",
+    }
+    assert config.rollout.metrics_host == config.learner.metrics_host == config.feedback.metrics_host == "0.0.0.0"
     local = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())["scrape_configs"]
-    assert {job["job_name"] for job in scraped} <= {job["job_name"] for job in local}
+    assert {job["job_name"] for job in scraped} == {job["job_name"] for job in local}
     assert {target.partition(":")[0] for target in targets} <= services.keys()

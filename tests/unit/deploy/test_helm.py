@@ -1,5 +1,6 @@
 """The Helm chart, by its renderings: valid for Kubernetes and its operators, and one with the code."""
 
+import json
 import re
 import subprocess
 import tempfile
@@ -11,6 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from pipelines.acls import as_json
 from schemas.config import load
 from tests.support.deploy import DEPLOY, ROOT, manifests, script
 
@@ -148,6 +150,8 @@ def test_processes_can_read_their_configuration(example, config_of):
     assert config.kafka.bootstrap == given["kafka"]["bootstrap"]
     assert config.worker.host == config.gateway.host == "0.0.0.0"
     assert not config.rollout.workers
+    assert config.rollout.metrics_host == config.learner.metrics_host == config.feedback.metrics_host == "0.0.0.0"
+    assert bool(config.worker.api_key) is bool(given.get("worker", {}).get("keySecret"))
 
 
 def named_ports(example):
@@ -206,12 +210,19 @@ def test_the_autoscaler_asks_for_figures_that_vllm_serves():
     assert all(f'"{name}"' in served for name in asked)
 
 
+def test_users_may_do_what_their_roles_need(config_of):
+    for example in render.EXAMPLES:
+        config = config_of(example)
+        users = {name: user["spec"]["authorization"]["acls"] for name, user in of_kind(example, "KafkaUser").items()}
+        roles = json.loads(as_json(config))
+        assert users in ({}, {f"{config.name}-{role}": told["acls"] for role, told in roles.items()})
+
+
 def test_the_users_are_of_kinds_that_strimzi_knows():
     for example in render.EXAMPLES:
         for user in of_kind(example, "KafkaUser").values():
             assert user["spec"]["authentication"]["type"] in ("scram-sha-512", "tls")
             assert user["spec"]["authorization"]["type"] == "simple"
-            assert isinstance(user["spec"]["authorization"]["acls"], list)
             assert user["metadata"]["labels"]["strimzi.io/cluster"] == "asyncflow"
 
 

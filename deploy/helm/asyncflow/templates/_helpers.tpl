@@ -134,6 +134,9 @@ securityContext:
 {{- if and (has "receipts" $has) $.Values.gateway.receiptsSecret }}
 - {name: receipts, mountPath: /etc/asyncflow-receipts, readOnly: true}
 {{- end }}
+{{- if and (has "worker-key" $has) $.Values.worker.keySecret }}
+- {name: worker-key, mountPath: /etc/asyncflow-worker, readOnly: true}
+{{- end }}
 {{- end }}
 
 {{/* Call with (list $ "worker" (list "model" "weights") $component): the volumes of those mounts. */}}
@@ -170,6 +173,10 @@ securityContext:
 {{- if and (has "receipts" $has) $.Values.gateway.receiptsSecret }}
 - name: receipts
   secret: {secretName: {{ $.Values.gateway.receiptsSecret }}, defaultMode: 0440, items: [{key: receipts.key, path: receipts.key}]}
+{{- end }}
+{{- if and (has "worker-key" $has) $.Values.worker.keySecret }}
+- name: worker-key
+  secret: {secretName: {{ $.Values.worker.keySecret }}, defaultMode: 0440, items: [{key: key, path: key}]}
 {{- end }}
 {{- end }}
 
