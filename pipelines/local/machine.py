@@ -9,6 +9,11 @@ from typing import Final, Literal
 import psutil
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
+_CGROUP_FILES: Final = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""Limit and use of a container's memory, of version 2 and of version 1 of control groups; see cgroups(7)."""
 _NVIDIA_TIMEOUT_S: Final = 4.0
 _FAST_BFLOAT16: Final = ("avx512_bf16", "amx_bf16")
 _KNOWN_SETS: Final = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile")
@@ -53,10 +58,11 @@ def _gpu(line: str) -> Gpu:
 def memory() -> Memory:
     """Memory that processes may still take."""
     found = psutil.virtual_memory()
-    limit = _cgroup("memory.max")
-    if limit is None or limit >= found.total:
-        return Memory(found.total, found.available)
-    return Memory(limit, max(0, min(found.available, limit - (_cgroup("memory.current") or 0))))
+    for limit_name, use_name in _CGROUP_FILES:
+        limit = _cgroup(limit_name)
+        if limit is not None and limit < found.total:
+            return Memory(limit, max(0, min(found.available, limit - (_cgroup(use_name) or 0))))
+    return Memory(found.total, found.available)
 
 
 def _cgroup(name: str) -> int | None:

@@ -28,6 +28,7 @@ import structlog
 
 from pipelines.local import child
 from pipelines.local.leftovers import Leader, end_leftovers, identify, kill_family, save
+from pipelines.local.machine import memory
 from pipelines.local.paths import make_directory
 from schemas.errors import ProcessDied, UserError
 
@@ -242,7 +243,7 @@ class Supervisor:
         if code == EXIT_USER_ERROR and (not each.was_ready or each.deaths > spec.restarts):
             raise UserError(_said(each))
         if each.deaths > spec.restarts:
-            raise ProcessDied(f"{spec.name} ended ({_describe(code)}); {_end_of_log(each)}")
+            raise ProcessDied(f"{spec.name} ended ({_describe(code)}){_likely_cause(code)}; {_end_of_log(each)}")
         if each.ready_at is not None and time.monotonic() - each.ready_at > _QUICK_DEATH_S:
             each.pause_s = _FIRST_PAUSE_S
         pause_s, each.pause_s = each.pause_s, min(2 * each.pause_s, _LONGEST_PAUSE_S)
@@ -341,6 +342,18 @@ def signals_wait() -> Iterator[None]:
 
 def _describe(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+
+
+def _likely_cause(code: int) -> str:
+    """Of an end that was not asked for: a process that the system kills for want of memory cannot say so itself."""
+    if code != -signal.SIGKILL:
+        return ""
+    found = memory()
+    return (
+        f", as the system ends what takes more memory than there is; {found.available_bytes / 2**30:.1f} of "
+        f"{found.total_bytes / 2**30:.1f} GiB are free now. The same command with --dry-run reckons what is "
+        "needed: take a smaller model or model.dtype, or a machine with more"
+    )
 
 
 def _since_start(each: _Child) -> list[str]:

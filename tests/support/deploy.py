@@ -22,7 +22,8 @@ def script(path):
 
 def manifests(file):
     """The objects of a file of Kubernetes."""
-    return [each for each in yaml.safe_load_all(Path(file).read_text()) if each]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return [each for each in yaml.load_all(Path(file).read_text(), Loader=loader) if each]
 
 
 def tool(name):

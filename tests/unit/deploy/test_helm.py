@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import tempfile
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,7 @@ with_helm = pytest.mark.skipif(not HELM.exists(), reason="there is no helm; make
 OF_OPERATORS = {"FlinkDeployment", "KafkaTopic", "KafkaUser", "PyTorchJob", "ScaledObject"}
 
 
+@cache
 def rendered(example):
     return manifests(render.GOLDEN / example.name)
 
@@ -98,14 +100,18 @@ def test_kubernetes_takes_it(example, version):
             kubernetes_validate.validate(each, version, strict=True)
 
 
+@pytest.fixture(scope="module")
+def of_operators():
+    return crds.schemas()
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_operators_take_it(example):
-    schemas = crds.schemas()
-    if not schemas:
+def test_operators_take_it(example, of_operators):
+    if not of_operators:
         pytest.skip("the operators' definitions are not here; make charts fetches them")
     for each in rendered(example):
         if each["kind"] in OF_OPERATORS - {"KafkaTopic", "KafkaUser"}:
-            jsonschema.validate(each, schemas[each["apiVersion"], each["kind"]])
+            jsonschema.validate(each, of_operators[each["apiVersion"], each["kind"]])
 
 
 def test_the_examples_have_every_kind():

@@ -104,9 +104,13 @@ def test_the_dtype_is_expected_by_instruction_sets(monkeypatch, tmp_path, flags,
     assert machine.expected_dtype() == expected
 
 
-def test_a_container_s_limit_counts_and_not_the_host_s_memory(monkeypatch):
+@pytest.mark.parametrize(
+    ("limit", "use"),
+    [("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")],
+)
+def test_a_container_s_limit_counts_and_not_the_host_s_memory(monkeypatch, limit, use):
     whole = machine.memory().total_bytes
-    monkeypatch.setattr(machine, "_cgroup", {"memory.max": whole // 2, "memory.current": whole // 4}.get)
+    monkeypatch.setattr(machine, "_cgroup", {limit: whole // 2, use: whole // 4}.get)
     assert machine.memory().total_bytes == whole // 2
     assert machine.memory().available_bytes <= whole // 2 - whole // 4
 
