@@ -6,6 +6,7 @@ schemas.roles ──► rules_of ──► create_acls   at the broker, what is 
 
 import json
 import shlex
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -16,6 +17,7 @@ from schemas.errors import BrokerError
 from schemas.roles import ROLES, Grant, Kind, Operation, RoleName, grants
 from schemas.topics import Topics
 
+_LOOK_S: Final = 0.05
 _OPTIONS: Final[Mapping[Kind, str]] = {
     "topic": "--topic", "group": "--group", "transactionalId": "--transactional-id",
 }  # fmt: skip
@@ -72,6 +74,8 @@ def _grants(config: RunConfig) -> list[Grant]:
 def create_acls(config: RunConfig, timeout_s: float = 10.0) -> Acls:
     """Gives the roles what they lack, and finds who else may do what. Nothing is taken from anybody.
 
+    Returns when the broker that was asked goes by the new rights; its controller takes them a moment before.
+
     Raises:
         BrokerError: Kafka cannot be reached, has no authorizer, or does not let this principal write ACLs.
     """
@@ -83,6 +87,7 @@ def create_acls(config: RunConfig, timeout_s: float = 10.0) -> Acls:
         wanted = rules_of(config)
         created = [rule for rule in wanted if _acl(rule) not in there]
         _write(admin, created)
+        _await(admin, {_acl(rule) for rule in created}, timeout_s)
     except KafkaError as error:
         raise BrokerError(_refusal(config, error)) from error
     finally:
@@ -113,6 +118,14 @@ def _write(admin: Any, rules: Iterable[Rule]) -> None:
     failed = admin.create_acls(acls)["failed"] if acls else []
     if failed:
         raise failed[0]()
+
+
+def _await(admin: Any, acls: set[Any], timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not acls <= _read(admin):
+        if time.monotonic() > deadline:
+            raise BrokerError(f"Kafka took the ACLs and does not go by them after {timeout_s:g} s; see its log")
+        time.sleep(_LOOK_S)
 
 
 def _refusal(config: RunConfig, error: Exception) -> str:

@@ -1,8 +1,8 @@
 """Why Kafka does not answer, as far as a socket can tell: clients only say that they waited in vain.
 
 nobody accepts a connection ──► it is not there: start it, or correct the address
-somebody does ────────────────► protocol or certificate, or it is no Kafka
-it knows who asks, and refuses ► user or password; or a right that the user lacks
+somebody does ────────────────► it does not let us in: protocol, certificate, user or password, or it is no Kafka
+it answers, and refuses ──────► a right that the user lacks, or a log-in that counts no more
 
 Every process asks this when its client has given up.
 """

@@ -13,6 +13,7 @@ from schemas.config import KafkaConfig, RolloutConfig, RunConfig
 from schemas.errors import BrokerError, ConfigError
 from schemas.roles import ROLES, grants
 from schemas.topics import Topics
+from tests.pipeline.rollout_process import wait_for
 from tests.support.knocking import Knocker
 from tests.support.locked_broker import Authority
 from tests.support.locks import NAME, STRANGER
@@ -27,9 +28,9 @@ FOREIGN = Topics("others")
 def run(locks):
     """The roles have their rights, and each of two runs its topics."""
     config = RunConfig(name=NAME, kafka=locks.kafka("admin"), rollout=RolloutConfig(shares=SHARES))
-    assert create_acls(config).existed == []
-    create_topics(config.model_copy(update={"kafka": locks.kafka("operator")}))
-    create_topics(config.model_copy(update={"name": FOREIGN.run}))
+    assert create_acls(config, 60).existed == []
+    create_topics(config.model_copy(update={"kafka": locks.kafka("operator")}), 60)
+    create_topics(config.model_copy(update={"name": FOREIGN.run}), 60)
     return config
 
 
@@ -137,11 +138,12 @@ def test_rights_are_given_once_and_those_of_others_are_told(run, locks):
     admin = connect(locks.kafka("admin"), 60)
     try:
         admin.create_acls([ACL(*everybody), ACL(*elsewhere)])
+        assert wait_for(lambda: create_acls(run).others, 60) == [f"User:* READ topic {NAME[:3]} (prefixed), from *"]
         again = create_acls(run)
         assert (again.created, set(again.existed)) == ([], set(rules_of(run)))
-        assert again.others == [f"User:* READ topic {NAME[:3]} (prefixed), from *"]
     finally:
         admin.delete_acls([ACLFilter(*everybody), ACLFilter(*elsewhere)])
+        wait_for(lambda: not create_acls(run).others, 60)
         admin.close()
 
 
