@@ -37,9 +37,9 @@ LOCKS := deploy/requirements
 READY := .venv/.ready-$(PLATFORM)
 COMPILE = $(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --quiet --no-emit-index-url \
 	--custom-compile-command "make lock" --excludes $(LOCKS)/excludes.txt
-WHOLE = --extra local --extra dev
+WHOLE = --extra local --extra dev --extra tracing
 # What is in the file already are the versions to prefer, so images have what is tested where nothing forbids it.
-IMAGE = cp $(LOCKS)/$(1).txt $(LOCKS)/images/$(2).txt && $(COMPILE) $(3) -o $(LOCKS)/images/$(2).txt
+IMAGE = cp $(LOCKS)/$(1).txt $(LOCKS)/images/$(2).txt && $(COMPILE) --extra tracing $(3) -o $(LOCKS)/images/$(2).txt
 ON_CPU = --extra cpu --override $(LOCKS)/overrides-cpu.txt --excludes $(LOCKS)/excludes-cpu.txt
 
 export HF_HUB_OFFLINE = 1

@@ -23,6 +23,7 @@ from schemas.prompts import FEEDBACK_REWARD, Message, Prompt, RewardSpec
 from schemas.reach import unreachable
 from schemas.records import first_fault
 from schemas.topics import Topics
+from schemas.trace_context import HEADER, TraceContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ class Client:
         task: str = "default",
         reward: RewardSpec | None = None,
         group_size: int | None = None,
+        traceparent: str | None = None,
     ) -> SentPrompt:
         """Has a prompt answered by the rollout pipeline, when the learner admits it.
 
@@ -106,6 +108,7 @@ class Client:
             task: for grouping figures.
             reward: null for ``feedback``: people or programs judge the answers.
             group_size: answers to it; null for the pipeline's number.
+            traceparent: the span of OpenTelemetry that the prompt's trace goes below; null to begin one.
 
         Raises:
             RecordError: an argument is not what the record takes.
@@ -118,7 +121,7 @@ class Client:
             fields = {"messages": messages, "task": task, "group_size": group_size}
             record = _checked(Prompt, {**fields, "reward": reward or RewardSpec(name=FEEDBACK_REWARD)})
         key = record.prompt_id.encode() if record.prompt_id else None
-        (place,) = self._append(self._topics.prompts, [(key, record.encode())])
+        (place,) = self._append(self._topics.prompts, [(key, record.encode())], _trace_headers(traceparent))
         return SentPrompt(self._topics.prompts, *place, self._run)
 
     def send_feedback(  # noqa: PLR0913 - the record's fields
@@ -167,16 +170,31 @@ class Client:
             for place, feedback in zip(places, given, strict=True)
         ]  # fmt: skip
 
-    def _append(self, topic: str, records: Sequence[tuple[bytes | None, bytes]]) -> list[tuple[int, int]]:
+    def _append(
+        self,
+        topic: str,
+        records: Sequence[tuple[bytes | None, bytes]],
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> list[tuple[int, int]]:
         from kafka.errors import KafkaError
 
         try:
-            sent = [self._producer.send(topic, value, key=key) for key, value in records]
+            sent = [self._producer.send(topic, value, key=key, headers=list(headers)) for key, value in records]
             places = [future.get(timeout=self._kafka.request_timeout_s) for future in sent]
         except KafkaError as error:
             message = f"Kafka at {self._kafka.bootstrap} did not acknowledge a record of {topic}: {error!r}; try again"
             raise BrokerError(message) from error
         return [(place.partition, place.offset) for place in places]
+
+
+def _trace_headers(traceparent: str | None) -> list[tuple[str, bytes]]:
+    if traceparent is None:
+        return []
+    try:
+        TraceContext.parse(traceparent)
+    except ValueError as error:
+        raise RecordError("bad_record", str(error)) from error
+    return [(HEADER, traceparent.encode())]
 
 
 def _checked(kind: Any, fields: Mapping[str, Any]) -> Any:

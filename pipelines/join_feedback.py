@@ -19,6 +19,7 @@ from apache_beam.runners.runner import PipelineState
 from pipelines.beam import beam_options, serve_metrics
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.receipts import Receipts
 from transforms.feedback import book, feed
@@ -70,6 +71,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     finally:
         feed.close_all()
         book.close_all()
+        traces.close_tracing()
 
 
 def _watch(result: Any, stop: threading.Event) -> int:
@@ -89,6 +91,7 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: in words.
     """
+    traces.open_tracing(config.tracing, config.name, "join-feedback")
     Tokenizer.load(config.model.path)
     if config.feedback.key_file:
         Receipts.load(config.feedback.key_file)

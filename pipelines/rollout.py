@@ -22,6 +22,7 @@ from apache_beam.runners.runner import PipelineState
 from pipelines.beam import beam_options, serve_metrics
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
+from schemas import traces
 from schemas.config import RunConfig
 from transforms.assemble import Assemble
 from transforms.environments import registry as environments
@@ -76,6 +77,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         return _FAILED
     finally:
         stop_all()
+        traces.close_tracing()
     _LOG.info("rollout_ended", state=state)
     return 0 if state == PipelineState.DONE else _FAILED
 
@@ -86,6 +88,7 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: in words.
     """
+    traces.open_tracing(config.tracing, config.name, "rollout")
     registry.load(config.rewards.modules)
     if config.rewards.sandbox == "required":
         launch.check("required")

@@ -27,6 +27,7 @@ from schemas.sections import Host, Positive, Section
 from schemas.services import JudgeConfig, RewardModelConfig, ServiceName, UserModelConfig
 from schemas.tokens import TOKEN, token_provider
 from schemas.topics import Topics
+from schemas.tracing import TracingConfig
 from schemas.trackers import TrackerName
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -441,6 +442,7 @@ class RunConfig(Section):
     scorer: ScorerConfig = ScorerConfig()
     feedback: FeedbackConfig = FeedbackConfig()
     gateway: GatewayConfig = GatewayConfig()
+    tracing: TracingConfig = TracingConfig()
 
     @field_validator("name")
     @classmethod

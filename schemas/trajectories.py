@@ -3,7 +3,8 @@
 Written by the rollout pipeline (and the feedback pipeline), read by the learner, the audit and
 anyone. One row is one sample; all rows of a group are in one record. The Kafka headers carry what
 is needed to distrust the bytes: the schema's version and fingerprint, the number of rows, the
-groups and the sha256 of the value; and of rated groups who rated them, under a pseudonym.
+groups and the sha256 of the value; of rated groups who rated them, under a pseudonym; and of groups
+that are traced the span that later ones go below (:mod:`schemas.trace_context`).
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from schemas.errors import RecordError
 from schemas.identity import GroupId, RolloutId
 from schemas.limits import MAX_DECODED_BYTES, MAX_GROUP_SIZE, MAX_RESPONSE_TOKENS, MAX_TRAJECTORY_BYTES
 from schemas.prompts import Prompt
+from schemas.trace_context import GROUPS_HEADER, TraceContext, encode_groups
 
 SCHEMA_VERSION: Final = 1
 
@@ -171,6 +173,8 @@ class Group:
     samples: tuple[Sample, ...]
     value: bytes = field(default=b"", repr=False)
     """The prompt record's value, for dead letters."""
+    trace: TraceContext | None = field(default=None, repr=False, compare=False)
+    """The span that those of the group go below; null where nothing is traced."""
 
 
 _ATTEMPTS: Final = count(1)
@@ -187,13 +191,16 @@ def _process_name(pid: int) -> str:  # noqa: ARG001 - a process that was forked 
 
 
 def encode(
-    samples: Sequence[Sample], raters: Mapping[GroupId, Sequence[str]] | None = None
+    samples: Sequence[Sample],
+    raters: Mapping[GroupId, Sequence[str]] | None = None,
+    traces: Mapping[GroupId, TraceContext] | None = None,
 ) -> tuple[bytes, dict[str, bytes]]:
     """Encodes whole groups.
 
     Args:
         samples: of the groups.
         raters: of each group that was rated, the pseudonyms of those who did (:func:`pseudonym`).
+        traces: of each group that is traced, the span that later ones go below.
 
     Returns:
         The record's value, an Arrow IPC stream of one batch, and its headers.
@@ -208,6 +215,8 @@ def encode(
     headers = _headers(value, samples)
     if raters:
         headers["raters"] = json.dumps([[group, names] for group, names in raters.items()]).encode()
+    if traces:
+        headers[GROUPS_HEADER] = encode_groups(traces)
     return value, headers
 
 

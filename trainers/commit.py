@@ -17,6 +17,8 @@ from schemas.crash_points import crash_point
 from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError
 from schemas.ledger import CheckpointEntry, StartEntry, StepEntry
+from schemas.trace_context import TraceContext
+from schemas.traces import headers_of
 from schemas.transactions import open_producer, transaction
 from schemas.weights import WeightVersion
 from trainers.log import CONNECT_TIMEOUT_MS
@@ -39,8 +41,12 @@ class Committer:
             "kafka.transaction_timeout_s: it ends"
         )
 
-    def commit(self, records: Sequence[Announcement]) -> None:
+    def commit(self, records: Sequence[Announcement], trace: TraceContext | None = None) -> None:
         """Writes all records in one transaction; returns when it is committed.
+
+        Args:
+            records: of any kinds.
+            trace: the span that those of workers go below which load the weights; null where nothing is traced.
 
         Raises:
             FencedError: a newer learner has taken over.
@@ -48,16 +54,21 @@ class Committer:
         """
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                self._try(records)
+                self._try(records, trace)
             except KafkaError as error:
                 _log.error("transaction failed", attempt=attempt, error=str(error))
             else:
                 return
         raise BrokerError(f"Kafka refused a transaction of run {self._run!r} {_ATTEMPTS} times; see its log")
 
-    def _try(self, records: Sequence[Announcement]) -> None:
+    def _try(self, records: Sequence[Announcement], trace: TraceContext | None) -> None:
         with transaction(self._producer, self._fenced):
-            futures = [self._producer.send(*self._place(record)) for record in records]
+            futures = [
+                self._producer.send(
+                    *self._place(record), headers=headers_of(trace if isinstance(record, WeightVersion) else None)
+                )
+                for record in records
+            ]
             self._producer.flush()
             crash_point("in_transaction")
         for future in futures:

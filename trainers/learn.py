@@ -23,6 +23,7 @@ from typing import Final
 
 import structlog
 
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.errors import DivergedError
 from schemas.ledger import StepEntry
@@ -37,6 +38,7 @@ from trainers.policy_gradient import PolicyGradient
 from trainers.ranks import Ranks
 from trainers.restart import is_skip
 from trainers.start import Standing, start
+from trainers.step_trace import StepTrace
 from trainers.trackers import Trackers, open_trackers
 
 _log = structlog.get_logger(__name__)
@@ -69,9 +71,11 @@ def run(config: RunConfig) -> int:
         if not ranks.leads:
             follow(config, ranks)
         else:
+            traces.open_tracing(config.tracing, config.name, "learn")
             with broker_errors(config):
                 lead(config, ranks, stop)
     finally:
+        traces.close_tracing()
         ranks.leave()
     return 0
 
@@ -211,7 +215,9 @@ class Learner:
         self._gauges.train()
         figures = metrics.of_plan(plan, self._planner.versions, self._at.steps_done)
         rate = learning_rate(self._config.learner, self._at.steps_done, self._config.learner.steps)
-        outcome = self._at.updates.train(plan, rate, self._settle) if plan.arrivals else None
+        trace = StepTrace.begin(plan.arrivals)
+        with traces.spanning(traces.below(trace.context), "train"):
+            outcome = self._at.updates.train(plan, rate, self._settle) if plan.arrivals else None
         self._settle()  # where there was nothing to train
         passed_s = time.monotonic() - started
         figures |= metrics.of_outcome(outcome) if outcome else {}
@@ -223,7 +229,7 @@ class Learner:
             "seconds_train": passed_s - self._held_s,
             "seconds_step": passed_s + self._waited_s,
         }
-        self._record(plan, figures, applied=outcome is not None and outcome.applied)
+        self._record(plan, figures, trace, applied=outcome is not None and outcome.applied)
 
     def _settle(self) -> None:
         """No step is made before the one before it is committed: also where that is what takes longest."""
@@ -231,7 +237,7 @@ class Learner:
         self._at.settle()
         self._held_s += time.monotonic() - started
 
-    def _record(self, plan: Plan, figures: dict[str, float], *, applied: bool) -> None:
+    def _record(self, plan: Plan, figures: dict[str, float], trace: StepTrace, *, applied: bool) -> None:
         trained = tuple(arrival.trained() for arrival in plan.arrivals) if applied else ()
         lost = () if applied else tuple(arrival.dropped("nonfinite") for arrival in plan.arrivals)
         if lost:
@@ -249,10 +255,11 @@ class Learner:
         self._admission.advance(self._at.target)
         if applied:
             self._at.skips = 0
-            self._at.publish_step(entry, self._show)
+            self._at.publish_step(entry, trace, self._show)
         else:
             self._planner.versions.skipped.append(self._at.steps_done)
             self._at.commit([entry, self._at.frontier()])
+            trace.end(entry)
             self._show(entry)
             self._require_finite(entry)
 

@@ -9,6 +9,7 @@ import structlog
 
 from schemas.errors import PortError
 from schemas.ledger import DropReason
+from schemas.traces import HEADERS_IGNORED
 from schemas.trajectories import Sample
 from trainers.accounts import Versions
 from trainers.engine import Outcome
@@ -132,6 +133,7 @@ class Gauges:
         from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
         self.registry = CollectorRegistry()
+        self.registry.register(HEADERS_IGNORED)
         self._figures: dict[str, Gauge] = {}
         self._waiting = Gauge(
             "asyncflow_learner_groups_waiting", "Groups at hand for the next step.", registry=self.registry

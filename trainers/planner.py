@@ -14,6 +14,7 @@ from typing import Final
 
 from schemas.identity import GroupId
 from schemas.ledger import DroppedGroup, DropReason, StepEntry, TrainedGroup
+from schemas.trace_context import TraceContext
 from schemas.trajectories import Sample
 from trainers.accounts import Accounts, Place, Versions
 from trainers.advantages import has_variance, is_known
@@ -35,6 +36,10 @@ class Arrival:
     samples: tuple[Sample, ...]
     raters: frozenset[str] = frozenset()
     """Pseudonyms of those whose feedback it has."""
+    trace: TraceContext | None = field(default=None, compare=False)
+    """The span that those of the group go below; null where nothing is traced."""
+    read_s: float = field(default=0.0, compare=False)
+    """When it was read, in seconds since 1970."""
 
     @property
     def purpose(self) -> str:

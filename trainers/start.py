@@ -16,6 +16,7 @@ from typing import Final
 
 import structlog
 
+from schemas import traces
 from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
@@ -34,6 +35,7 @@ from trainers.precision import fastest_dtype
 from trainers.publish import WeightStore
 from trainers.ranks import Ranks
 from trainers.restart import History, read_history
+from trainers.step_trace import StepTrace
 from trainers.stream import Stream
 from trainers.updates import Updates, numerics
 
@@ -116,13 +118,14 @@ class Standing:
         letters, self.intake.letters = self.intake.letters, []
         return letters
 
-    def publish_step(self, entry: StepEntry, note: Callable[[StepEntry], None]) -> None:
+    def publish_step(self, entry: StepEntry, trace: StepTrace, note: Callable[[StepEntry], None]) -> None:
         """Publishes the weights after a step and commits all of it in one transaction, beside what comes next.
 
         The weights must not change, and the step counts as trained ahead of its commit, until :meth:`settle`.
 
         Args:
             entry: of the step; the seconds that publishing took are added.
+            trace: of the step; it ends with the commit.
             note: takes the entry when it is committed.
         """
         writing = self._writing(entry.step)
@@ -130,10 +133,13 @@ class Standing:
 
         def job() -> list[Announcement]:
             started = time.monotonic()
-            announced = writing()
+            with traces.spanning(traces.below(trace.context), "publish", version=entry.version) as publish:
+                announced = writing()
             figures = entry.metrics | {"seconds_publish": time.monotonic() - started}
             records: list[Announcement] = [entry.model_copy(update={"metrics": figures}), announced, *last]
-            self.committer.commit(records)
+            with traces.spanning(traces.below(trace.context), "commit"):
+                self.committer.commit(records, publish.context)
+            trace.end(entry)
             return records
 
         def committed(records: list[Announcement]) -> None:

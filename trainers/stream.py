@@ -7,6 +7,7 @@
 Offsets come from the checkpoint; a lost range is an error and never jumped over.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import structlog
 from kafka import TopicPartition
 
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import RecordError, StateError
@@ -176,10 +178,11 @@ def read_trajectories(record: Any) -> Iterator[Arrival | Fault]:
         _log.error("bad trajectories record", partition=at[0], offset=at[1], reason=error.reason, detail=error.detail)
         yield Fault(at, tuple(groups_named_in(headers)), error.reason, error.detail, record.value or b"")
         return
-    raters = raters_named_in(headers)
+    raters, contexts, now_s = raters_named_in(headers), traces.groups_in(record), time.time()
     for samples in groups:
         ordered = tuple(sorted(samples, key=lambda sample: sample.sample_index))
-        yield Arrival(ordered[0].group, at, ordered, raters.get(ordered[0].group, frozenset()))
+        group = ordered[0].group
+        yield Arrival(group, at, ordered, raters.get(group, frozenset()), contexts.get(group), now_s)
 
 
 def _read_early(config: RunConfig, letters: TopicPartition, start: int | None) -> list[Any]:

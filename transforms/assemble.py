@@ -18,7 +18,7 @@ from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from schemas import trajectories
+from schemas import traces, trajectories
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.limits import MAX_TRAJECTORY_BYTES
@@ -87,7 +87,8 @@ def encode_groups(topic: str, groups: Sequence[Group], max_bytes: int) -> Iterat
 
     A group that exceeds even what a reader accepts is given back with its size in bytes.
     """
-    value, headers = trajectories.encode([sample for group in groups for sample in group.samples])
+    contexts = {group.id: group.trace for group in groups if group.trace}
+    value, headers = trajectories.encode([sample for group in groups for sample in group.samples], traces=contexts)
     if len(value) > max_bytes and len(groups) > 1:
         half = len(groups) // 2
         yield from encode_groups(topic, groups[:half], max_bytes)
@@ -128,11 +129,21 @@ class AssembleFn(beam.DoFn):  # type: ignore[misc]
 
     def finish_bundle(self) -> Any:
         """Emits the records, at the time of the bundle's newest prompt."""
-        started = time.monotonic()
+        began_s, started = time.time(), time.monotonic()
         records = assemble(self._config, self._outcomes)
         metrics.ASSEMBLE_SECONDS.observe(time.monotonic() - started)
+        _record(self._outcomes, began_s)
         for record in records:
             yield WindowedValue(record, self._timestamp, (GlobalWindow(),))
+
+
+def _record(outcomes: Sequence[Outcome], began_s: float) -> None:
+    """The same time in each group's trace: a bundle's records are made together."""
+    ended_s = time.time()
+    for outcome in outcomes:
+        if isinstance(outcome, Group) and outcome.trace:
+            facts = {"groups": len(outcomes)}
+            traces.record(traces.Span(traces.below(outcome.trace), "assemble", began_s, ended_s, facts))
 
 
 class Assemble(beam.PTransform):  # type: ignore[misc]

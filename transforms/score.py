@@ -25,6 +25,7 @@ from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
+from schemas import traces
 from schemas.config import RewardsConfig, RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import ProcessDied
@@ -120,7 +121,8 @@ class Scorer:
 
     def _begin(self, spec: RewardSpec, group: Group) -> "_Piece":
         asks = is_asked(spec.name)
-        return _Piece(spec, _timed(self._asking.submit(spec, group)) if asks else self._submit(spec, group.samples))
+        future = _timed(self._asking.submit(spec, group)) if asks else self._submit(spec, group.samples)
+        return _Piece(spec, _traced(future, spec, group) if group.trace else future)
 
     def finish(self, run: RunConfig, outcome: Outcome) -> Outcome:
         """The outcome with its rewards; one that needs none passes through."""
@@ -205,6 +207,20 @@ def _all_done(futures: "Sequence[Future[list[SampleScore]]]") -> "Future[list[Sa
 def _timed(future: "Future[list[SampleScore]]") -> "Future[list[SampleScore]]":
     started = time.monotonic()
     future.add_done_callback(lambda _: metrics.SCORE_SECONDS.observe(time.monotonic() - started))
+    return future
+
+
+def _traced(future: "Future[list[SampleScore]]", spec: RewardSpec, group: Group) -> "Future[list[SampleScore]]":
+    """Records how long a reward took, once it is there."""
+    span = traces.Span(traces.below(group.trace), "score", time.time(), attributes={"reward": spec.name})
+
+    def record(done: "Future[list[SampleScore]]") -> None:
+        span.ended_s = time.time()
+        error = None if done.cancelled() else done.exception()
+        span.fault = "cancelled" if done.cancelled() else repr(error) if error else None
+        traces.record(span)
+
+    future.add_done_callback(record)
     return future
 
 

@@ -33,6 +33,7 @@ from schemas.errors import AsyncFlowError, BrokerError, EngineError, EngineRefus
 from schemas.identity import RolloutId
 from schemas.limits import MAX_FEEDBACK_BYTES
 from schemas.records import isoformat
+from schemas.trace_context import HEADER
 from schemas.trajectories import Sample
 from transforms.buckets import Buckets
 
@@ -83,7 +84,7 @@ class Routes:
         if wanted.model not in (None, "", self._model):
             raise HTTPException(HTTPStatus.NOT_FOUND, f"no model {wanted.model!r:.80}; this is {self._model!r}")
         user = user_of(request, self._config.gateway, wanted.user)
-        answer = await self._parts.desk.ask(wanted.to_exchange(user))
+        answer = await self._parts.desk.ask(wanted.to_exchange(user), request.headers.get(HEADER))
         receipt = self._parts.issue(answer.rollout, user)
         teller = Teller(self._model, answer.rollout, receipt)
         if not wanted.stream:
@@ -116,7 +117,7 @@ class Routes:
         body = await read_body(request, MAX_FEEDBACK_BYTES)
         fields = read_fields(body, request.headers.get("content-type", ""))
         user = user_of(request, self._config.gateway, user_in(fields))
-        accepted = await self._parts.judging.accept(fields, user)
+        accepted = await self._parts.judging.accept(fields, user, request.headers.get(HEADER))
         self._parts.fates.receive(accepted)
         given = accepted.feedback
         if page.wants_fragment(request):

@@ -21,11 +21,13 @@ import structlog
 
 from pipelines.gateway import metrics
 from pipelines.gateway.appender import Appender
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable, RecordError
 from schemas.exchanges import Exchange
-from schemas.identity import EXCHANGES, GroupId, RolloutId
+from schemas.identity import EXCHANGES, RolloutId
 from schemas.prompts import FEEDBACK_REWARD, Prompt, RewardSpec
+from schemas.trace_context import TraceContext
 from schemas.trajectories import Sample, encode, new_attempt_id
 from transforms.generation import engine
 from transforms.generation.request import PromptRecord, Request, sampling_params
@@ -118,8 +120,12 @@ class Desk:
         self._session, self._workers = session, workers
         self._in_flight = 0
 
-    async def ask(self, exchange: Exchange) -> Answer:
+    async def ask(self, exchange: Exchange, traceparent: str | None = None) -> Answer:
         """Records a question and has it answered.
+
+        Args:
+            exchange: the question.
+            traceparent: of the request that brought it, if it had one.
 
         Raises:
             RecordError: the model cannot take it.
@@ -129,14 +135,14 @@ class Desk:
         self._check_room()
         self._count(1)
         try:
-            answer = Answer(await self._record(exchange), self._produce)
+            answer = Answer(await self._record(exchange, traceparent), self._produce)
         except BaseException:
             self._count(-1)
             raise
         answer.on_end(lambda: self._count(-1))
         return answer
 
-    async def _record(self, exchange: Exchange) -> Asked:
+    async def _record(self, exchange: Exchange, traceparent: str | None) -> Asked:
         prompt = Prompt(
             task=exchange.task, messages=exchange.messages, reward=RewardSpec(name=FEEDBACK_REWARD), group_size=1
         )
@@ -149,7 +155,8 @@ class Desk:
         value = exchange.encode()
         place = await self._appender.append(self._config.topics.exchanges, value)
         rollout = RolloutId(self._config.name, EXCHANGES + place.partition, place.offset, 0)
-        record = PromptRecord(rollout.group, value, place.written_at)
+        trace = traces.begin(f"{rollout}@{place.written_at.isoformat()}", traceparent, "http")
+        record = PromptRecord(rollout.group, value, place.written_at, trace=trace)
         sampling = sampling_params(exchange.sampling, self._config.rollout)
         parameters = {"n": 1, "logprobs": 0, "detokenize": bool(sampling.get("stop")), **sampling}
         return Asked(rollout, Request(record, prompt, token_ids, 1, parameters).within(room_tokens))
@@ -165,7 +172,7 @@ class Desk:
         end = "abandoned"
         try:
             sample = await self._generate(asked, _Shown(self._tokenizer, asked.request, show, started))
-            await self._write(sample)
+            await self._write(sample, asked.request.record.trace)
             end = "done"
             metrics.ANSWER_SECONDS.observe(time.monotonic() - started)
             return sample
@@ -175,15 +182,15 @@ class Desk:
             raise
         finally:
             metrics.ANSWERS.labels(end).inc()
+            _trace(asked, end)
 
     def _count(self, change: int) -> None:
         self._in_flight += change
         metrics.ANSWERS_IN_FLIGHT.set(self._in_flight)
 
-    async def _write(self, sample: Sample) -> None:
-        value, headers = encode([sample])
-        key = GroupId(sample.prompt_partition, sample.prompt_offset).key()
-        await self._appender.append(self._config.topics.pending, value, key, headers)
+    async def _write(self, sample: Sample, trace: TraceContext | None) -> None:
+        value, headers = encode([sample], traces={sample.group: trace} if trace else None)
+        await self._appender.append(self._config.topics.pending, value, sample.group.key(), headers)
 
     async def _generate(self, asked: Asked, shown: "_Shown") -> Sample:
         """Attempts at one worker after the other, until something was shown."""
@@ -222,14 +229,31 @@ class Desk:
             await self._workers.has_died(worker, deaths, str(error))
 
     async def _attempt(self, asked: Asked, worker: Worker, shown: "_Shown") -> Sample:
-        vocabulary_tokens = self._tokenizer.vocabulary_tokens
-        asking = generate_streamed(self._session, worker.url, asked.request, vocabulary_tokens, shown.add)
-        completion = await worker.guard(asking)
+        completion = await self._complete(asked.request, worker, shown)
         shown.finish()
         (text,) = self._tokenizer.decode([completion.token_ids])
         attempt = engine.Attempt(new_attempt_id(), worker.url, datetime.now(UTC))
         (sample,) = engine.build_samples(self._config.name, asked.request, attempt, [completion], [text])
         return replace(sample, purpose="feedback")
+
+    async def _complete(self, request: Request, worker: Worker, shown: "_Shown") -> engine.Completion:
+        sizes = {"samples": 1, "prompt_tokens": len(request.token_ids)}
+        with traces.spanning(traces.below(request.record.trace), "engine", worker=worker.url, **sizes) as span:
+            vocabulary_tokens = self._tokenizer.vocabulary_tokens
+            traced = request.below(span.context)
+            asking = generate_streamed(self._session, worker.url, traced, vocabulary_tokens, shown.add)
+            completion = await worker.guard(asking)
+            span.attributes["response_tokens"] = len(completion.token_ids)
+        return completion
+
+
+def _trace(asked: Asked, end: str) -> None:
+    record = asked.request.record
+    now_s = time.time()
+    facts = {"group": str(record.id), "task": asked.request.prompt.task}
+    fault = None if end == "done" else end
+    began_s = min(record.written_at.timestamp(), now_s)
+    traces.record(traces.Span(record.trace, "exchange", began_s, now_s, facts, fault=fault))
 
 
 class _Shown:

@@ -20,6 +20,7 @@ from fastapi import HTTPException
 
 from pipelines.gateway import metrics
 from pipelines.gateway.appender import Appender
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.errors import BrokerError, RecordError
 from schemas.feedback import Feedback
@@ -53,12 +54,13 @@ class Judging:
         self._config, self._appender, self._receipts = config, appender, receipts
         self._users = Buckets(config.feedback.user_rate_per_s, config.feedback.user_burst)
 
-    async def accept(self, given: Mapping[str, Any], user: str) -> Accepted:
+    async def accept(self, given: Mapping[str, Any], user: str, traceparent: str | None = None) -> Accepted:
         """Appends a judgement to the feedback topic.
 
         Args:
             given: the fields of :class:`Feedback`; what it lacks of ``schema``, ``feedback_id`` and ``at`` is added.
             user: who judges.
+            traceparent: of the request that brought it, if it had one.
 
         Raises:
             HTTPException: 400, 401, 403, 429, or 503 if Kafka did not acknowledge it.
@@ -67,16 +69,19 @@ class Judging:
         self._check_receipt(feedback)
         self._check_rate(user)
         try:
-            place = await self._append(feedback)
+            place = await self._append(feedback, traceparent)
         except BrokerError as error:
             message = f"{error}, with feedback_id {feedback.feedback_id!r}: twice the same counts once"
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, message, {"Retry-After": "2"}) from error
         metrics.JUDGEMENTS.labels(feedback.kind).inc()
         return Accepted(feedback, place)
 
-    async def _append(self, feedback: Feedback) -> tuple[int, int]:
+    async def _append(self, feedback: Feedback, traceparent: str | None) -> tuple[int, int]:
         key, value = feedback.rollout_id.encode(), feedback.encode()
-        place = await self._appender.append(self._config.topics.feedback, value, key)
+        trace = traces.begin(uuid.uuid4().hex, traceparent, "http")
+        with traces.spanning(trace, "judgement", rollout=feedback.rollout_id, kind=feedback.kind):
+            headers = dict(traces.headers_of(trace))
+            place = await self._appender.append(self._config.topics.feedback, value, key, headers)
         return place.partition, place.offset
 
     def _read(self, given: Mapping[str, Any], user: str) -> Feedback:

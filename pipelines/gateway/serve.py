@@ -26,6 +26,7 @@ from pipelines.gateway.desk import Desk
 from pipelines.gateway.fates import Fates
 from pipelines.gateway.follow import Followers
 from pipelines.gateway.judging import Judging
+from schemas import traces
 from schemas.errors import ConfigError
 from schemas.reach import unreachable
 from schemas.receipts import Receipts
@@ -64,9 +65,11 @@ def run(config: RunConfig) -> int:
     with reserve_port("gateway", config.gateway.host, config.gateway.port) as listener:
         tokenizer = Tokenizer.load(config.model.path)
         receipts = Receipts.load(config.feedback.key_file) if config.feedback.key_file else None
+        traces.open_tracing(config.tracing, config.name, "gateway")
         _raise_file_limit()
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             runner.run(_serve(config, listener, tokenizer, receipts))
+        traces.close_tracing()
     return 0
 
 

@@ -9,6 +9,7 @@ runs/<name>/
     logs/           <process>.log
     kafka/          the log itself
     weights/        the weight store
+    traces/         a file of spans for each process, with tracing.exporter = "file"
     checkpoints/    of the learner
     receipts.key    of a gateway, unless the configuration names another
 """
@@ -302,6 +303,7 @@ def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
     gateway_port = _asked_port(config.gateway.port, GatewayConfig().port, "gateway.port")
     tree["gateway"] |= {"port": gateway_port or ports[5]}
     tree["weights"]["root"] = _below(config.weights.root, directory)
+    tree["tracing"]["directory"] = _below(config.tracing.directory, directory)
     tree["model"] = {"path": str(Path(config.model.path).absolute()), "dtype": _dtype(config)}
     return validate(tree, "resolved")
 

@@ -10,11 +10,11 @@ from transforms.feedback.items import Awaited, Judged, Source
 GROUP = GroupId(0, 38)
 
 
-def awaited(at_s=100.0, *, size=2, place=(0, 5), of_groups=1, decision=None, **changes):
+def awaited(at_s=100.0, *, size=2, place=(0, 5), of_groups=1, decision=None, trace=None, **changes):
     """A group that waits for feedback, appended at a moment."""
     changes = {"reward": None, "reward_parts": {}, **changes}
     samples = group(*GROUP, size, **changes)
-    return Awaited.of(Source(place, place[1], at_s), samples, of_groups=of_groups, decision=decision)
+    return Awaited.of(Source(place, place[1], at_s), samples, of_groups=of_groups, decision=decision, trace=trace)
 
 
 def judged(at_s, kind="thumb", value=1.0, *, user="ann", sample=0, offset=None, given_s=None, name=None):

@@ -43,6 +43,7 @@ class Asked:
 
     body: dict
     min_version: int
+    traceparent: str | None = None
 
 
 @dataclass
@@ -139,7 +140,8 @@ class SimulatedEngine:
             self.turned_away += 1
             return web.json_response({"error": {"message": "no key"}}, status=401)
         body = json.loads(await request.read())
-        asked = Asked(body, int(request.headers.get("X-AsyncFlow-Min-Version", 0)))
+        version = int(request.headers.get("X-AsyncFlow-Min-Version", 0))
+        asked = Asked(body, version, request.headers.get("traceparent"))
         if self.obliging:
             self.version = max(self.version, asked.min_version)
         self.requests.append(asked)

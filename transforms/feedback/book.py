@@ -23,7 +23,7 @@ import structlog
 from kafka import KafkaConsumer, TopicPartition
 from kafka.structs import OffsetAndMetadata
 
-from schemas import trajectories
+from schemas import traces, trajectories
 from schemas.config import RunConfig
 from schemas.crash_points import crash_point
 from schemas.dead_letters import DeadLetter
@@ -33,7 +33,7 @@ from schemas.offsets import OffsetSet
 from schemas.outcomes import FeedbackFate, Outcome
 from schemas.transactions import open_producer, transaction
 from transforms.feedback import metrics
-from transforms.feedback.items import Closed, Contribution, Place, Refused, Settled, Source
+from transforms.feedback.items import Closed, Contribution, Joining, Place, Refused, Settled, Source
 
 _LOG = structlog.get_logger(__name__)
 _POLL_MS: Final = 200
@@ -157,6 +157,7 @@ class Book:
             self._transact(fresh, told, moved)
             self._keep(fresh, [outcome for outcome, _ in told])
             metrics.COMMIT_SECONDS.observe(time.monotonic() - started)
+            _record(fresh)
 
     def _offsets_after(self, settled: Iterable[Settled]) -> set[TopicPartition]:
         """Moves what is done; gives the partitions that changed."""
@@ -213,7 +214,7 @@ class Book:
     def _records(self, settled: Iterable[Settled]) -> Iterator[_Record]:
         for each in settled:
             for contribution in each.contributions:
-                value, headers = encode(contribution)
+                value, headers = encode(contribution, each.joining)
                 yield self._topics.trajectories, contribution.id.key(), value, list(headers.items()), None
             letters = chain(each.letters, (refused.letter for refused in each.refused))
             for letter in letters:
@@ -241,9 +242,21 @@ class Book:
         self._producer.close(timeout=5)
 
 
-def encode(contribution: Contribution) -> tuple[bytes, dict[str, bytes]]:
-    """The value and headers of its trajectories record."""
-    return trajectories.encode(contribution.samples, {contribution.id: contribution.raters})
+def encode(contribution: Contribution, joining: Joining | None = None) -> tuple[bytes, dict[str, bytes]]:
+    """The value and headers of its trajectories record; what it contributes goes on with the trace of its group."""
+    contexts = {contribution.id: joining.trace} if joining else None
+    return trajectories.encode(contribution.samples, {contribution.id: contribution.raters}, contexts)
+
+
+def _record(settled: Iterable[Settled]) -> None:
+    """The decisions that were committed."""
+    now_s = time.time()
+    for each in settled:
+        if each.joining is None or each.outcome is None:
+            continue
+        trace, since_s, judged = each.joining
+        facts = {"group": str(each.outcome.group), "outcome": each.outcome.kind, "judgements": len(each.judged)}
+        traces.record(traces.Span(traces.below(trace), "join", min(since_s, now_s), now_s, facts, judged))
 
 
 def _refusals(refused: Iterable[Refused]) -> Iterator[Outcome]:
@@ -341,6 +354,7 @@ def book_of(config: RunConfig) -> Book:
     """The book of this process, opened at the first call."""
     with _LOCK:
         if config.name not in _BOOKS:
+            traces.open_tracing(config.tracing, config.name, "join-feedback")
             _BOOKS[config.name] = Book(config)
         return _BOOKS[config.name]
 

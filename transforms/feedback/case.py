@@ -26,7 +26,7 @@ from schemas.outcomes import Outcome, Vote
 from schemas.topics import Topics
 from schemas.trajectories import Sample
 from transforms.feedback.contributions import Demonstrate, correction, demonstration, joined
-from transforms.feedback.items import Awaited, Closed, Contribution, Fates, Item, Judged, Place, Settled
+from transforms.feedback.items import Awaited, Closed, Contribution, Fates, Item, Joining, Judged, Place, Settled
 from transforms.feedback.rewards import are_rated, concerns, rate
 from transforms.feedback.votes import answers_of, fold
 
@@ -164,14 +164,23 @@ def settle(case: Case, now_s: float, rules: Rules) -> tuple[list[Settled], Case]
         return [], case
     due, later = _divide(case, due_s)
     settled: list[Settled] = []
+    judged = due.waiting
     if case.decision is None:
         settled, due = _decide(due, case.awaited, due_s, rules)
     elif due.waiting:
         settled, due = _decide_again(due, case.awaited, case.decision, due_s, rules)
+    settled = [_traced(each, case.awaited, judged) for each in settled]
     if due.decision and closes_at(due.decision, rules.feedback) <= due_s:
         first, *others = later.others or (None,)
         return [*settled, Settled(closed=_closed(due))], replace(later, awaited=first, others=tuple(others))
     return settled, replace(due, others=due.others + later.others, waiting=later.waiting)
+
+
+def _traced(settled: Settled, awaited: Awaited, judged: Iterable[Judged]) -> Settled:
+    if awaited.trace is None:
+        return settled
+    given = tuple(each.trace for each in judged if each.trace)
+    return replace(settled, joining=Joining(awaited.trace, awaited.source.appended_s, given))
 
 
 def _divide(case: Case, moment_s: float) -> tuple[Case, Case]:

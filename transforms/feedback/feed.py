@@ -26,6 +26,7 @@ import structlog
 from kafka import TopicPartition
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import RecordError, StateError
@@ -203,7 +204,7 @@ class Feed:
             if not self._book.was_limited(source.place):
                 self._gate.remember(source, record.value)
             return (Settled(judged=(source,)),)
-        return (self._gate.look(source, record.value),)
+        return (self._gate.look(source, record.value, traces.given_in(record)),)
 
     def _read_pending(self, source: Source, record: Any) -> Iterator[Item | Settled]:
         if self._book.is_closed(source.place):
@@ -217,13 +218,14 @@ class Feed:
         if fault := find_misplaced(groups, self._config.name):
             yield self._unreadable(source, RecordError("bad_row", fault), record.value)
             return
+        contexts = traces.groups_in(record)
         for samples in groups:
             group = samples[0].group
-            decision = self._book.decision_of(group, source.place)
+            decision, trace = self._book.decision_of(group, source.place), contexts.get(group)
             if len(groups) == 1:  # as it came
-                yield Awaited(group, source, 1, len(samples), record.value, decision)
+                yield Awaited(group, source, 1, len(samples), record.value, decision, trace)
             else:
-                yield Awaited.of(source, samples, of_groups=len(groups), decision=decision)
+                yield Awaited.of(source, samples, of_groups=len(groups), decision=decision, trace=trace)
 
     def _unreadable(self, source: Source, error: RecordError, value: bytes) -> Settled:
         _LOG.error("pending_unreadable", place=source.place, reason=error.reason, detail=error.detail[:300])

@@ -20,6 +20,7 @@ from schemas.errors import RecordError
 from schemas.feedback import Feedback
 from schemas.outcomes import Fate
 from schemas.receipts import Receipts
+from schemas.trace_context import TraceContext
 from transforms.buckets import Buckets
 from transforms.feedback.drift import Drift
 from transforms.feedback.items import Judged, Refused, Settled, Source
@@ -44,8 +45,8 @@ class Gate:
         self._buckets = Buckets(self._rules.user_rate_per_s, self._rules.user_burst)
         self._drift = Drift(self._rules.drift_window, self._rules.drift_alarm)
 
-    def look(self, source: Source, value: bytes | None) -> Judged | Refused:
-        """One record of the feedback topic."""
+    def look(self, source: Source, value: bytes | None, trace: TraceContext | None = None) -> Judged | Refused:
+        """One record of the feedback topic, and the span in which it was given."""
         try:
             feedback = Feedback.decode(value)
         except RecordError as error:
@@ -53,7 +54,7 @@ class Gate:
         fate = self._refuse(feedback, source.appended_s)
         if fate in (None, "held_out") and feedback.channel == "rating":
             self._drift.hear(float(feedback.value or 0), held_out=fate == "held_out")
-        return Refused(source, fate, feedback.feedback_id) if fate else Judged(source, feedback)
+        return Refused(source, fate, feedback.feedback_id) if fate else Judged(source, feedback, trace)
 
     def remember(self, source: Source, value: bytes | None) -> None:
         """A record that was looked at before a restart and not refused for its rate: it counts for its user's still."""

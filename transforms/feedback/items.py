@@ -11,6 +11,7 @@ from schemas.dead_letters import DeadLetter
 from schemas.feedback import Feedback
 from schemas.identity import GroupId
 from schemas.outcomes import Fate, FeedbackFate, Outcome
+from schemas.trace_context import TraceContext
 from schemas.trajectories import Sample, decode_again, encode
 
 Place = tuple[int, int]
@@ -41,14 +42,22 @@ class Awaited:
     """The group alone, as in the log and read before: as objects its tokens would take more."""
     decision: Outcome | None = None
     """What was decided about it before the pipeline was started."""
+    trace: TraceContext | None = None
+    """The span that those of the group go below; null where nothing is traced."""
 
     @classmethod
     def of(
-        cls, source: Source, samples: Sequence[Sample], *, of_groups: int = 1, decision: Outcome | None = None
+        cls,
+        source: Source,
+        samples: Sequence[Sample],
+        *,
+        of_groups: int = 1,
+        decision: Outcome | None = None,
+        trace: TraceContext | None = None,
     ) -> "Awaited":
         """A group as it was read, of a record that may hold others."""
         value, _ = encode(samples)
-        return cls(samples[0].group, source, of_groups, len(samples), value, decision)
+        return cls(samples[0].group, source, of_groups, len(samples), value, decision, trace)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Not what ``dataclass`` generates, which looks its fields up anew each time: every item crosses stages."""
@@ -65,10 +74,12 @@ class Judged:
 
     source: Source
     feedback: Feedback
+    trace: TraceContext | None = None
+    """The span in which it was given; null where its sender says of none, or nothing is traced."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """As that of :class:`Awaited`."""
-        return Judged, (self.source, self.feedback)
+        return Judged, (self.source, self.feedback, self.trace)
 
     @property
     def group(self) -> GroupId:
@@ -112,6 +123,17 @@ class Closed:
     of_groups: int
 
 
+class Joining(NamedTuple):
+    """What the span of a decision is made of."""
+
+    trace: TraceContext
+    """The group's."""
+    since_s: float
+    """When the group was written to pending, in seconds since 1970."""
+    judged: tuple[TraceContext, ...]
+    """The spans in which the judgements were given that were waiting, as far as they are known."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settled:
     """What is written in one transaction, or left out as a whole."""
@@ -127,6 +149,8 @@ class Settled:
     closed: tuple[Closed, ...] = ()
     passed: tuple[Source, ...] = ()
     """Pending records of which nothing can be used."""
+    joining: Joining | None = None
+    """Null where nothing is traced, or about no group."""
 
 
 @dataclass(slots=True)

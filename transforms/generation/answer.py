@@ -3,12 +3,14 @@
 import asyncio
 import random
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
 import aiohttp
 import structlog
 
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable, RecordError
@@ -53,6 +55,16 @@ class Answerer:
         Raises:
             AbandonedError: the pipeline ends first.
         """
+        if record.trace is None:
+            return await self._answer(record, min_version)
+        with traces.spanning(traces.below(record.trace), "generate") as span:
+            outcome = await self._answer(replace(record, trace=span.context), min_version)
+            if isinstance(outcome, DeadLetter):
+                span.fault = outcome.reason
+                return outcome
+        return replace(outcome, trace=record.trace)
+
+    async def _answer(self, record: PromptRecord, min_version: int) -> Outcome:
         started = time.monotonic()
         try:
             request = await self._prepare(record, min_version)
@@ -154,9 +166,17 @@ class Answerer:
 
     async def _generate(self, request: Request, worker: Worker) -> Turn:
         started = time.monotonic()
-        asked = engine.generate(self._session, worker.url, request, self._tokenizer.vocabulary_tokens)
-        completions = await worker.guard(asked)
+        completions = await self._complete(request, worker)
         texts = self._tokenizer.decode([completion.token_ids for completion in completions])
         attempt = engine.Attempt(new_attempt_id(), worker.url, datetime.now(UTC))
         samples = engine.build_samples(self._config.name, request, attempt, completions, texts)
         return Turn(samples, time.monotonic() - started)
+
+    async def _complete(self, request: Request, worker: Worker) -> list[engine.Completion]:
+        sizes = {"samples": request.group_size, "prompt_tokens": len(request.token_ids)}
+        with traces.spanning(traces.below(request.record.trace), "engine", worker=worker.url, **sizes) as span:
+            traced = request.below(span.context)
+            asked = engine.generate(self._session, worker.url, traced, self._tokenizer.vocabulary_tokens)
+            completions = await worker.guard(asked)
+            span.attributes["response_tokens"] = sum(len(each.token_ids) for each in completions)
+        return completions

@@ -19,6 +19,7 @@ import msgspec
 
 from schemas import crash_points
 from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable
+from schemas.trace_context import HEADER
 from schemas.trajectories import Sample, Span, find_fault
 from transforms.generation.request import Request
 from transforms.statuses import REFUSALS, UNAVAILABLE
@@ -96,6 +97,8 @@ def headers_of(request: Request) -> dict[str, str]:
     headers = {"Content-Type": "application/json"}
     if request.min_version:
         headers[MIN_VERSION_HEADER] = str(request.min_version)
+    if request.record.trace:
+        headers[HEADER] = request.record.trace.header()
     return headers
 
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import structlog
 
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.errors import EnvironmentFault, RecordError
 from schemas.prompts import EnvironmentSpec, Message
@@ -180,7 +181,7 @@ class Episodes:
     ) -> str:
         """Turn by turn until it is over; returns why."""
         while True:
-            step = await self._step(talk, spec, environment)
+            step = await self._step(talk, spec, index, environment)
             if (end := self._end(talk, step)) is not None:
                 return end
             heard = self._encode(step.messages, talk)
@@ -193,9 +194,11 @@ class Episodes:
             talk.seconds += turn.seconds
             talk.say(turn.samples[0])
 
-    async def _step(self, talk: Conversation, spec: EnvironmentSpec, environment: Instance) -> Step:
+    async def _step(self, talk: Conversation, spec: EnvironmentSpec, index: int, environment: Instance) -> Step:
         started = time.monotonic()
-        step = await environment.step(talk.answer())
+        facts = {"environment": spec.name, "sample": index, "turn": talk.turns}
+        with traces.spanning(traces.below(talk.request.record.trace), "environment", **facts):
+            step = await environment.step(talk.answer())
         seconds = time.monotonic() - started
         metrics.ENVIRONMENT_SECONDS.labels(spec.name).observe(seconds)
         talk.seconds += seconds

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from kafka import TopicPartition
 
+from schemas import traces
 from schemas.consumers import read_only
 from schemas.identity import GroupId
 from schemas.offsets import OffsetSet
@@ -64,7 +65,10 @@ class Intake:
             self._next[partition] = offset + 1
             if offset not in self._finished[partition]:
                 written_at = datetime.fromtimestamp(message.timestamp / 1000, UTC)
-                self._buffers[partition].append(PromptRecord(GroupId(partition, offset), message.value, written_at))
+                prompt = PromptRecord(
+                    GroupId(partition, offset), message.value, written_at, trace=traces.begin_at(message)
+                )
+                self._buffers[partition].append(prompt)
 
     def take(self, room: int) -> list[Admitted]:
         """At most ``room`` admitted prompts; the partitions take turns."""

@@ -30,15 +30,17 @@ import uvloop
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 
+from schemas import traces
 from schemas.config import RunConfig
 from schemas.crash_points import crash_point
 from schemas.errors import BrokerError, StateError
 from schemas.identity import GroupId
 from schemas.offsets import OffsetSet
+from schemas.trace_context import TraceContext
 from schemas.transactions import open_producer
 from transforms import metrics
 from transforms.environments import registry as environments
-from transforms.generation import engine
+from transforms.generation import engine, prompt_traces
 from transforms.generation.answer import Answerer
 from transforms.generation.commits import Commits, Progress
 from transforms.generation.discovery import Discovery
@@ -74,6 +76,8 @@ class Finished:
     prompt_at: datetime
     finished_s: float
     """Of the monotonic clock."""
+    trace: TraceContext | None = None
+    """The span of the prompt as a whole; null where nothing is traced."""
 
 
 class Pool:
@@ -88,7 +92,8 @@ class Pool:
         self._running: dict[GroupId, datetime] = {}
         self._finished: dict[GroupId, Finished] = {}
         self._ready: deque[GroupId] = deque()
-        self._handed_over: set[GroupId] = set()
+        self._handed_over: dict[GroupId, float] = {}
+        """When, in seconds since 1970."""
         self._unjudged: set[GroupId] = set()
         """Finished, and waiting for a judge or a reward model."""
         self._taken_s = 0.0
@@ -188,6 +193,7 @@ class Pool:
         now = datetime.now(UTC)
         for prompt in admitted:
             metrics.QUEUE_SECONDS.observe(max(0.0, (now - prompt.record.written_at).total_seconds()))
+            prompt_traces.record_queue(prompt.record, now)
         self._loop.call_soon_threadsafe(self._create_tasks, admitted)
 
     def _create_tasks(self, admitted: Sequence[Admitted]) -> None:
@@ -210,7 +216,7 @@ class Pool:
         with self._lock:
             written_at = self._running.pop(prompt.record.id)
             if outcome is not None:
-                self._finished[prompt.record.id] = Finished(outcome, written_at, time.monotonic())
+                self._finished[prompt.record.id] = Finished(outcome, written_at, time.monotonic(), prompt.record.trace)
                 self._last_finished_s = time.monotonic()
                 if judged is None:
                     self._make_ready(prompt.record.id)
@@ -247,7 +253,7 @@ class Pool:
     def offer_again(self) -> None:
         """Makes all that is finished and not handed over ready to be taken: a new reader begins."""
         with self._lock:
-            held = self._handed_over | self._unjudged
+            held = self._handed_over.keys() | self._unjudged
             self._ready = deque(group for group in self._finished if group not in held)
 
     def take(self, most: int, wait_s: float = 0.0) -> list[Finished]:
@@ -289,21 +295,26 @@ class Pool:
         with self._lock:
             if self._error is not None:
                 raise self._error
-            fresh = [record for record in records if not self._handed_over.issuperset(record.groups)]
-            self._handed_over.update(group for record in fresh for group in record.groups)
+            fresh = [record for record in records if not self._handed_over.keys() >= set(record.groups)]
+            now_s = time.time()
+            self._handed_over.update((group, now_s) for record in fresh for group in record.groups)
             self.bundle_s = time.monotonic() - self._taken_s
         self.commits.hand_over(fresh)
 
     def _forget(self, records: Sequence[OutputRecord]) -> None:
         now = time.monotonic()
+        committed: list[prompt_traces.Committed] = []
         with self._lock:
-            for group in (group for record in records for group in record.groups):
-                self._handed_over.discard(group)
-                finished = self._finished.pop(group, None)
-                if finished is not None:
-                    metrics.COMMIT_LATENCY_SECONDS.observe(now - finished.finished_s)
+            for record in records:
+                for group in record.groups:
+                    handed_over_s = self._handed_over.pop(group, None)
+                    finished = self._finished.pop(group, None)
+                    if finished is not None:
+                        metrics.COMMIT_LATENCY_SECONDS.observe(now - finished.finished_s)
+                        committed.append(prompt_traces.Committed(finished, record, handed_over_s))
             self._measure()
         self._wake.set()
+        prompt_traces.record_commits(committed)
 
     # ---- the end ------------------------------------------------------------------------------------
 
@@ -376,6 +387,7 @@ def pool_of(config: RunConfig, share: int) -> Pool:
     key = (config.model_dump_json(), share)
     with _LOCK:
         if key not in _POOLS:
+            traces.open_tracing(config.tracing, config.name, "rollout")
             registry.load(config.rewards.modules)
             environments.load(config.rollout.environments)
             _collect_rarely()

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from schemas.config import RolloutConfig
 from schemas.identity import GroupId
 from schemas.prompts import Prompt, Sampling
+from schemas.trace_context import TraceContext
 from transforms.environments import registry as environments
 from transforms.rewards import registry
 
@@ -32,6 +33,8 @@ class PromptRecord:
     """By Kafka's clock, in UTC."""
     choices: tuple[str, ...] = ()
     """Texts of which each answer is one; none where it is free, as in every rollout: evaluations alone set it."""
+    trace: TraceContext | None = None
+    """The span that those of its answers go below; null where nothing is traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,10 @@ class Request:
     """As vLLM's route takes them."""
     min_version: int = 0
     """The oldest weight version that may answer; 0 for any."""
+
+    def below(self, trace: TraceContext | None) -> "Request":
+        """The same, whose spans go below another one."""
+        return replace(self, record=replace(self.record, trace=trace)) if trace else self
 
     def body(self) -> dict[str, Any]:
         """What is sent to the engine."""

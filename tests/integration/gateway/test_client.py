@@ -45,6 +45,16 @@ def test_prompts_that_wait_for_feedback(client, run_config):
     assert sent.rollout(3) == RolloutId(run_config.name, sent.partition, sent.offset, 3)
 
 
+def test_a_prompt_goes_on_with_the_trace_of_whoever_sent_it(client, run_config):
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    client.send_prompt("What is 2+3?", traceparent=traceparent)
+    client.send_prompt("What is 2+3?")
+    records = read_all(run_config, run_config.topics.prompts)
+    assert sorted(list(record.headers) for record in records) == [[], [("traceparent", traceparent.encode())]]
+    with pytest.raises(RecordError, match="traceparent 'mine': expected 00-TRACE-SPAN-FLAGS"):
+        client.send_prompt("What is 2+3?", traceparent="mine")
+
+
 def test_judgements_lie_where_the_client_says(client, run_config):
     rollout = RolloutId(run_config.name, 0, 38, 3)
     sent = client.send_feedback(rollout, "score", 0.5, user="ann", receipt="r", feedback_id="f-1")

@@ -13,6 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from pipelines.gateway import metrics as gateway
 from pipelines.reward_model import metrics as scorer
+from schemas import traces
 from schemas.objectives import ObjectiveConfig
 from trainers.metrics import FIGURES, Gauges
 from trainers.objective import Objective
@@ -31,7 +32,7 @@ RUNS = sorted((ROOT / "docs/benchmarks/gpu/results").rglob("metrics.jsonl"))
 
 def registered():
     """Every figure by the name that it is served under, with type and labels."""
-    holders = (rollout, feedback, gateway, scorer, Metrics(CollectorRegistry()), Gauges(0))
+    holders = (rollout, feedback, gateway, scorer, traces, Metrics(CollectorRegistry()), Gauges(0))
     metrics = [each for holder in holders for each in vars(holder).values() if isinstance(each, MetricWrapperBase)]
     found = {name_of(each): (each._type, tuple(each._labelnames)) for each in metrics}
     return found | {f"asyncflow_learner_{name}": ("gauge", ()) for name in FIGURES}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from schemas import traces
 from schemas.errors import BrokerError, RecordError, StateError
 from schemas.reach import unreachable
 from schemas.weights import WeightVersion
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from schemas.config import RunConfig
+    from schemas.trace_context import TraceContext
 
 _PARTITION: Final = 0
 """The topic has one."""
@@ -40,6 +42,7 @@ class Announcements:
             BrokerError: no broker answered within ``kafka.request_timeout_s``, or the topic is missing.
         """
         self._topic = config.topics.weights
+        self._trace: tuple[int, TraceContext] | None = None
         self._consumer = _connect(config)
         try:
             self._seek_to_beginning(config.kafka.bootstrap)
@@ -93,10 +96,18 @@ class Announcements:
 
     def _decode(self, record: Any) -> WeightVersion | None:
         try:
-            return WeightVersion.decode(record.value or b"")
+            announced = WeightVersion.decode(record.value or b"")
         except RecordError as error:
             self._pass_over(record, "bad_record", f"{error}")
             return None
+        if trace := traces.given_in(record):
+            self._trace = (announced.version, trace)
+        return announced
+
+    def trace_of(self, announced: WeightVersion) -> TraceContext | None:
+        """The span that published the newest version; null for another one, or where nothing is traced."""
+        version, trace = self._trace or (0, None)
+        return trace if version == announced.version else None
 
     def _pass_over(self, record: Any, reason: str, detail: str) -> None:
         log.error("bad_announcement", topic=self._topic, offset=record.offset, reason=reason, detail=detail)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from schemas.config import RunConfig
     from schemas.lora import LoraConfig
+    from schemas.tracing import TracingConfig
 
 _BLOCK_TOKENS: Final = 32
 """Granularity of the prefix cache; vLLM's 128 shares nothing between short prompts."""
@@ -67,7 +68,7 @@ _OURS: Final = frozenset(
 """Settings that the promises of this project rest on, or that have a key of their own."""
 
 
-def prepare_environment(*, eager: bool) -> None:
+def prepare_environment(*, eager: bool, tracing: TracingConfig | None = None) -> None:
     """Sets what vLLM and its child processes read; before anything imports vLLM."""
     os.environ.update(_ENVIRONMENT)
     os.environ[SERVER_VARIABLE] = str(os.getpid())
@@ -76,6 +77,9 @@ def prepare_environment(*, eager: bool) -> None:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else the sampler compiles for 10 s at the first request
     for name in _FORBIDDEN_ENVIRONMENT:
         os.environ.pop(name, None)
+    if tracing and tracing.exporter == "otlp":
+        os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] = "http/protobuf"  # vLLM's own would be gRPC
+        os.environ.setdefault("OTEL_SERVICE_NAME", "vllm")  # of vLLM's spans; ours have a name that goes first
 
 
 def parse_arguments(config: RunConfig, dtype: str) -> Namespace:
@@ -93,7 +97,10 @@ def parse_arguments(config: RunConfig, dtype: str) -> Namespace:
             raise ConfigError(f"worker.engine_args: {message}; see `vllm serve --help=all`")
 
     device = _device_arguments(config, on_cpu=current_platform.is_cpu())
-    arguments = {**_arguments(config, dtype), **device, **_adapter_arguments(config.learner.lora)}
+    arguments = {
+        **_arguments(config, dtype), **device, **_adapter_arguments(config.learner.lora),
+        **_tracing_arguments(config.tracing),
+    }  # fmt: skip
     line = to_command_line(arguments) + to_command_line(_free_arguments(config))
     parsed: Namespace = make_arg_parser(Parser()).parse_args(line)
     validate_parsed_serve_args(parsed)
@@ -146,6 +153,11 @@ def _adapter_arguments(lora: LoraConfig) -> dict[str, Any]:
     rank = next(rank for rank in _LORA_RANKS if rank >= lora.rank)
     targets = list(lora.target_modules)
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank, "lora_target_modules": targets}
+
+
+def _tracing_arguments(tracing: TracingConfig) -> dict[str, Any]:
+    """VLLM's own spans go where ours go, below the request's; it cannot write them to a file."""
+    return {"otlp_traces_endpoint": tracing.endpoint} if tracing.exporter == "otlp" else {}
 
 
 def _free_arguments(config: RunConfig) -> dict[str, Any]:

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
+from schemas import traces
 from schemas.errors import RecordError, StateError
 from schemas.records import now
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from schemas.trace_context import TraceContext
     from schemas.weights import WeightVersion
     from transforms.generation.worker.engine import Engine
     from transforms.generation.worker.state import WorkerState
@@ -54,6 +56,8 @@ class Follower:
     state: WorkerState
     probe_tolerance: float
     """Largest mean absolute difference between the engine's and the learner's logprobs of the probe."""
+    trace_of: Callable[[WeightVersion], TraceContext | None] = lambda _: None
+    """The span that published a version; null where nothing is traced."""
 
     async def run(self, first: WeightVersion | None = None) -> None:
         """Follows until it is cancelled.
@@ -79,6 +83,10 @@ class Follower:
         Raises:
             StateError: it was loaded and is wrong.
         """
+        with traces.spanning(traces.below(self.trace_of(announced)), "load", version=announced.version) as span:
+            return await self._take(announced, span)
+
+    async def _take(self, announced: WeightVersion, span: traces.Span) -> bool:
         try:
             self._check_order(announced)
             seen_s = (now() - announced.published_at).total_seconds()
@@ -88,9 +96,11 @@ class Follower:
             await self._open(verified)
         except RecordError as refusal:
             self._refuse(announced, refusal)
+            span.fault = refusal.reason
             return False
         took = {"seen_s": seen_s, "verify_s": checked - seen, "open_s": time.monotonic() - checked}
         await self._load(verified, took)
+        span.attributes |= {name: round(seconds, 3) for name, seconds in took.items()}
         return True
 
     async def _open(self, verified: Verified) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from schemas import traces
 from schemas.errors import AsyncFlowError, ConfigError, StateError, UserError
 from transforms.generation.worker.alone import serve_alone
 from transforms.generation.worker.announcements import Announcements
@@ -85,13 +86,15 @@ def _run_loop(config: RunConfig, listener: socket.socket, early: _Interruption) 
     expectation = read_expectation(Path(config.model.path), config.worker.max_model_len_tokens, config.learner.lora)
     announcements = None if config.worker.alone else Announcements(config)
     state = WorkerState(Metrics(REGISTRY), config.worker.max_model_len_tokens)
-    prepare_environment(eager=config.worker.enforce_eager)
+    prepare_environment(eager=config.worker.enforce_eager, tracing=config.tracing)
+    traces.open_tracing(config.tracing, config.name, "worker")
     sys.setswitchinterval(_SWITCH_S)
     with _connected(config, state, expectation, announcements) as run:
         worker = _Worker(config, listener, early, state, run)
         import uvloop
 
         code: int = uvloop.run(worker.main())
+    traces.close_tracing()
     gc.unfreeze()  # vLLM's server froze the heap, and with it a client that must not outlive the modules it needs
     gc.collect()
     return code
@@ -209,7 +212,8 @@ class _Worker:
             await serve_alone(engine, self.state, self.config.model.path, dtype.removeprefix("torch."))
             return
         tolerance = self.config.worker.probe_tolerance or default_tolerance(dtype)
-        follower = Follower(self.run.announcements, self.run.reader.read, engine, self.state, tolerance)
+        source = self.run.announcements
+        follower = Follower(source, self.run.reader.read, engine, self.state, tolerance, source.trace_of)
         await follower.run(first)
 
     async def _listen(self, client: Any, arguments: Namespace) -> None:

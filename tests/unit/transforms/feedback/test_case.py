@@ -1,13 +1,16 @@
 """One group from its first item to its end, at literal moments: held 10 s, expired after 1,000, closed 500 later."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from schemas.identity import FEEDBACK, GroupId
 from schemas.joining import FeedbackConfig
 from schemas.topics import Topics
+from schemas.trace_context import TraceContext, decode_groups
 from tests.support.feedback import GROUP, awaited, judged
+from transforms.feedback.book import encode
 from transforms.feedback.case import Case, Rules, settle, take, wakes_at
 
 CONFIG = FeedbackConfig(settle_s=10, wait_s=1000, unknown_after_s=60, correction_s=500)
@@ -260,6 +263,30 @@ def test_a_flood_of_judgements_is_decided_without_being_held_back():
     assert wakes_at(case, CONFIG) == 105.0
     settled, case = settle(case, 105.0, rules())
     assert (len(settled[0].outcome.votes), case.waiting) == (1000, ())
+
+
+def test_decisions_go_on_with_the_groups_trace_and_know_who_was_heard():
+    own, ann, late = (TraceContext.begin(name, 1.0) for name in ("group", "ann", "late"))
+    items = [
+        awaited(100.0, trace=own),
+        replace(judged(105.0), trace=ann),
+        judged(106.0, user="bob"),
+        replace(judged(200.0, "correction", "right"), trace=late),
+    ]
+    told, _ = play(items)
+    joining = {each.outcome.kind: each.joining for _, each in told if each.outcome}
+    assert joining == {"joined": (own, 100.0, (ann,)), "corrected": (own, 100.0, (late,))}
+    for _, each in told:
+        for contribution in each.contributions:
+            _, headers = encode(contribution, each.joining)
+            assert decode_groups(headers["traceparents"]) == {contribution.id: own}
+    assert not any(each.joining for _, each in play([awaited(100.0), judged(105.0)])[0])
+
+
+def test_an_expired_group_has_its_span_too():
+    own = TraceContext.begin("group", 1.0)
+    (first, *_), _ = play([awaited(100.0, trace=own)])
+    assert (first[1].outcome.kind, first[1].joining) == ("expired", (own, 100.0, ()))
 
 
 def test_a_text_that_cannot_be_an_answer_only_rates():

@@ -11,11 +11,13 @@ import aiohttp
 import pytest
 
 from pipelines.local.tiny_model import build_tiny_model
+from schemas import traces
 from schemas.config import RolloutConfig, RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.identity import GroupId
 from schemas.trajectories import Group
 from tests.support.simulated_engine import SimulatedEngine
+from tests.support.spans import tracing
 from transforms.generation import answer, quarantine
 from transforms.generation import workers as workers_module
 from transforms.generation.answer import Answerer
@@ -40,12 +42,12 @@ def engine():
         yield engine
 
 
-async def ask(tokenizer, *urls, value=PROMPT, min_version=0, timeout_s=30.0, until=None, key=None):
+async def ask(tokenizer, *urls, value=PROMPT, min_version=0, timeout_s=30.0, until=None, trace=None, key=None):
     config = RunConfig(rollout=RolloutConfig(workers=urls, attempts=3))
     async with open_session(timeout_s, key) as session:
         workers = Workers(urls, session, 0)
         answerer = Answerer(config, tokenizer, session, workers)
-        record = PromptRecord(GroupId(0, 3), json.dumps(value).encode(), datetime.now(UTC))
+        record = PromptRecord(GroupId(0, 3), json.dumps(value).encode(), datetime.now(UTC), trace=trace)
         answering = asyncio.ensure_future(answerer.answer(record, min_version))
         if until:
             await until(workers)
@@ -58,6 +60,37 @@ async def test_a_prompt_is_answered_and_asks_for_its_version(tokenizer, engine):
     assert isinstance(group, Group)
     assert (group.id, len(group.samples), {sample.weight_version_min for sample in group.samples}) == ((0, 3), 2, {4})
     assert [asked.min_version for asked in engine.requests] == [4]
+
+
+async def test_every_attempt_is_a_span_that_its_worker_is_told(tokenizer, engine, tmp_path):
+    engine.faults.append("error")
+    with tracing(tmp_path) as read:
+        trace = traces.begin("demo/0/3", None, "test")
+        group = await ask(tokenizer, engine.url, trace=trace)
+        failed, answered, whole = sorted(read(), key=lambda span: (span.name, span.began_ns))
+    assert group.trace == trace, "what comes later goes below the prompt, not below its attempts"
+    assert (whole.name, whole.parent_id, whole.fault) == ("generate", trace.span_id, None)
+    assert {failed.name, answered.name} == {"engine"}
+    assert {failed.parent_id, answered.parent_id} == {whole.span_id}
+    assert failed.fault.startswith("EngineLost")
+    assert answered.fault is None
+    facts = {"worker": engine.url, "samples": 2, "prompt_tokens": 2}
+    facts["response_tokens"] = sum(len(sample.response_token_ids) for sample in group.samples)
+    assert answered.attributes == {f"asyncflow.{name}": value for name, value in facts.items()}
+    told = [f"00-{trace.trace_id}-{span.span_id}-01" for span in (failed, answered)]
+    assert [asked.traceparent for asked in engine.requests] == told
+
+
+async def test_a_prompt_that_is_dead_says_so_in_its_span(tokenizer, engine, tmp_path):
+    with tracing(tmp_path) as read:
+        await ask(tokenizer, engine.url, value={"text": "1"}, trace=traces.begin("demo/0/3", None, "test"))
+        (span,) = read()
+    assert (span.name, span.fault) == ("generate", "bad_record")
+
+
+async def test_without_a_trace_no_worker_is_told_of_one(tokenizer, engine):
+    await ask(tokenizer, engine.url)
+    assert [asked.traceparent for asked in engine.requests] == [None]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from pipelines.local.tiny_model import build_tiny_model
+from schemas import traces
 from schemas.config import EnvironmentsConfig, RolloutConfig, RunConfig, WorkerConfig
 from schemas.errors import EngineError, EnvironmentFault
 from schemas.identity import GroupId
@@ -18,6 +19,7 @@ from schemas.prompts import EnvironmentSpec, Message, Prompt
 from schemas.trajectories import Group, Span, find_fault
 from tests.support.samples import SAMPLE
 from tests.support.simulated_engine import SimulatedEngine
+from tests.support.spans import tracing
 from tests.unit.transforms.environments import bad_environments
 from transforms.environments import registry as environments
 from transforms.environments.registry import Step
@@ -82,14 +84,14 @@ class Talk:
             raise given
         return given
 
-    async def play(self, tokenizer, context_tokens=2048, sampling=None, **limits):
+    async def play(self, tokenizer, context_tokens=2048, sampling=None, trace=None, **limits):
         config = RunConfig(
             worker=WorkerConfig(max_model_len_tokens=context_tokens),
             rollout=RolloutConfig(environments=EnvironmentsConfig(**limits)),
         )
         episodes = Episodes(config, tokenizer)
         episodes._environments = self
-        return await episodes.play(self._request(sampling or {}), SPEC, self.ask)
+        return await episodes.play(self._request(sampling or {}).below(trace), SPEC, self.ask)
 
     def _request(self, sampling):
         prompt = Prompt(token_ids=(7, 8), reward={"name": "environment"}, environment=SPEC)
@@ -113,6 +115,17 @@ def says(*texts, **given):
 
 
 DONE = Step(done=True, reward=1.0)
+
+
+async def test_every_step_of_an_environment_is_a_span(tokenizer, tmp_path):
+    talk = Talk([(7, END), (8, END), (9, END)], [says("2"), DONE], group_size=2)
+    with tracing(tmp_path) as read:
+        trace = traces.begin("demo/0/38", None, "test")
+        await talk.play(tokenizer, trace=trace)
+        found = read()
+    assert {(span.name, span.parent_id) for span in found} == {("environment", trace.span_id)}
+    steps = [(span.attributes["asyncflow.sample"], span.attributes["asyncflow.turn"]) for span in found]
+    assert sorted(steps) == [(0, 1), (0, 2), (1, 1), (1, 2)]
 
 
 async def test_turns_become_one_row(tokenizer):

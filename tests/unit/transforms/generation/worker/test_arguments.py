@@ -6,6 +6,7 @@ import pytest
 
 from schemas.config import ModelConfig, RunConfig, WorkerConfig
 from schemas.errors import ConfigError
+from schemas.tracing import TracingConfig
 from transforms.generation.worker.arguments import parse_arguments, prepare_environment, to_command_line
 
 
@@ -50,6 +51,15 @@ def test_arguments_that_would_break_a_promise_are_refused(name):
 def test_arguments_that_vllm_does_not_take_are_the_users_to_mend(name, value):
     with pytest.raises(ConfigError, match=r"worker\.engine_args"):
         parse_arguments(make_config(**{name: value}), "float32")
+
+
+def test_vllms_own_spans_go_where_ours_go():
+    tracing = TracingConfig(exporter="otlp", endpoint="http://127.0.0.1:4318/v1/traces")
+    prepare_environment(eager=True, tracing=tracing)
+    assert os.environ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+    parsed = parse_arguments(make_config().model_copy(update={"tracing": tracing}), "float32")
+    assert parsed.otlp_traces_endpoint == tracing.endpoint
+    assert parse_arguments(make_config(), "float32").otlp_traces_endpoint is None
 
 
 def test_development_routes_cannot_be_switched_on_from_outside():

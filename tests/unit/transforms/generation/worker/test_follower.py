@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from prometheus_client import CollectorRegistry
 from safetensors.torch import save_file
 from structlog.testing import capture_logs
 
+from schemas import traces
 from schemas.errors import RecordError, StateError
 from schemas.weights import version_path
+from tests.support.spans import tracing
 from tests.support.weights import write_snapshot, write_version
 from transforms.generation.worker.engine import Loading
 from transforms.generation.worker.follower import Follower
@@ -129,6 +132,23 @@ async def test_versions_are_opened_and_then_loaded_in_order(follower, root, engi
     assert [name for name, _ in engine.calls] == ["open", "load", "open", "load"]
     assert engine.loaded == [1, 2]
     assert (state.version, state.updates, state.refused) == (2, 2, 0)
+
+
+async def test_a_load_is_a_span_below_the_one_that_published_and_a_refusal_too(follower, root, tmp_path):
+    first, bad = (write_version(root, version, TENSORS, probe=PROBE) for version in (1, 2))
+    (root / "00000002" / "model.safetensors").write_bytes(b"x")
+    with tracing(tmp_path / "traces", "worker") as read:
+        published = {each.version: traces.begin(f"step {each.version}", None, "test") for each in (first, bad)}
+        following = replace(follower, trace_of=lambda announced: published[announced.version])
+        assert await following.take(first)
+        assert not await following.take(bad)
+        loaded, refused = read()
+    assert (loaded.service, loaded.name, loaded.fault) == ("asyncflow-worker", "load", None)
+    assert (loaded.trace_id, loaded.parent_id) == (published[1].trace_id, published[1].span_id)
+    told = {name.removeprefix("asyncflow.") for name in loaded.attributes}
+    assert told == set(traces.SPANS["load"].attributes)
+    assert (refused.parent_id, refused.attributes) == (published[2].span_id, {"asyncflow.version": 2})
+    assert refused.fault == "bad_files"
 
 
 async def test_a_bad_version_is_never_handed_to_the_engine_and_the_next_one_is_loaded(follower, root, engine, state):

@@ -1,0 +1,71 @@
+"""Spans as files that need no collector: OTLP's JSON, one request a line.
+
+    spans ──► OpenTelemetry's encoder ──► protobuf's JSON ──► ids as OTLP wants them ──► DIRECTORY/PROCESS-PID.jsonl
+
+The form is that of OpenTelemetry's file exporter, which a collector reads with its receiver ``otlpjsonfile``; so a
+trace that was kept as a file can be shown by Jaeger or Tempo later. This module imports OpenTelemetry: see
+:mod:`schemas.tracers`.
+"""
+
+import base64
+import json
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf.json_format import MessageToDict
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from schemas.errors import ConfigError
+
+_IDS: Final = ("traceId", "spanId", "parentSpanId")
+"""OTLP writes these in hexadecimal digits, unlike protobuf's JSON."""
+
+
+class FileExporter(SpanExporter):
+    """Appends spans to a file of this process, which is made with the first of them.
+
+    Args:
+        directory: made if it is missing.
+        process: name of the file, together with the process's number.
+
+    Raises:
+        ConfigError: the directory cannot be made.
+    """
+
+    def __init__(self, directory: Path, process: str) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"tracing.directory = {str(directory)!r}: {error.strerror}; give another one") from error
+        self._path = directory / f"{process}-{os.getpid()}.jsonl"
+        self._lock = threading.Lock()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Writes one line; a disk that is full costs these spans and nothing else."""
+        line = json.dumps(to_json(spans), ensure_ascii=False, separators=(",", ":")) + "\n"
+        try:
+            with self._lock, self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError:
+            return SpanExportResult.FAILURE
+        return SpanExportResult.SUCCESS
+
+
+def to_json(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
+    """OTLP's JSON of a request."""
+    request: dict[str, Any] = MessageToDict(encode_spans(spans), use_integers_for_enums=True)
+    for span in _spans_of(request):
+        for part in (span, *span.get("links", ())):
+            part.update({name: base64.b64decode(part[name]).hex() for name in _IDS if name in part})
+    return request
+
+
+def _spans_of(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for resource in request["resourceSpans"]:
+        for scope in resource["scopeSpans"]:
+            yield from scope["spans"]
