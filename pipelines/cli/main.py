@@ -43,6 +43,7 @@ VERBS: Final = {
     "completion": "print what makes bash, zsh or fish complete verbs and flags",
     "topics": "create the topics of a run, or check those that exist",
     "kafka": "serve the log of a finished run again",
+    "bundle": "write all that a machine without a network needs, in parts",
     "top": "watch a run: its flow, its workers, and what it waits for",
     "graph": "show what a pipeline is made of, and which Beam runners can run it",
     "plan": "predict what a run would do with more workers, ranks or GPUs, from its own log",
@@ -65,7 +66,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "data": ("submit", "curriculum", "feedback", "export"),
     "look and check": ("top", "report", "eval", "graph", "plan", "audit", "replay"),
-    _TOOLS: ("topics", "kafka", "completion", "simulate-users", "simulate-raters", "drill", "bench"),
+    _TOOLS: ("topics", "kafka", "bundle", "completion", "simulate-users", "simulate-raters", "drill", "bench"),
 }  # fmt: skip
 
 _OUT_OF_MEMORY: Final = "OutOfMemoryError"

@@ -52,7 +52,7 @@ def find_prism() -> Path:
     given = os.environ.get(VARIABLE)
     if given:
         return _check_given(Path(given))
-    return build_once(cache_dir() / _name(), _obtain)
+    return build_once(cache_dir() / cache_name(), _obtain)
 
 
 def known_prism() -> Path | None:
@@ -64,7 +64,7 @@ def known_prism() -> Path | None:
     given = os.environ.get(VARIABLE)
     if given:
         return _check_given(Path(given))
-    cached = cache_place() / _name()
+    cached = cache_place() / cache_name()
     return cached if cached.exists() else None
 
 
@@ -73,7 +73,8 @@ def prism_command(prism: Path, job_port: int) -> list[str]:
     return [str(prism), f"--job_port={job_port}", "--serve_http=false", "--log_kind=text", "--log_level=warn"]
 
 
-def _name() -> str:
+def cache_name() -> str:
+    """Of the binary in the cache. Example: ``prism-2.77.0``."""
     return f"prism-{version('apache-beam')}"
 
 
