@@ -1,11 +1,10 @@
 """What is wrong with a configuration, in words: the key, where it was written, what was given, what may be meant."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from schemas.layers import leaves
 from schemas.secrets import is_secret, masked
 from schemas.suggestions import did_you_mean, nearest, nearest_path
 
@@ -78,8 +77,17 @@ def _known_key(root: type[BaseModel], where: Place) -> str:
     known = list(section.model_fields) if hasattr(section, "model_fields") else []
     given = str(where[-1])
     # A key of that very name in another section is nearer than one here that looks alike.
-    elsewhere = nearest_path(".".join(map(str, where)), leaves(root().model_dump()), cutoff=1)
+    elsewhere = nearest_path(".".join(map(str, where)), _keys_of(root), cutoff=1)
     return f"did you mean {elsewhere}?" if elsewhere else did_you_mean(given, known, others="known here:")
+
+
+def _keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All dotted keys; those of a model that lacks defaults too."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys_of(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def field_type(root: type[BaseModel], where: Place) -> Any:

@@ -45,6 +45,7 @@ VERBS: Final = {
     "bundle": "write all that a machine without a network needs, in parts",
     "top": "watch a run: its flow, its workers, and what it waits for",
     "graph": "show what a pipeline is made of, and which Beam runners can run it",
+    "plan": "predict what a run would do with more workers, ranks or GPUs, from its own log",
     "audit": "check every promise of a run from its topics alone",
     "report": "write one page about a run: curves, answers, faults, lineage; opens without a network",
     "replay": "train a step of a run again from the log and compare the bits",
@@ -60,7 +61,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "start here": ("demo", "up", "doctor", "config"),
     "processes": ("worker", "rollout", "learn", "join-feedback", "gateway", "evaluate", "learn-scorer", "serve-scorer"),
     "data": ("submit", "curriculum", "feedback", "export"),
-    "look and check": ("top", "report", "eval", "graph", "audit", "replay"),
+    "look and check": ("top", "report", "eval", "graph", "plan", "audit", "replay"),
     _TOOLS: ("topics", "kafka", "bundle", "completion", "simulate-users", "simulate-raters", "drill", "bench"),
 }
 

@@ -33,6 +33,8 @@ from aiohttp import web
 
 _REMEMBERED = 100_000
 _STREAM_FAULTS = ("break_off", "error_event", "no_end")
+_PIECES = 10
+"""In which an answer is computed where its speed depends on others."""
 END = 2
 """The end-of-sequence token of the tiny model."""
 
@@ -57,6 +59,8 @@ class SimulatedEngine:
     """Mean time of an answer, exponentially distributed; 0 answers at once."""
     token_s: float = 0.0
     """Seconds a token: an answer takes that times the length of its longest sample."""
+    sequence_s: float = 0.0
+    """Seconds that each sequence which is computed at the same time adds to a token; needs ``slots``."""
     slots: int = 0
     """Sequences that are computed at once; 0 for any number."""
     mean_tokens: int = 8
@@ -94,7 +98,7 @@ class SimulatedEngine:
         self._random = random.Random(self.seed)
         self._died = False
         self._sleeping = set()
-        self._at_once = 0
+        self._at_once = self._computing = 0
         self._free = None
         self._entries = [
             json.dumps({"token_id": token, "logprob": -self._random.random(), "rank": 1, "top_logprobs": []})
@@ -134,6 +138,8 @@ class SimulatedEngine:
     def set(self, name, number):
         """Sets one of the numbers by its name."""
         setattr(self, name, type(getattr(self, name))(float(number)))
+        if name == "seed":
+            self._random.seed(self.seed)
 
     async def _generate(self, request):
         if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
@@ -207,9 +213,8 @@ class SimulatedEngine:
         return [*self._random.choices(range(*self.vocabulary), k=tokens - 1), END]
 
     async def _answer(self, body):
-        started_under = self.version
         lengths = [self._length(body["sampling_params"]["max_tokens"]) for _ in range(body["sampling_params"]["n"])]
-        await self._compute(body, lengths)
+        started_under = await self._compute(body, lengths)
         if self.died:
             return self._broken("EngineDeadError")
         choices = ",".join(self._choice(index, tokens, started_under) for index, tokens in enumerate(lengths))
@@ -217,15 +222,17 @@ class SimulatedEngine:
         return web.Response(body=text.encode(), content_type="application/json")
 
     async def _compute(self, body, lengths):
+        """Takes the time; returns the version under which the first of the answers began."""
+        started_under = self.version
         seconds = self.slow_s.get(body["token_ids"][0])
         if seconds is None:
             seconds = self._random.expovariate(1 / self.mean_s) if self.mean_s else 0.0
             if self.slots:
-                await asyncio.gather(*(self._sequence(seconds + tokens * self.token_s) for tokens in lengths))
-                return
+                return min(await asyncio.gather(*(self._sequence(seconds, tokens) for tokens in lengths)))
             seconds += max(lengths) * self.token_s
         if seconds:
             await self._sleep(seconds)
+        return started_under
 
     async def _sleep(self, seconds):
         """Until the time is over or the engine dies; without a task of its own, of which there would be thousands."""
@@ -247,11 +254,22 @@ class SimulatedEngine:
     def _revive(self):
         self._died = False
 
-    async def _sequence(self, seconds):
+    async def _sequence(self, seconds, tokens):
         if self._free is None:
             self._free = asyncio.Semaphore(self.slots)
         async with self._free:
+            started_under = self.version
+            if not self.sequence_s:
+                await asyncio.sleep(seconds + tokens * self.token_s)
+                return started_under
             await asyncio.sleep(seconds)
+            self._computing += 1
+            try:
+                for _ in range(_PIECES):  # others begin and end meanwhile
+                    await asyncio.sleep(tokens / _PIECES * (self.token_s + self._computing * self.sequence_s))
+            finally:
+                self._computing -= 1
+            return started_under
 
     def _length(self, most):
         if self.fixed_tokens:
