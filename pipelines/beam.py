@@ -1,34 +1,87 @@
-"""How pipelines are run on Beam: its options, and the figures of the process that submits them."""
+"""How pipelines are run on Beam: handed over, watched, and the figures of the process that submits them."""
 
+import threading
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
 from prometheus_client import start_http_server
 
-from pipelines.local.prism import find_prism
-from schemas.errors import PortError
+from pipelines.submission.submission import PipelineName, Submission, read
+from schemas.config import RunConfig
+from schemas.errors import ConfigError, PortError
 
-_FOREVER_S: Final = 10 * 365 * 86_400
-"""Beam takes this for the longest life of a portable pipeline: 300 s unless told otherwise."""
-_DEFAULT_RUNNER: Final = "PrismRunner"
-
-
-def beam_options(beam_args: Sequence[str]) -> PipelineOptions:
-    """Beam's options: Prism unless another runner is named, and its binary unless that is given too."""
-    arguments = list(beam_args)
-    if not _names(arguments, "--runner"):
-        arguments.append(f"--runner={_DEFAULT_RUNNER}")
-    prism = any(argument.endswith(_DEFAULT_RUNNER) for argument in arguments)
-    if prism and not _names(arguments, "--prism_location") and not _names(arguments, "--job_endpoint"):
-        arguments.append(f"--prism_location={find_prism()}")
-    if not _names(arguments, "--job_server_timeout"):
-        arguments.append(f"--job_server_timeout={_FOREVER_S}")
-    return PipelineOptions(arguments, streaming=True, save_main_session=False)
+_ENDED: Final = (
+    PipelineState.DONE, PipelineState.FAILED, PipelineState.CANCELLED, PipelineState.DRAINED, PipelineState.UPDATED,
+)  # fmt: skip
+_LOOK_S: Final = 0.2
+_LOOK_FAR_S: Final = 5.0
+"""Dataflow counts how often it is asked."""
 
 
-def _names(arguments: Sequence[str], option: str) -> bool:
-    return any(argument == option or argument.startswith(f"{option}=") for argument in arguments)
+def submission_of(pipeline: PipelineName, config: RunConfig, beam_args: Sequence[str]) -> Submission:
+    """What is to be handed to a runner, checked.
+
+    Args:
+        pipeline: its verb.
+        config: of the run.
+        beam_args: any of Beam's options, such as ``--runner=FlinkRunner``; Prism if none is named.
+
+    Raises:
+        ConfigError: it would not work there.
+    """
+    from pipelines.submission.checks import require  # it builds the pipelines, whose modules import this one
+
+    submission = read(pipeline, config, beam_args)
+    require(submission, config)
+    return submission
+
+
+def beam_options(submission: Submission) -> PipelineOptions:
+    """Beam's own form of them: always streaming, and never with the main module of this program.
+
+    Raises:
+        UserError: Prism is not here, and can be neither downloaded nor built.
+    """
+    return PipelineOptions(submission.flags(), streaming=True, save_main_session=False)
+
+
+def empty_pipeline(submission: Submission) -> beam.Pipeline:
+    """A pipeline for that runner, without steps.
+
+    Raises:
+        ConfigError: Beam refuses an option.
+        UserError: as :func:`beam_options`.
+    """
+    try:
+        return beam.Pipeline(options=beam_options(submission))
+    except ValueError as error:
+        raise ConfigError(f"Beam refuses its options: {' '.join(str(error).split())}") from error
+
+
+def watch(result: Any, stop: threading.Event, submission: Submission) -> str:
+    """Waits until a pipeline ends, or until it is to end, and then cancels it. A template is done when it is written.
+
+    Args:
+        result: of ``Pipeline.run``.
+        stop: set to end it.
+        submission: what runs.
+
+    Returns:
+        The state in which it ended by itself, or ``CANCELLED`` once it was told to.
+
+    Raises:
+        Exception: what the runner says of its fault.
+    """
+    if submission.writes_template:
+        return str(PipelineState.DONE)
+    while not stop.wait(_LOOK_FAR_S if submission.runner == "dataflow" else _LOOK_S):
+        if result.state in _ENDED:
+            return str(result.wait_until_finish())  # raises what went wrong
+    result.cancel()
+    return str(PipelineState.CANCELLED)
 
 
 def serve_metrics(section: str, host: str, port: int) -> None:

@@ -7,16 +7,14 @@ feedback ─┘                                                                 
 
 import signal
 import threading
-import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import apache_beam as beam
 import structlog
-from apache_beam.options.pipeline_options import DebugOptions
 from apache_beam.runners.runner import PipelineState
 
-from pipelines.beam import beam_options, serve_metrics
+from pipelines.beam import empty_pipeline, serve_metrics, submission_of, watch
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
 from schemas import traces
@@ -28,11 +26,6 @@ from transforms.join_feedback import Commit, JoinFeedback
 
 _LOG = structlog.get_logger(__name__)
 _FAILED: Final = 1
-_UNDIVIDED: Final = "prism_disable_sdf_split"
-"""Prism 2.77 divides a bundle that is slow, and then forgets which of the keys that it moves are worked on still: two
-bundles of one key at a time, of which the later one overwrites the state of the other."""
-_LOOK_S: Final = 0.2
-_ENDED: Final = (PipelineState.DONE, PipelineState.FAILED, PipelineState.CANCELLED)
 
 
 def build(pipeline: beam.Pipeline, config: RunConfig) -> None:
@@ -51,20 +44,21 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         0 if it was told to end, 1 if it failed.
 
     Raises:
-        UserError: the model, the key of receipts, Kafka, its topics or a port is not as it has to be.
+        UserError: the model, the key of receipts, Kafka, its topics, a port or Beam's options are not as they have to
+            be.
     """
+    submission = submission_of("join-feedback", config, beam_args)
     check(config)
+    pipeline = empty_pipeline(submission)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    options = beam_options(beam_args)
-    options.view_as(DebugOptions).add_experiment(_UNDIVIDED)
-    serve_metrics("feedback", config.feedback.metrics_host, config.feedback.metrics_port)
-    sample_often()
-    pipeline = beam.Pipeline(options=options)
+    if submission.works_here:
+        serve_metrics("feedback", config.feedback.metrics_host, config.feedback.metrics_port)
+        sample_often()
     build(pipeline, config)
     try:
-        return _watch(pipeline.run(), stop)
+        state = watch(pipeline.run(), stop, submission)
     except Exception as error:  # noqa: BLE001 - a runner's errors have no common class
         _LOG.error("join_failed", error=repr(error)[:2000])
         return _FAILED
@@ -72,17 +66,8 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         feed.close_all()
         book.close_all()
         traces.close_tracing()
-
-
-def _watch(result: Any, stop: threading.Event) -> int:
-    while not stop.is_set():
-        if result.state in _ENDED:
-            result.wait_until_finish()  # raises what went wrong
-            return _FAILED
-        time.sleep(_LOOK_S)
-    result.cancel()
-    _LOG.info("join_ended")
-    return 0
+    _LOG.info("join_ended", state=state)
+    return 0 if stop.is_set() or (submission.only_writes and state == PipelineState.DONE) else _FAILED
 
 
 def check(config: RunConfig) -> None:

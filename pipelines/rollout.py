@@ -11,7 +11,10 @@ All of it is one fused stage: the pool that Generate reads from is the one that 
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import apache_beam as beam
@@ -19,9 +22,10 @@ import psutil
 import structlog
 from apache_beam.runners.runner import PipelineState
 
-from pipelines.beam import beam_options, serve_metrics
+from pipelines.beam import empty_pipeline, serve_metrics, submission_of, watch
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
+from pipelines.submission.submission import Submission
 from schemas import traces
 from schemas.config import RunConfig
 from transforms.assemble import Assemble
@@ -37,6 +41,8 @@ from transforms.score import Score
 
 _LOG = structlog.get_logger(__name__)
 _FAILED: Final = 1
+_LOOK_S: Final = 0.1
+_WELL: Final = (PipelineState.DONE, PipelineState.DRAINED)
 
 
 def build(pipeline: beam.Pipeline, config: RunConfig) -> None:
@@ -53,25 +59,31 @@ def build(pipeline: beam.Pipeline, config: RunConfig) -> None:
 def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
     """Runs until it is told to end: SIGTERM or SIGINT finishes what is in flight, a second one does not wait.
 
+    Where workers are not in this process, neither is what is in flight: then the first one cancels the pipeline, and
+    the next start has answered again what was not committed.
+
     Args:
         config: of the run.
         beam_args: any of Beam's options, such as ``--runner=FlinkRunner``.
 
     Returns:
-        0 if it was drained, 1 if it failed.
+        0 if it was drained or told to end, 1 if it failed.
 
     Raises:
-        UserError: the model, a reward module, Kafka, its topics or a port is not as it has to be.
+        UserError: the model, a reward module, Kafka, its topics, a port or Beam's options are not as they have to be.
     """
+    submission = submission_of("rollout", config, beam_args)
     check(config)
-    options = beam_options(beam_args)
-    _end_on_signals()
-    serve_metrics("rollout", config.rollout.metrics_host, config.rollout.metrics_port)
-    sample_often()
-    pipeline = beam.Pipeline(options=options)
+    pipeline = empty_pipeline(submission)
+    stop = threading.Event()
+    _end_on_signals(_handler(submission, stop))
+    if submission.works_here:
+        serve_metrics("rollout", config.rollout.metrics_host, config.rollout.metrics_port)
+        sample_often()
     build(pipeline, config)
     try:
-        state = pipeline.run().wait_until_finish()
+        result = pipeline.run()
+        state = result.wait_until_finish() if _ends_alone(submission) else watch(result, stop, submission)
     except Exception as error:  # noqa: BLE001 - a runner's errors have no common class
         _LOG.error("rollout_failed", error=repr(first_error(all_pools()) or error)[:2000])
         return _FAILED
@@ -79,7 +91,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         stop_all()
         traces.close_tracing()
     _LOG.info("rollout_ended", state=state)
-    return 0 if state == PipelineState.DONE else _FAILED
+    return 0 if stop.is_set() or state in _WELL else _FAILED
 
 
 def check(config: RunConfig) -> None:
@@ -99,19 +111,53 @@ def check(config: RunConfig) -> None:
     create_topics(config)
 
 
-def _end_on_signals() -> None:
+def _end_on_signals(end: Callable[[int, Any], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _drain)
+        signal.signal(number, end)
+
+
+def _ends_alone(submission: Submission) -> bool:
+    """Whether a pipeline ends once it is drained: Flink keeps one whose sources have ended."""
+    return submission.works_here and submission.runner != "flink"
+
+
+def _handler(submission: Submission, stop: threading.Event) -> Callable[[int, Any], None]:
+    """What the first signal does."""
+    if _ends_alone(submission):
+        return _drain
+    return _drain_then(stop) if submission.works_here else _setting(stop)
+
+
+def _setting(stop: threading.Event) -> Callable[[int, Any], None]:
+    def end(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
+        _end_on_signals(partial(_end_at_once, "ended without waiting for the runner, where the pipeline may go on"))
+        stop.set()
+
+    return end
+
+
+def _drain_then(stop: threading.Event) -> Callable[[int, Any], None]:
+    def end(number: int, frame: Any) -> None:
+        _drain(number, frame)
+        threading.Thread(target=_set_when_drained, args=(stop,), name="drained", daemon=True).start()
+
+    return end
+
+
+def _set_when_drained(stop: threading.Event) -> None:
+    while not all(pool.is_drained() or pool.error for pool in all_pools()):
+        time.sleep(_LOOK_S)
+    stop.set()
 
 
 def _drain(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
-    for other in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(other, _end_at_once)
+    left = "ended without waiting for what was in flight; the next start answers it"
+    _end_on_signals(partial(_end_at_once, left))
     drain_all()
 
 
-def _end_at_once(number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
-    sys.stderr.write("ended without waiting for what was in flight; the next start answers it\n")
+def _end_at_once(left: str, number: int, frame: Any) -> None:  # noqa: ARG001 - the form of signal handlers
+    sys.stderr.write(f"{left}\n")
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(128 + number)

@@ -204,9 +204,17 @@ class JoinFeedback(beam.PTransform):  # type: ignore[misc]
             | "Read" >> beam.ParDo(ReadFn()).with_output_types(Batch)
         )
         items = batches | "Unbatch" >> beam.ParDo(UnbatchFn()).with_outputs(_REFUSED, main="items")
-        keyed = items["items"] | "Keyed" >> beam.Map(lambda item: item).with_output_types(tuple[int, tuple[int, bytes]])
+        keyed = items["items"] | "Keyed" >> beam.Map(_as_it_is).with_output_types(tuple[int, tuple[int, bytes]])
         joined = keyed | "Join" >> beam.ParDo(JoinFn(self._config)).with_output_types(Settled)
         return (joined, items[_REFUSED]) | beam.Flatten()
+
+
+def _as_it_is(keyed: tuple[int, tuple[int, bytes]]) -> tuple[int, tuple[int, bytes]]:
+    return keyed
+
+
+def _for_one_writer(settled: Settled) -> tuple[int, Settled]:
+    return 0, settled
 
 
 class Commit(beam.PTransform):  # type: ignore[misc]
@@ -218,5 +226,5 @@ class Commit(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, settled: PCollection[Settled]) -> Any:
         """Wires."""
-        keyed = settled | "ToOneWriter" >> beam.Map(lambda each: (0, each)).with_output_types(tuple[int, Settled])
+        keyed = settled | "ToOneWriter" >> beam.Map(_for_one_writer).with_output_types(tuple[int, Settled])
         return keyed | "Write" >> beam.ParDo(CommitFn(self._config)).with_output_types(tuple[int, int]) | EndOfStage()

@@ -12,6 +12,7 @@ import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
 from schemas.config import RunConfig
+from transforms.carried import Carried
 from transforms.end_of_stage import EndOfStage
 from transforms.generation.outcome import OutputRecord
 from transforms.generation.pool import pool_of
@@ -28,8 +29,12 @@ def by_share(records: Iterable[OutputRecord], shares: int) -> dict[int, list[Out
 class WriteFn(beam.DoFn):  # type: ignore[misc]
     """Collects a bundle's records and hands them to their pools when it ends, which commit them whole."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, carried: Carried) -> None:
+        self._config, self._carried = config, carried
+
+    def setup(self) -> None:
+        """Finds the configuration by which the source of this process has its pools."""
+        self._here = self._carried.here(self._config)
 
     def start_bundle(self) -> None:
         """Begins with nothing."""
@@ -41,8 +46,8 @@ class WriteFn(beam.DoFn):  # type: ignore[misc]
 
     def finish_bundle(self) -> None:
         """Hands them over."""
-        for share, records in by_share(self._records, self._config.rollout.shares).items():
-            pool_of(self._config, share).hand_over(records)
+        for share, records in by_share(self._records, self._here.rollout.shares).items():
+            pool_of(self._here, share).hand_over(records)
 
 
 class Write(beam.PTransform):  # type: ignore[misc]
@@ -54,4 +59,5 @@ class Write(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, records: PCollection[OutputRecord]) -> Any:
         """Wires."""
-        return records | beam.ParDo(WriteFn(self._config)).with_output_types(tuple[int, int]) | "End" >> EndOfStage()
+        write = WriteFn(self._config, Carried.of(self._config))
+        return records | beam.ParDo(write).with_output_types(tuple[int, int]) | "End" >> EndOfStage()

@@ -32,6 +32,7 @@ from schemas.errors import ProcessDied
 from schemas.prompts import ENVIRONMENT_REWARD, FEEDBACK_REWARD, VERIFIABLE, VERIFIABLE_SHARE, RewardSpec
 from schemas.trajectories import Group, Sample
 from transforms import metrics
+from transforms.carried import NOTHING, Carried
 from transforms.generation.outcome import Outcome
 from transforms.rewards.asked import add_up, is_asked, pieces_of
 from transforms.rewards.asking import Asking
@@ -251,12 +252,13 @@ def _count(reward: str, scores: Sequence[SampleScore]) -> None:
 class ScoreFn(beam.DoFn):  # type: ignore[misc]
     """Begins each group as it comes, if the pool has not, and collects the bundle's scores when it ends."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, carried: Carried = NOTHING) -> None:
+        self._config, self._carried = config, carried
 
     def setup(self) -> None:
         """Takes the scorer of this pipeline process."""
-        self._scorer = scorer_of(self._config.rewards, self._config.model.path)
+        here = self._carried.here(self._config)
+        self._scorer = scorer_of(here.rewards, here.model.path)
 
     def start_bundle(self) -> None:
         """Begins with nothing."""
@@ -282,4 +284,4 @@ class Score(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, outcomes: PCollection[Outcome]) -> PCollection[Outcome]:
         """Wires."""
-        return outcomes | beam.ParDo(ScoreFn(self._config)).with_output_types(Outcome)
+        return outcomes | beam.ParDo(ScoreFn(self._config, Carried.of(self._config))).with_output_types(Outcome)

@@ -28,6 +28,7 @@ VERBS: Final = {
     "worker": "serve a model with vLLM and follow the announced weights",
     "rollout": "run the rollout pipeline on a Beam runner",
     "join-feedback": "run the feedback pipeline on a Beam runner",
+    "beam-worker": "work for a Beam runner that stands elsewhere",
     "learn": "run the learner",
     "learn-scorer": "train a reward model or a critic from the log of a run",
     "serve-scorer": "serve a reward model, so that rewards can ask it",
@@ -59,11 +60,14 @@ VERBS: Final = {
 _TOOLS: Final = "tools"
 _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "start here": ("demo", "up", "doctor", "config"),
-    "processes": ("worker", "rollout", "learn", "join-feedback", "gateway", "evaluate", "learn-scorer", "serve-scorer"),
+    "processes": (
+        "worker", "rollout", "learn", "join-feedback", "gateway", "evaluate", "learn-scorer", "serve-scorer",
+        "beam-worker",
+    ),
     "data": ("submit", "curriculum", "feedback", "export"),
     "look and check": ("top", "report", "eval", "graph", "plan", "audit", "replay"),
     _TOOLS: ("topics", "kafka", "bundle", "completion", "simulate-users", "simulate-raters", "drill", "bench"),
-}
+}  # fmt: skip
 
 _OUT_OF_MEMORY: Final = "OutOfMemoryError"
 """Of torch, by its name: torch is not imported for it."""

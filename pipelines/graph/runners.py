@@ -44,7 +44,7 @@ _UNCALLED: Final = "none of our sources depends on it: Kafka has their positions
 _PRISM: Final[_Table] = {
     f.UNBOUNDED_SOURCE: _RUNS,
     f.FINALIZATION: (Answer.RUNS, _UNCALLED),
-    # pipelines/join_feedback.py says why: two bundles of a key at a time otherwise.
+    # pipelines/submission/chosen.py says why: two bundles of a key at a time otherwise.
     f.STATE: (Answer.RUNS, "with the experiment prism_disable_sdf_split, which join-feedback sets; state is in memory"),
     f.WATERMARK_TIMERS: (Answer.RUNS, "as long as every source moves its watermark on when it is idle, as ours do"),
     f.CLOCK_TIMERS: _RUNS,
@@ -61,8 +61,8 @@ _FLINK: Final[_Table] = {
     # matrix, "Unbounded Splittable DoFn Support Status" of 2024, has "incomplete or broken" (apache/beam#19637).
     f.UNBOUNDED_SOURCE: (
         Answer.SHOULD,
-        "sources that interrupt themselves, as ours do, are mended since 2.76; pauses between looks are cut to whole "
-        "seconds, those below one to none",
+        "the rollout pipeline ran on Flink 1.19 with Beam 2.62's job server, not with 2.77's, which could not be had; "
+        "pauses between looks are cut to whole seconds, those below one to none",
     ),
     # ExecutableStageDoFnOperator.notifyCheckpointComplete finalizes; FlinkPipelineOptions.getCheckpointingInterval: -1.
     # The matrix says no.

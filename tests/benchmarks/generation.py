@@ -118,7 +118,7 @@ def staleness(bench, steps=30, groups_per_step=8):
     Answers are log-normal (sigma 1). The learner is simulated too: it waits for its groups, sleeps, and
     moves the frontier by the rule of ``trainers/admission.py``.
     """
-    engine = {"mean_tokens": 64, "sigma": 1.0, "token_s": 0.008, "slots": 64, "obliging": 1}
+    engine = {"fixed_tokens": 0, "mean_tokens": 64, "sigma": 1.0, "token_s": 0.008, "slots": 64, "obliging": 1}
     learner = {"groups_per_step": groups_per_step, "engine": engine}
     train_s = _wall_s(bench, bound=0, steps=steps, train_s=0.0, **learner) / steps
     seconds = {bound: _wall_s(bench, bound=bound, steps=steps, train_s=train_s, **learner) for bound in (0, 1, 2, 4)}

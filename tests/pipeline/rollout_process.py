@@ -29,7 +29,7 @@ class RolloutProcess:
 
     module = "rollout"
 
-    def __init__(self, config, directory, beam_args=()):
+    def __init__(self, config, directory, beam_args=(), cwd=None):
         file = directory / "config.toml"
         file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
         self.log = directory / f"{self.module}.log"
@@ -40,6 +40,7 @@ class RolloutProcess:
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            cwd=cwd,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from apache_beam.coders import PickleCoder
+from apache_beam.coders import Coder, PickleCoder, registry
 from apache_beam.io.unbounded_source import (
     CheckpointMark,
     UnboundedReader,
@@ -79,6 +79,25 @@ class BatchSource(UnboundedSource):  # type: ignore[misc]
     def get_checkpoint_mark_coder(self) -> PickleCoder:
         """Equal bytes for equal marks."""
         return PickleCoder()
+
+
+class SourceCoder(Coder):  # type: ignore[misc]
+    """The same bytes for equal sources; see :class:`transforms.generation.source.SourceCoder`."""
+
+    def encode(self, source: BatchSource) -> bytes:
+        """As JSON."""
+        return source.config.model_dump_json().encode()
+
+    def decode(self, encoded: bytes) -> BatchSource:
+        """What was encoded."""
+        return BatchSource(RunConfig.model_validate_json(encoded))
+
+    def is_deterministic(self) -> bool:
+        """Yes."""
+        return True
+
+
+registry.register_coder(BatchSource, SourceCoder)
 
 
 class ReadFn(_ReadFromUnboundedSourceDoFn):  # type: ignore[misc]

@@ -9,6 +9,7 @@ import apache_beam as beam
 from apache_beam.pvalue import PBegin, PCollection
 
 from schemas.config import RunConfig
+from transforms.carried import Carried
 from transforms.generation.outcome import Outcome
 from transforms.generation.source import Batch, BatchSource, ReadFn
 
@@ -22,9 +23,11 @@ class Generate(beam.PTransform):  # type: ignore[misc]
 
     def expand(self, start: PBegin) -> PCollection[Outcome]:
         """Wires."""
+        carried = Carried.of(self._config)
+        sources = [BatchSource(self._config, share, carried) for share in range(self._config.rollout.shares)]
         return (
             start
-            | "Shares" >> beam.Create([BatchSource(self._config)], reshuffle=False)
+            | "Shares" >> beam.Create(sources, reshuffle=False)
             | "Read" >> beam.ParDo(ReadFn(self._config.rollout.poll_interval_s)).with_output_types(Batch)
             | "Unbatch" >> beam.FlatMap(iter).with_input_types(Batch).with_output_types(Outcome)
         )

@@ -16,12 +16,14 @@ Two habits of Beam 2.77 and Prism shape the rest:
   only by half), and the pipeline fails. So the source has one element a bundle: a batch of outcomes.
 """
 
+import base64
+import json
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
-from apache_beam.coders import PickleCoder
+from apache_beam.coders import Coder, PickleCoder, registry
 from apache_beam.io.unbounded_source import (
     CheckpointMark,
     UnboundedReader,
@@ -31,6 +33,7 @@ from apache_beam.io.unbounded_source import (
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, Timestamp
 
 from schemas.config import RunConfig
+from transforms.carried import NOTHING, Carried
 from transforms.generation.outcome import Outcome
 from transforms.generation.pool import Finished, all_pools, pool_of
 
@@ -108,26 +111,49 @@ class BatchReader(UnboundedReader):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class BatchSource(UnboundedSource):  # type: ignore[misc]
-    """The outcomes of one share, or of all before the split."""
+    """The outcomes of one share."""
 
     config: RunConfig
-    share: int | None = None
+    share: int
+    carried: Carried = NOTHING
+    """The user's files, for machines that have none of them."""
 
     def split(self, desired_num_splits: int, options: Any = None) -> Iterable["BatchSource"]:  # noqa: ARG002 - Beam's
-        """One source a share, whatever Beam desires: the pool is the parallelism."""
-        if self.share is not None:
-            return [self]
-        return [replace(self, share=share) for share in range(self.config.rollout.shares)]
+        """Itself, whatever Beam desires: the pool is the parallelism."""
+        return [self]
 
     def create_reader(self, options: Any, checkpoint_mark: CheckpointMark | None) -> BatchReader:  # noqa: ARG002 - Beam's
         """A view on the share's pool."""
-        if self.share is None:
-            raise ValueError("a runner has to split this source before it reads it")
-        return BatchReader(self.config, self.share)
+        return BatchReader(self.carried.here(self.config), self.share)
 
     def get_checkpoint_mark_coder(self) -> PickleCoder:
         """The same bytes for every mark."""
         return PickleCoder()
+
+
+class SourceCoder(Coder):  # type: ignore[misc]
+    """The same bytes for equal sources, however often they were decoded, which pickle does not promise.
+
+    Flink finds what is left of a source by them: it keeps that under the bytes of the element that it came from.
+    """
+
+    def encode(self, source: BatchSource) -> bytes:
+        """As JSON."""
+        files = [(name, base64.b64encode(content).decode()) for name, content in source.carried.files]
+        return json.dumps([source.config.model_dump_json(), source.share, files]).encode()
+
+    def decode(self, encoded: bytes) -> BatchSource:
+        """What was encoded."""
+        config, share, files = json.loads(encoded)
+        carried = Carried(tuple((name, base64.b64decode(content)) for name, content in files))
+        return BatchSource(RunConfig.model_validate_json(config), share, carried)
+
+    def is_deterministic(self) -> bool:
+        """Yes."""
+        return True
+
+
+registry.register_coder(BatchSource, SourceCoder)
 
 
 class ReadFn(_ReadFromUnboundedSourceDoFn):  # type: ignore[misc]

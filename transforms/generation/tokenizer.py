@@ -19,6 +19,11 @@ _ANSWER: Final = Message(role="assistant", content="answer-c58e1f")
 """Stand for a conversation so far; the text of the answer occurs in no template."""
 
 
+_IMPORTING: Final = threading.Lock()
+"""Held while transformers is imported: a second thread that imports it meanwhile finds it without its classes, and a
+worker of Beam sets up several steps at once."""
+
+
 class Tokenizer:
     """The model's tokenizer and the size of its vocabulary. Safe to use from several threads."""
 
@@ -35,7 +40,8 @@ class Tokenizer:
         Raises:
             ModelError: the directory or one of its files is missing or unreadable.
         """
-        from transformers import AutoTokenizer
+        with _IMPORTING:
+            from transformers import AutoTokenizer
 
         vocabulary_tokens = read_vocabulary_tokens(path)
         try:

@@ -2,11 +2,14 @@
 
 import pytest
 from apache_beam import Pipeline
+from apache_beam.coders import registry
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.rollout import beam_options, build
+from pipelines.rollout import build
 from schemas.config import KafkaConfig, RolloutConfig, RunConfig
 from transforms.assemble import Assemble
+from transforms.carried import Carried
+from transforms.feedback import source as feedback
 from transforms.generation.generate import Generate
 from transforms.generation.source import BatchSource, Nothing, pause_s
 from transforms.kafka import Write
@@ -14,19 +17,26 @@ from transforms.kafka import Write
 CONFIG = RunConfig(rollout=RolloutConfig(shares=3), kafka=KafkaConfig(partitions=3))
 
 
+SOURCE = BatchSource(CONFIG, 2, Carried((("mine.py", b"x = 1\n"),)))
+
+
 def test_there_is_one_restriction_a_share_and_no_further_split():
-    shares = list(BatchSource(CONFIG).split(20))
-    assert [source.share for source in shares] == [0, 1, 2]
-    assert list(shares[1].split(20)) == [shares[1]]
+    assert list(SOURCE.split(20)) == [SOURCE]
 
 
-def test_a_source_that_was_not_split_is_not_read():
-    with pytest.raises(ValueError, match="split"):
-        BatchSource(CONFIG).create_reader(None, None)
+@pytest.mark.parametrize("source", [SOURCE, feedback.BatchSource(RunConfig())], ids=["rollout", "feedback"])
+def test_a_source_has_the_same_bytes_after_any_number_of_journeys(source):
+    coder = registry.get_coder(type(source))
+    assert coder.is_deterministic()
+    journeys = [encoded := coder.encode(source)]
+    for _ in range(3):
+        assert coder.decode(encoded) == source
+        journeys.append(encoded := coder.encode(coder.decode(encoded)))
+    assert len(set(journeys)) == 1
 
 
 def test_all_checkpoint_marks_have_the_same_bytes():
-    coder = BatchSource(CONFIG).get_checkpoint_mark_coder()
+    coder = SOURCE.get_checkpoint_mark_coder()
     assert coder.encode(Nothing()) == coder.encode(coder.decode(coder.encode(Nothing())))
 
 
@@ -48,17 +58,3 @@ def test_a_transform_in_the_wrong_place_is_refused_while_the_graph_is_built():
     pipeline = Pipeline(options=PipelineOptions(["--runner=PrismRunner"]))
     with pytest.raises(Exception, match="type hint violation"):
         pipeline | Generate(CONFIG) | Write(CONFIG) | Assemble(CONFIG)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (["--runner=FlinkRunner", "--parallelism=2"], {"runner": "FlinkRunner"}),
-        (["--prism_location=/x"], {"runner": "PrismRunner", "prism_location": "/x"}),
-        (["--runner", "PortableRunner", "--job_endpoint=127.0.0.1:1"], {"runner": "PortableRunner"}),
-    ],
-)
-def test_beams_options_pass_through(given, expected):
-    options = beam_options(given).get_all_options()
-    assert {name: options[name] for name in expected} == expected
-    assert options["streaming"] is True
