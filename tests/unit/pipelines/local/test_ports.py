@@ -13,6 +13,7 @@ def test_free_ports_differ_and_can_be_listened_on():
     assert len(set(ports)) == 20
     for port in ports:
         with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections linger
             server.bind(("127.0.0.1", port))
 
 
