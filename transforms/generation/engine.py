@@ -85,7 +85,9 @@ async def generate(
     """
     headers = headers_of(request)
     with faults_told(url):
-        async with session.post(url + ROUTE, data=msgspec.json.encode(request.body()), headers=headers) as response:
+        async with session.post(
+            url + ROUTE, data=msgspec.json.encode(request.body()), headers=headers, allow_redirects=False
+        ) as response:
             body = await response.read()
             status = response.status
     raise_for_status(url, status, body)
@@ -113,6 +115,9 @@ def faults_told(url: str) -> Iterator[None]:
         raise EngineError(f"{url}: no answer in time") from error
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError) as error:
         raise EngineLost(f"{url}: {error!r}") from error
+    except aiohttp.ClientResponseError as error:  # its repr shows the request's headers, and the workers' key there
+        said = " ".join(error.message.split())
+        raise EngineError(f"{url}: {type(error).__name__}: {error.status} {said}") from error
     except aiohttp.ClientError as error:
         raise EngineError(f"{url}: {error!r}") from error
 

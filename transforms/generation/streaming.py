@@ -79,7 +79,9 @@ async def generate_streamed(
     """
     body = {**request.body(), "stream": True, "priority": _BEFORE_ROLLOUTS}
     with faults_told(url):
-        async with session.post(url + ROUTE, data=msgspec.json.encode(body), headers=headers_of(request)) as response:
+        async with session.post(
+            url + ROUTE, data=msgspec.json.encode(body), headers=headers_of(request), allow_redirects=False
+        ) as response:
             if response.status != HTTPStatus.OK:
                 raise_for_status(url, response.status, await response.read())
             try:

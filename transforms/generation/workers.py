@@ -383,7 +383,7 @@ class Workers:
     async def _look(self, worker: Worker, timeout_s: float) -> Health:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
-            async with self._session.get(f"{worker.url}/health", timeout=timeout) as response:
+            async with self._session.get(f"{worker.url}/health", timeout=timeout, allow_redirects=False) as response:
                 return Health.GOOD if response.status == HTTPStatus.OK else Health.BAD
         except TimeoutError:
             return Health.SILENT
