@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from schemas.config import KafkaConfig
 from schemas.errors import BrokerError
+from schemas.producers import connect_producer
 
 
 class Entry(NamedTuple):
@@ -30,12 +31,12 @@ def append(kafka: KafkaConfig, topic: str, entries: Iterable[Entry], what: str) 
 
     Raises:
         BrokerError: Kafka cannot be reached, or did not take one of them.
+        ConfigError: ``kafka.client`` holds what is none of kafka-python's settings.
     """
-    from kafka import KafkaProducer
     from kafka.errors import KafkaError
 
     try:
-        producer = KafkaProducer(**kafka.producer_options())
+        producer = connect_producer(kafka.producer_options())
         try:
             sent = [producer.send(topic, each.value, key=each.key, partition=each.partition) for each in entries]
             for future in sent:

@@ -19,6 +19,7 @@ from schemas.config import KafkaConfig
 from schemas.errors import BrokerError, RecordError
 from schemas.feedback import Feedback, FeedbackKind
 from schemas.identity import GroupId, RolloutId
+from schemas.producers import connect_producer
 from schemas.prompts import FEEDBACK_REWARD, Message, Prompt, RewardSpec
 from schemas.reach import unreachable
 from schemas.records import first_fault
@@ -68,17 +69,17 @@ class Client:
 
     Raises:
         BrokerError: Kafka cannot be reached.
+        ConfigError: an option is none of kafka-python's.
     """
 
     def __init__(self, bootstrap: str, run: str, options: Mapping[str, str | int | bool] | None = None) -> None:
-        from kafka import KafkaProducer
         from kafka.errors import KafkaError
 
         # As they are: a program may hold a password, which a configuration, being written to files, may not.
         self._kafka = KafkaConfig(bootstrap=bootstrap).model_copy(update={"client": dict(options or {})})
         self._run, self._topics = run, Topics(run)
         try:
-            self._producer = KafkaProducer(**self._kafka.producer_options())
+            self._producer = connect_producer(self._kafka.producer_options())
         except KafkaError as error:
             raise unreachable(self._kafka, error) from error
 

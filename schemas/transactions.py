@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from schemas.config import KafkaConfig
 from schemas.errors import BrokerError, FencedError
+from schemas.producers import connect_producer
 
 _FENCED: Final = ("ProducerFenced", "PRODUCER_FENCED", "InvalidProducerEpoch", "INVALID_PRODUCER_EPOCH")
 _PAUSE_S: Final = 0.05
@@ -27,11 +28,10 @@ def open_producer(kafka: KafkaConfig, transactional_id: str, **options: Any) -> 
         options: over those of the configuration.
 
     Raises:
+        ConfigError: ``kafka.client`` holds what is none of kafka-python's settings.
         KafkaError: no broker answers.
     """
-    from kafka import KafkaProducer
-
-    producer = KafkaProducer(**{**kafka.producer_options(transactional_id), **options})
+    producer = connect_producer({**kafka.producer_options(transactional_id), **options})
     _keep_requests(producer._sender._client)
     producer.init_transactions()
     return producer

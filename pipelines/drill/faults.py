@@ -16,6 +16,7 @@ from pipelines.local.stack import BROKER, LEARNER, PRISM, ROLLOUT, WORKER
 from schemas.crash_points import LEARNER_POINTS, PIPELINE_POINTS, Action, arm, disarm, hits
 from schemas.ledger import StartEntry
 from schemas.manifests import MANIFEST_NAME
+from schemas.producers import connect_producer
 
 Fault = Callable[[Scene, Blow], Iterator[None]]
 
@@ -264,7 +265,7 @@ def _with_a_wrong_byte(value: bytes) -> bytes:
 
 def _inject(scene: Scene, blow: Blow, change: Callable[[bytes], bytes]) -> Generator[None, None, tuple[int, int]]:
     """Writes a changed copy of a committed record; returns its place."""
-    from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+    from kafka import KafkaConsumer, TopicPartition
 
     yield from scene.when_up(BROKER)
     place = scene.watch.log.groups[-1].at
@@ -277,7 +278,7 @@ def _inject(scene: Scene, blow: Blow, change: Callable[[bytes], bytes]) -> Gener
         found = consumer.poll(200, max_records=1).get(partition, [])
         yield
     consumer.close()
-    producer = KafkaProducer(**scene.config.kafka.producer_options())
+    producer = connect_producer(scene.config.kafka.producer_options())
     copy = producer.send(
         partition.topic, change(found[0].value), found[0].key, list(found[0].headers), partition=place[0]
     )

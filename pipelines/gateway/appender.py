@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import structlog
-from kafka import KafkaProducer
 from kafka.errors import KafkaError
 
 from pipelines.gateway import metrics
 from schemas.config import KafkaConfig
 from schemas.errors import BrokerError
+from schemas.producers import connect_producer
 from schemas.reach import unreachable
 
 _LOG = structlog.get_logger(__name__)
@@ -41,19 +41,20 @@ class Appender:
 
     Raises:
         BrokerError: it cannot be reached.
+        ConfigError: ``kafka.client`` holds what is none of kafka-python's settings.
     """
 
     def __init__(self, kafka: KafkaConfig) -> None:
         self._kafka = kafka
         self._timeout_s = min(kafka.request_timeout_s, _LONGEST_S)
         self._thread = ThreadPoolExecutor(1, "appender")
-        self._suspect: KafkaProducer | None = None
+        self._suspect: Any = None
         try:
             self._producer = self._open()
         except KafkaError as error:
             raise unreachable(kafka, error) from error
 
-    def _open(self) -> KafkaProducer:
+    def _open(self) -> Any:
         timeout_ms = int(self._timeout_s * 1000)
         bounds = {
             "linger_ms": _LINGER_MS,
@@ -61,7 +62,7 @@ class Appender:
             "request_timeout_ms": timeout_ms // 2,
             "delivery_timeout_ms": timeout_ms,  # what a client was told to send again is not delivered behind its back
         }
-        return KafkaProducer(**{**self._kafka.producer_options(), **bounds})
+        return connect_producer({**self._kafka.producer_options(), **bounds})
 
     async def append(
         self, topic: str, value: bytes, key: bytes | None = None, headers: Mapping[str, bytes] | None = None

@@ -17,6 +17,7 @@ import structlog
 from pydantic import ValidationError
 
 from schemas.errors import ConfigError
+from schemas.producers import connect_producer
 from schemas.workers import WorkerEntry
 from transforms.listening import EVERY_ADDRESS
 
@@ -91,12 +92,10 @@ class Registrar:
         return WorkerEntry(url=self.url, state=state, version=self._state.version, max_num_seqs=self._max_num_seqs)
 
     def _connected(self) -> Any:
-        from kafka import KafkaProducer
-
         if self._producer is None:
             limit_ms = int(_DELIVERY_S * 1000)  # what is late is of no use: the next one says the same
             limits = {"max_block_ms": limit_ms, "delivery_timeout_ms": limit_ms, "request_timeout_ms": limit_ms // 2}
-            self._producer = KafkaProducer(**{**self._kafka.producer_options(), **limits})
+            self._producer = connect_producer({**self._kafka.producer_options(), **limits})
         return self._producer
 
     def close(self) -> None:
