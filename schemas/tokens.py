@@ -25,7 +25,10 @@ def token_provider(reference: str) -> Any:
     from kafka.net.sasl.oauth import AbstractTokenProvider
 
     class Provider(AbstractTokenProvider):  # type: ignore[misc]
+        """Holds no token."""
+
         def token(self) -> str:
+            """As it is there now."""
             return str(reveal(f"kafka.client.{TOKEN}", reference))
 
     provider = Provider()

@@ -37,11 +37,14 @@ from schemas.tracing import TracingConfig
 _LOG = structlog.get_logger(__name__)
 _SEND_EVERY_MS: Final = 1000
 _MOST_WAITING: Final = 1 << 14
-"""Spans that wait to be sent; further ones are dropped, and OpenTelemetry says so."""
+"""Spans that wait to be sent; the oldest make way for further ones, and OpenTelemetry says so."""
 _MOST_LINKS: Final = 1 << 12
 """A step has one for each of its groups; OpenTelemetry keeps 128 unless it is told otherwise."""
 _COLLECTOR_TIMEOUT_S: Final = 5.0
+_CLOSING_MS: Final = 3000
+"""How long the end of a process waits for what is still to be sent; a gateway has 10 s for its whole end."""
 _NS: Final = 10**9
+_LAST_NS: Final = (1 << 64) - 1
 
 
 class Tracer:
@@ -68,9 +71,7 @@ class Tracer:
             shutdown_on_exit=False,
         )
         self._provider.add_span_processor(
-            BatchSpanProcessor(
-                _exporter_of(config, process), max_queue_size=_MOST_WAITING, schedule_delay_millis=_SEND_EVERY_MS
-            )
+            _Batches(_exporter_of(config, process), max_queue_size=_MOST_WAITING, schedule_delay_millis=_SEND_EVERY_MS)
         )
         self._tracer = self._provider.get_tracer("asyncflow")
         atexit.register(self.close)
@@ -86,16 +87,24 @@ class Tracer:
             SpanKind[form.kind],
             {f"asyncflow.{name}": value for name, value in span.attributes.items() if value is not None},
             [Link(_span_context(link)) for link in span.links],
-            start_time=int(span.began_s * _NS),
+            start_time=_ns(span.began_s),
         )
         if span.fault is not None:
             told.set_status(Status(StatusCode.ERROR, span.fault))
-        told.end(int(max(span.began_s, span.ended_s) * _NS))
+        told.end(_ns(max(span.began_s, span.ended_s)))
 
     def close(self) -> None:
-        """Sends what waits."""
+        """Sends what waits, within some seconds; what a collector does not take by then is lost."""
         atexit.unregister(self.close)
         self._provider.shutdown()
+
+
+class _Batches(BatchSpanProcessor):
+    """OpenTelemetry's, but for how long it waits at the end: 30 s there, and nothing that sets it."""
+
+    def shutdown(self) -> None:
+        """What is on its way then has a daemon's thread, which holds up no process."""
+        self._batch_processor.shutdown(timeout_millis=_CLOSING_MS)
 
 
 class _GivenIds(IdGenerator):
@@ -105,13 +114,21 @@ class _GivenIds(IdGenerator):
         self._of_thread = threading.local()
 
     def give(self, context: TraceContext) -> None:
+        """The next span of this thread is that of a context."""
         self._of_thread.context = context
 
     def generate_span_id(self) -> int:
+        """As OpenTelemetry asks for it."""
         return int(self._of_thread.context.span_id, 16)
 
     def generate_trace_id(self) -> int:
+        """As OpenTelemetry asks for it; only of a span with none above it."""
         return int(self._of_thread.context.trace_id, 16)
+
+
+def _ns(since_1970_s: float) -> int:
+    """Nanoseconds as OTLP can hold them: one time that it cannot would cost all spans that are sent with it."""
+    return min(max(0, int(since_1970_s * _NS)), _LAST_NS)
 
 
 def _below(context: TraceContext) -> Context:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
+import structlog
 from prometheus_client import Counter
 
 from schemas.errors import ConfigError
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _FAULT_CHARACTERS: Final = 300
+_LOG = structlog.get_logger(__name__)
 
 HEADERS_IGNORED: Final = Counter(
     "asyncflow_trace_headers_ignored_total", "Trace headers that have no form of W3C's, by where they came.", ["source"]
 )
+
+SPANS_LOST: Final = Counter("asyncflow_trace_spans_lost_total", "Spans that could not be recorded, by name.", ["span"])
 
 Process = Literal["rollout", "join-feedback", "gateway", "learn", "worker"]
 Kind = Literal["INTERNAL", "CLIENT", "SERVER", "CONSUMER"]
@@ -224,9 +228,19 @@ class Span:
 
 
 def record(span: Span) -> None:
-    """Hands a span over to be sent, if it is to be recorded; returns at once."""
-    if span.context is not None and span.context.sampled and _tracer is not None:
-        _tracer.record(span, span.context)
+    """Hands a span over to be sent, if it is to be recorded; returns at once, and never fails."""
+    if span.context is None or not span.context.sampled or (tracer := _tracer) is None:
+        return
+    try:
+        tracer.record(span, span.context)
+    except Exception as error:  # noqa: BLE001 - what is told of the work must not end it
+        SPANS_LOST.labels(span.name).inc()
+        _LOG.warning("span_lost", span=span.name, error=fault_of(error))
+
+
+def fault_of(error: BaseException) -> str:
+    """An error as spans have it, which may have any length."""
+    return repr(error)[:_FAULT_CHARACTERS]
 
 
 def below(context: TraceContext | None) -> TraceContext | None:
@@ -247,7 +261,7 @@ def spanning(context: TraceContext | None, name: str, **attributes: Any) -> Iter
     try:
         yield span
     except BaseException as error:
-        span.fault = repr(error)[:_FAULT_CHARACTERS]
+        span.fault = fault_of(error)
         raise
     finally:
         span.ended_s = time.time()

@@ -9,7 +9,7 @@ import structlog
 
 from schemas.errors import PortError
 from schemas.ledger import DropReason
-from schemas.traces import HEADERS_IGNORED
+from schemas.traces import HEADERS_IGNORED, SPANS_LOST
 from schemas.trajectories import Sample
 from trainers.accounts import Versions
 from trainers.engine import Outcome
@@ -134,6 +134,7 @@ class Gauges:
 
         self.registry = CollectorRegistry()
         self.registry.register(HEADERS_IGNORED)
+        self.registry.register(SPANS_LOST)
         self._figures: dict[str, Gauge] = {}
         self._waiting = Gauge(
             "asyncflow_learner_groups_waiting", "Groups at hand for the next step.", registry=self.registry

@@ -12,11 +12,22 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from schemas import traces
+from schemas.identity import GroupId
 from schemas.ledger import StepEntry
 from schemas.trace_context import TraceContext
 from trainers.planner import Arrival
+
+
+class Followed(NamedTuple):
+    """A group that has a trace. Its samples are not kept: they can be many, and a step is told after its commit."""
+
+    group: GroupId
+    trace: TraceContext
+    read_s: float
+    """In seconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +38,22 @@ class StepTrace:
     """Null where nothing is traced."""
     began_s: float
     """In seconds since 1970."""
-    arrivals: Sequence[Arrival]
+    followed: tuple[Followed, ...]
 
     @classmethod
     def begin(cls, arrivals: Sequence[Arrival]) -> "StepTrace":
         """A step is recorded if one of its groups is: what happened to that would end in the log otherwise.
 
-        Its trace has a new id each time: a step that did not commit never was.
+        Without such a group it is with the probability ``tracing.ratio``. Its trace has a new id each time: a step that
+        did not commit never was.
         """
         context = traces.begin(uuid.uuid4().hex, None, "step")
-        if context and any(arrival.trace.sampled for arrival in arrivals if arrival.trace):
+        if context is None:
+            return cls(None, time.time(), ())
+        followed = tuple(Followed(each.group, each.trace, each.read_s) for each in arrivals if each.trace)
+        if any(each.trace.sampled for each in followed):
             context = context._replace(sampled=True)
-        return cls(context, time.time(), arrivals)
+        return cls(context, time.time(), followed)
 
     def end(self, entry: StepEntry) -> None:
         """The step is committed."""
@@ -46,12 +61,11 @@ class StepTrace:
             return
         ended_s = time.time()
         facts = {"step": entry.step, "generation": entry.generation, "version": entry.version}
-        followed = [arrival for arrival in self.arrivals if arrival.trace]
-        links = tuple(arrival.trace for arrival in followed if arrival.trace)
+        links = tuple(each.trace for each in self.followed)
         fault = None if entry.trained else "nothing was trained"
         step = {**facts, "groups": len(entry.trained)}
         traces.record(traces.Span(self.context, "step", self.began_s, ended_s, step, links, fault))
-        for arrival in followed:
-            learn = {"group": str(arrival.group), **facts}
-            own = traces.below(arrival.trace)
-            traces.record(traces.Span(own, "learn", arrival.read_s, ended_s, learn, (self.context,), fault))
+        for each in self.followed:
+            learn = {"group": str(each.group), **facts}
+            own = traces.below(each.trace)
+            traces.record(traces.Span(own, "learn", each.read_s, ended_s, learn, (self.context,), fault))

@@ -218,7 +218,7 @@ def _traced(future: "Future[list[SampleScore]]", spec: RewardSpec, group: Group)
     def record(done: "Future[list[SampleScore]]") -> None:
         span.ended_s = time.time()
         error = None if done.cancelled() else done.exception()
-        span.fault = "cancelled" if done.cancelled() else repr(error) if error else None
+        span.fault = "cancelled" if done.cancelled() else traces.fault_of(error) if error else None
         traces.record(span)
 
     future.add_done_callback(record)

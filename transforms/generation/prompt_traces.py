@@ -27,8 +27,8 @@ class Committed(NamedTuple):
 
 
 def record_queue(prompt: PromptRecord, taken_at: datetime) -> None:
-    """From a prompt's writing, by Kafka's clock, until it was taken, by this one."""
-    if prompt.trace:
+    """From a prompt's writing, by its producer's clock, until it was taken, by this one."""
+    if prompt.trace and prompt.trace.sampled:
         taken_s = taken_at.timestamp()
         began_s = min(prompt.written_at.timestamp(), taken_s)
         traces.record(traces.Span(traces.below(prompt.trace), "queue", began_s, taken_s))
@@ -38,7 +38,7 @@ def record_commits(committed: Iterable[Committed]) -> None:
     """From the end of a bundle until its transaction was committed; and all of each prompt, which ends with that."""
     now_s = time.time()
     for each in committed:
-        if (trace := each.finished.trace) is None:
+        if (trace := each.finished.trace) is None or not trace.sampled:
             continue
         if each.handed_over_s is not None:
             traces.record(traces.Span(traces.below(trace), "write", each.handed_over_s, now_s))

@@ -30,7 +30,7 @@ class PromptRecord:
     id: GroupId
     value: bytes | None
     written_at: datetime
-    """By Kafka's clock, in UTC."""
+    """By its producer's clock, in UTC."""
     choices: tuple[str, ...] = ()
     """Texts of which each answer is one; none where it is free, as in every rollout: evaluations alone set it."""
     trace: TraceContext | None = None

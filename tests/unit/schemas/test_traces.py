@@ -1,9 +1,12 @@
 """Spans of a process: recorded as their contexts say, counted where headers are broken, absent where tracing is off."""
 
 import gzip
+import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -16,9 +19,10 @@ from schemas.config import RunConfig
 from schemas.errors import ConfigError
 from schemas.identity import GroupId
 from schemas.trace_context import GROUPS_HEADER, HEADER, TraceContext, encode_groups
+from schemas.tracing import TracingConfig
 from schemas.trajectories import decode, encode
 from tests.support.samples import group
-from tests.support.spans import tracing
+from tests.support.spans import read_spans, tracing
 
 GIVEN = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", sampled=True)
 
@@ -140,11 +144,73 @@ def test_where_tracing_is_off_nobody_has_a_context(tmp_path):
 
 
 def test_opened_twice_it_is_one_tracer_and_another_process_replaces_it(tmp_path):
+    config = TracingConfig(exporter="file", directory=str(tmp_path))
     with tracing(tmp_path) as read:
         traces.record(traces.Span(traces.begin("a", None, "test"), "rollout", 1.0, 2.0))
-        with tracing(tmp_path):
-            pass
-        assert [found.name for found in read()] == ["rollout"], "what waited was written when it was closed"
+        first = traces._tracer
+        traces.open_tracing(config, "demo", "rollout")
+        assert traces._tracer is first
+        traces.open_tracing(config, "demo", "gateway")
+        assert traces._tracer is not first
+        assert [found.name for found in read_spans(tmp_path)] == ["rollout"], "what waited was written"
+        traces.record(traces.Span(traces.begin("b", None, "test"), "exchange", 3.0, 4.0))
+        assert [found.service for found in read()] == ["asyncflow-rollout", "asyncflow-gateway"]
+
+
+def test_a_time_that_cannot_be_costs_no_other_span(tmp_path):
+    times = {"generate": (-5.0, -4.0), "queue": (1.0, 2.0), "write": (1e12, 1e13)}
+    with tracing(tmp_path) as read:
+        for name, (began_s, ended_s) in times.items():
+            traces.record(traces.Span(traces.begin(name, None, "test"), name, began_s, ended_s))
+        assert [(span.name, span.began_ns) for span in read()] == [
+            ("generate", 0), ("queue", 10**9), ("write", 2**64 - 1),
+        ]  # fmt: skip
+
+
+def test_a_span_that_cannot_be_recorded_is_counted(tmp_path):
+    lost = traces.SPANS_LOST.labels("engine")
+    before = lost._value.get()
+    with tracing(tmp_path) as read:
+        traces.record(traces.Span(traces.begin("a", None, "test"), "engine", float("nan"), 2.0))
+        assert read() == []
+    assert lost._value.get() == before + 1
+
+
+def test_a_fault_of_any_length_is_cut():
+    assert len(traces.fault_of(ValueError("x" * 10_000))) == 300
+
+
+def test_a_file_that_cannot_be_written_to_is_said_in_words(tmp_path):
+    (tmp_path / f"rollout-{socket.gethostname()}-{os.getpid()}.jsonl").mkdir()
+    with pytest.raises(ConfigError, match=r"tracing\.directory = .*: .*give another"), tracing(tmp_path):
+        pass
+
+
+_FULL = """
+import pathlib, resource, sys
+from schemas import traces
+from schemas.tracing import TracingConfig
+directory = pathlib.Path(sys.argv[1])
+traces.open_tracing(TracingConfig(exporter="file", directory=str(directory)), "demo", "rollout")
+def record(name):
+    traces.record(traces.Span(traces.begin(name, None, "test"), name, 1.0, 2.0))
+    traces._tracer._provider.force_flush()
+record("queue")
+(file,) = directory.iterdir()
+for more in (10, 20):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + more, resource.RLIM_INFINITY))
+    record("generate")
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+record("score")
+traces.close_tracing()
+"""
+
+
+def test_a_line_that_a_disk_had_no_room_for_is_told_once_and_spoils_no_other(tmp_path):
+    done = subprocess.run([sys.executable, "-c", _FULL, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout + done.stderr).count("spans_not_written") == 1
+    assert [span.name for span in read_spans(tmp_path)] == ["queue", "score"]
 
 
 def test_a_directory_that_cannot_be_made_is_said_in_words(tmp_path):
@@ -200,6 +266,16 @@ def test_a_collector_that_is_away_costs_spans_and_nothing_else(tmp_path):
     (port,) = free_ports(1)
     with tracing(tmp_path, exporter="otlp", endpoint=f"http://127.0.0.1:{port}/v1/traces"):
         traces.record(traces.Span(traces.begin("demo/0/38", None, "test"), "rollout", 1.0, 2.0))
+
+
+@pytest.mark.timed
+def test_a_collector_that_is_silent_holds_up_no_end_for_long(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        with tracing(tmp_path, exporter="otlp", endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces"):
+            for number in range(4 * 512):
+                traces.record(traces.Span(traces.begin(str(number), None, "test"), "queue", 1.0, 2.0))
+            began_s = time.monotonic()
+        assert time.monotonic() - began_s < 8
 
 
 def test_every_form_has_a_meaning():

@@ -63,3 +63,11 @@ def test_where_tracing_is_off_there_is_none():
     begun = StepTrace.begin([arrival(0, None)])
     begun.end(entry(arrival(0, None)))
     assert begun.context is None
+    assert begun.followed == ()
+
+
+def test_samples_are_not_kept_until_the_step_is_committed(tmp_path):
+    with tracing(tmp_path, "learn"):
+        sent = traces.begin("a", None, "test")
+        begun = StepTrace.begin([arrival(0, sent), arrival(1, None)])
+    assert begun.followed == ((GroupId(0, 0), sent, 100.0),)
