@@ -22,7 +22,7 @@ from schemas.lora import LoraConfig
 from schemas.objectives import ObjectiveConfig
 from schemas.roles import RoleName
 from schemas.scorers import ScorerConfig
-from schemas.secrets import is_reference, is_secret, reveal
+from schemas.secrets import holds_only_references, is_secret, reveal
 from schemas.sections import Host, Positive, Section
 from schemas.services import JudgeConfig, RewardModelConfig, ServiceName, UserModelConfig
 from schemas.tokens import TOKEN, token_provider
@@ -61,7 +61,7 @@ class KafkaConfig(Section):
     @classmethod
     def _says_where_secrets_are(cls, client: dict[str, str | int | bool]) -> dict[str, str | int | bool]:
         for key, value in client.items():
-            if is_secret(key) and isinstance(value, str) and value and not is_reference(value):
+            if is_secret(key) and isinstance(value, str) and value and not holds_only_references(value):
                 raise ValueError(
                     f"{key} is written out, and would be copied into the run's directory and its report; give "
                     '"{env:NAME}" for an environment variable, or "{file:PATH}"'
@@ -201,7 +201,7 @@ class WorkerConfig(Section):
     @field_validator("api_key")
     @classmethod
     def _says_where_it_is(cls, given: str) -> str:
-        if given and not is_reference(given):
+        if given and not holds_only_references(given):
             raise ValueError(
                 "the key is written out, and would be copied into the run's directory and its report; give "
                 '"{env:NAME}" for an environment variable, or "{file:PATH}"'

@@ -15,7 +15,7 @@ from schemas.topics import Topics
 
 RoleName = Literal[
     "operator", "producer", "curriculum", "worker", "rollout", "learner", "join-feedback", "gateway", "rater",
-    "evaluator", "scorer", "reader",
+    "simulator", "evaluator", "scorer", "reader",
 ]  # fmt: skip
 Operation = Literal["Read", "Write", "Create", "Describe", "DescribeConfigs"]
 Kind = Literal["topic", "group", "transactionalId"]
@@ -85,10 +85,10 @@ ROLES: Final[Mapping[RoleName, Role]] = {
         writes=("exchanges", "pending", "feedback"),
     ),
     "rater": Role(
-        "programs that judge answers: `feedback`, `simulate-raters`, `pipelines.client.Client`",
-        reads=("pending",),
+        "programs that judge answers: `feedback`, `pipelines.client.Client`",
         writes=("feedback",),
     ),
+    "simulator": Role("`asyncflow simulate-raters`", reads=("pending",), writes=("feedback",)),
     "evaluator": Role("`asyncflow evaluate`", reads=("weights", "ledger", "workers", "evals"), writes=("evals",)),
     "scorer": Role("`asyncflow learn-scorer`", reads=("trajectories",)),
     "reader": Role(

@@ -16,6 +16,7 @@ from typing import Any, Final
 from schemas.errors import ConfigError
 
 _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
+_REFERENCES: Final = re.compile(rf"({_REFERENCE.pattern})+")
 _SECRET: Final = re.compile(r"password|secret|(^|[_-])token$|credential|(api|access|private)[_-]?key", re.IGNORECASE)
 _HIDDEN: Final = "***"
 
@@ -28,6 +29,11 @@ def is_secret(key: str) -> bool:
 def is_reference(value: object) -> bool:
     """Whether a value says where a secret is, instead of holding it."""
     return isinstance(value, str) and bool(_REFERENCE.search(value))
+
+
+def holds_only_references(value: object) -> bool:
+    """Whether a value says where all of a secret is. Example: ``{env:USER_PART}{file:/run/secrets/rest}``."""
+    return isinstance(value, str) and bool(_REFERENCES.fullmatch(value))
 
 
 def reveal(key: str, value: Any) -> Any:
@@ -62,4 +68,5 @@ def masked(value: Any, key: str = "") -> Any:
     """The value for people to see: what a secret's key holds is hidden, references are shown."""
     if isinstance(value, Mapping):
         return {name: masked(each, str(name)) for name, each in value.items()}
-    return _HIDDEN if is_secret(key) and isinstance(value, str) and value and not is_reference(value) else value
+    hides = is_secret(key) and isinstance(value, str) and value and not holds_only_references(value)
+    return _HIDDEN if hides else value

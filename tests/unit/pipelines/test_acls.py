@@ -28,6 +28,11 @@ def test_a_worker_reads_announcements_and_says_that_it_is_there():
     }
 
 
+def test_who_judges_answers_reads_none():
+    assert of("rater") == {("topic", "demo.feedback"): ("Write", "Describe")}
+    assert of("simulator") == {**of("rater"), ("topic", "demo.pending"): ("Read", "Describe")}
+
+
 def test_every_share_has_its_transactional_id_and_every_topic_its_name():
     held = of("rollout")
     assert {name for kind, name in held if kind == "transactionalId"} == {"demo.rollout.0", "demo.rollout.1"}

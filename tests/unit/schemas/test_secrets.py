@@ -50,6 +50,21 @@ def test_a_secret_that_is_written_out_is_refused_and_not_repeated(key):
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["hunter2{env:PW}", "{env:PW}hunter2", "{env:PW} {env:PW}hunter2", "{env:}hunter2"])
+def test_a_secret_of_which_a_part_is_written_out_is_refused_too(value):
+    for tree in ({"kafka": {"client": {"ssl_password": value}}}, {"worker": {"api_key": value}}):
+        with pytest.raises(ConfigError, match="written out") as caught:
+            validate(tree, "run.toml")
+        assert "hunter2" not in str(caught.value)
+    assert masked({"ssl_password": value}) == {"ssl_password": "***"}
+
+
+def test_a_secret_may_have_several_places(monkeypatch):
+    monkeypatch.setenv("FIRST", "a")
+    monkeypatch.setenv("SECOND", "b")
+    assert WorkerConfig(api_key="{env:FIRST}{env:SECOND}").key() == "ab"
+
+
 def test_a_secret_beside_another_fault_is_not_shown():
     with pytest.raises(ConfigError) as caught:
         validate({"kafka": {"partition": 3, "client": {"sasl_plain_password": ["hunter2"]}}}, "run.toml")
