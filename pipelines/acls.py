@@ -48,7 +48,8 @@ class Acls:
     created: list[Rule]
     existed: list[Rule]
     others: list[str]
-    """Rights on the run's topics, groups and transactional ids that no role has, in words."""
+    """Rights on the run's topics, groups and transactional ids that no role has, and what is denied there, in words. A
+    denial counts for more than a role's right."""
 
 
 def principal_of(config: RunConfig, role: RoleName) -> str:
@@ -139,12 +140,10 @@ def _refusal(config: RunConfig, error: Exception) -> str:
 
 
 def _others(wanted: Iterable[Rule], there: Iterable[Any]) -> list[str]:
-    """What is allowed on the run's things and not by the matrix. What ``super.users`` may do is no ACL."""
-    from kafka.admin import ACLPermissionType
-
+    """What is allowed on the run's things and not by the matrix, and what is denied. ``super.users`` have no ACL."""
     ours = {_acl(rule) for rule in wanted}
     names = {(acl.resource_pattern.resource_type, acl.resource_pattern.resource_name) for acl in ours}
-    foreign = [acl for acl in there if acl not in ours and acl.permission_type == ACLPermissionType.ALLOW]
+    foreign = [acl for acl in there if acl not in ours]
     return sorted(_told(acl) for acl in foreign if any(_covers(acl.resource_pattern, *name) for name in names))
 
 
@@ -159,9 +158,12 @@ def _covers(pattern: Any, kind: Any, name: str) -> bool:
 
 
 def _told(acl: Any) -> str:
+    from kafka.admin import ACLPermissionType
+
+    verb = "may not " if acl.permission_type == ACLPermissionType.DENY else ""
     pattern = acl.resource_pattern
     kind, how = pattern.resource_type.name.lower(), pattern.pattern_type.name.lower()
-    return f"{acl.principal} {acl.operation.name} {kind} {pattern.resource_name} ({how}), from {acl.host}"
+    return f"{acl.principal} {verb}{acl.operation.name} {kind} {pattern.resource_name} ({how}), from {acl.host}"
 
 
 def as_json(config: RunConfig) -> str:

@@ -11,6 +11,7 @@ from pipelines.cli.main import main
 from pipelines.local.topics import connect, create_topics
 from schemas.config import KafkaConfig, RolloutConfig, RunConfig
 from schemas.errors import BrokerError, ConfigError
+from schemas.evaluation import EvaluationConfig
 from schemas.roles import ROLES, grants
 from schemas.topics import Topics
 from tests.pipeline.rollout_process import wait_for
@@ -22,27 +23,31 @@ SHARES = 2
 TOPIC_OPERATIONS = ("Read", "Write", "Create", "Describe", "DescribeConfigs", "Delete", "AlterConfigs")
 FOREIGN = Topics("others")
 """Another run at the same broker."""
+SERVED = Topics("served")
+"""That of the workers which serve evaluations alone."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def run(locks):
     """The roles have their rights, and each of two runs its topics."""
-    config = RunConfig(name=NAME, kafka=locks.kafka("admin"), rollout=RolloutConfig(shares=SHARES))
+    config = RunConfig(name=NAME, kafka=locks.kafka("admin"), rollout=RolloutConfig(shares=SHARES),
+                       evaluation=EvaluationConfig(worker_run=SERVED.run))  # fmt: skip
     assert create_acls(config, 60).existed == []
     create_topics(config.model_copy(update={"kafka": locks.kafka("operator")}), 60)
-    create_topics(config.model_copy(update={"name": FOREIGN.run}), 60)
+    for other in (FOREIGN, SERVED):
+        create_topics(config.model_copy(update={"name": other.run}), 60)
     return config
 
 
 def declared(config, role):
     """What the matrix says of a role: operations by kind and name."""
     return {(each.kind, each.name): set(each.operations)
-            for each in grants(config.topics, SHARES) if each.role == role}  # fmt: skip
+            for each in grants(config.topics, SHARES, SERVED) if each.role == role}  # fmt: skip
 
 
 def answered(knocker, config):
     """What the broker says of whoever knocks, about everything that the run has and some that it has not."""
-    topics = [spec.name for spec in (*config.topics.specs(2), *FOREIGN.specs(2))]
+    topics = [spec.name for spec in (*config.topics.specs(2), *FOREIGN.specs(2), *SERVED.specs(2))]
     groups = [config.topics.rollout_group, config.topics.join_group, FOREIGN.rollout_group]
     ids = [config.topics.learner_id, config.topics.join_id, config.topics.curriculum_id, FOREIGN.learner_id,
            *map(config.topics.rollout_id, range(SHARES + 1))]  # fmt: skip
@@ -80,7 +85,7 @@ def test_a_certificate_names_a_principal_as_a_password_does(run, locks):
         assert answered(knocker, run) == declared(run, "worker")
 
 
-def test_a_token_is_read_again_for_each_connection(run, locks, tmp_path):
+def test_a_token_names_a_principal_as_a_password_does(run, locks, tmp_path):
     token = tmp_path / "token"
     kafka = KafkaConfig(bootstrap=locks.broker.bootstrap, client=locks.broker.bearer(f"{{file:{token}}}"))
     with pytest.raises(ConfigError, match=r"kafka.client.sasl_oauth_token: the file .*token cannot be read"):
@@ -149,7 +154,7 @@ def test_rights_are_given_once_and_those_of_others_are_told(run, locks):
 
 def test_the_verb_gives_rights_and_tells_what_it_did(run, locks, tmp_path, capsys):
     file = tmp_path / "run.toml"
-    named = run.model_copy(update={"name": f"{NAME}-again"})
+    named = run.model_copy(update={"name": f"{NAME}-again", "evaluation": EvaluationConfig()})
     file.write_text(tomli_w.dumps(named.model_dump(mode="json", exclude_none=True)))
     topics, rules = [spec.name for spec in named.topics.specs(2)], [str(rule) for rule in rules_of(named)]
     assert main(["topics", "--config", str(file), "--acls", "create"]) == 0

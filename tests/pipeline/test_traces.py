@@ -113,15 +113,17 @@ def run_all(config, nursery, directory):
     send(config, [("traceparent", SENDER.header().encode())], [("traceparent", b"broken")])
     nursery.start(config, directory)
     traces.open_tracing(config.tracing, config.name, "gateway")
-    with RolloutProcess(config, directory) as rollout, JoinProcess(config, directory) as join:
-        with Gateway(config) as gateway:
-            ask_and_judge(gateway)
-        assert nursery.wait(200) == 0, nursery.said()[-3000:]
-        assert rollout.drain() == 0, rollout.log.read_text()[-3000:]
-        assert join.drain() == 0, join.log.read_text()[-3000:]
-    traces.open_tracing(config.tracing, config.name, "worker")
-    assert asyncio.run(load_newest(config)) == 2
-    traces.close_tracing()
+    try:
+        with RolloutProcess(config, directory) as rollout, JoinProcess(config, directory) as join:
+            with Gateway(config) as gateway:
+                ask_and_judge(gateway)
+            assert nursery.wait(200) == 0, nursery.said()[-3000:]
+            assert rollout.drain() == 0, rollout.log.read_text()[-3000:]
+            assert join.drain() == 0, join.log.read_text()[-3000:]
+        traces.open_tracing(config.tracing, config.name, "worker")
+        assert asyncio.run(load_newest(config)) == 2
+    finally:
+        traces.close_tracing()
 
 
 def test_traces_go_through_all_processes(config, nursery, engine, tmp_path):

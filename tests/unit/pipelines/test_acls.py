@@ -6,8 +6,9 @@ from itertools import pairwise
 from typing import get_args
 
 import pytest
+from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
-from pipelines.acls import as_commands, as_json, principal_of, rules_of
+from pipelines.acls import _others, as_commands, as_json, principal_of, rules_of
 from pipelines.cli.main import VERBS, main
 from schemas.config import RunConfig, validate
 from schemas.errors import ConfigError
@@ -45,6 +46,7 @@ def test_who_decides_what_is_served_and_trained_is_nobody_else():
     assert writers["weights"] == writers["ledger"] == writers["admission"] == {"learner"}
     assert writers["trajectories"] == {"rollout", "join-feedback"}
     assert writers["workers"] == {"worker"}
+    assert writers["pending"] & writers["feedback"] == {"gateway"}
 
 
 def test_all_roles_are_there_and_name_verbs_that_are():
@@ -67,6 +69,16 @@ def test_principals_are_named_after_run_and_role_unless_the_configuration_does()
     for wrong in ({"lerner": "User:x"}, {"learner": "x"}, {"learner": "User:*"}):
         with pytest.raises(ConfigError, match="principals"):
             validate({"kafka": {"principals": wrong}}, "test")
+
+
+def test_what_is_denied_is_told():
+    def denied(name):
+        where = ResourcePattern(ResourceType.TOPIC, name)
+        return ACL("User:demo-learner", "*", ACLOperation.WRITE, ACLPermissionType.DENY, where)
+
+    there = [denied("demo.ledger"), denied("others.ledger")]
+    told = _others(rules_of(validate({"name": "demo"}, "test")), there)
+    assert told == ["User:demo-learner may not WRITE topic demo.ledger (literal), from *"]
 
 
 def test_two_roles_of_one_principal_have_each_rule_once():

@@ -7,6 +7,7 @@ import pytest
 from schemas.config import KafkaConfig, WorkerConfig, validate
 from schemas.errors import ConfigError
 from schemas.secrets import is_secret, masked, reveal
+from schemas.tokens import token_provider
 
 
 def test_a_reference_is_looked_up_when_a_client_is_made_and_not_before(monkeypatch, tmp_path):
@@ -63,6 +64,17 @@ def test_a_secret_may_have_several_places(monkeypatch):
     monkeypatch.setenv("FIRST", "a")
     monkeypatch.setenv("SECOND", "b")
     assert WorkerConfig(api_key="{env:FIRST}{env:SECOND}").key() == "ab"
+
+
+def test_a_token_is_looked_up_again_whenever_it_is_asked_for(tmp_path):
+    (tmp_path / "token").write_text("first\n")
+    provider = token_provider(f"{{file:{tmp_path / 'token'}}}")
+    assert provider.token() == "first"
+    (tmp_path / "token").write_text("second\n")
+    assert provider.token() == "second"
+    (tmp_path / "token").unlink()
+    with pytest.raises(ConfigError, match=r"kafka\.client\.sasl_oauth_token: the file .* cannot be read"):
+        provider.token()
 
 
 def test_a_secret_beside_another_fault_is_not_shown():

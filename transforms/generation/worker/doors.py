@@ -38,9 +38,9 @@ _SCHEME: Final = "Bearer "
 class Doors:
     """ASGI middleware; the outermost."""
 
-    def __init__(self, app: ASGIApp, key: str | None) -> None:
-        """Wraps ``app``; without a key all routes of the list are open."""
-        self._app, self._key = app, None if key is None else _digest(key)
+    def __init__(self, app: ASGIApp, digest: bytes | None) -> None:
+        """Wraps ``app``; without a key's :func:`digest_of` all routes of the list are open."""
+        self._app, self._digest = app, digest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serves one connection."""
@@ -57,7 +57,7 @@ class Doors:
             return None
         if route not in KEYED:
             return _error(404, "NotFoundError", "a worker of AsyncFlow has no such route")
-        if self._key is None or hmac.compare_digest(self._key, _digest(_key_in(scope))):
+        if self._digest is None or hmac.compare_digest(self._digest, digest_of(_key_in(scope))):
             return None
         return _error(401, "AuthenticationError", "the worker's key (worker.api_key) is missing or wrong")
 
@@ -67,7 +67,7 @@ def _key_in(scope: Scope) -> str:
     return given[len(_SCHEME) :] if given[: len(_SCHEME)].lower() == _SCHEME.lower() else ""
 
 
-def _digest(key: str) -> bytes:
+def digest_of(key: str) -> bytes:
     """Of one length, so that a comparison tells nothing of the key's."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import JSONResponse
 
-from transforms.generation.worker.doors import GENERATE_PATH, STATUS_PATH, Doors
+from transforms.generation.worker.doors import GENERATE_PATH, STATUS_PATH, Doors, digest_of
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -95,7 +95,8 @@ def install(app: Any, state: WorkerState, max_wait_s: float, key: str | None = N
     """
     from starlette.middleware import Middleware
 
-    app.user_middleware.insert(0, Middleware(Doors, key=key))
+    # Starlette keeps what it is given here, and prints it.
+    app.user_middleware.insert(0, Middleware(Doors, digest=None if key is None else digest_of(key)))
     app.user_middleware.append(Middleware(VersionGate, state=state, max_wait_s=max_wait_s))
     app.middleware_stack = app.build_middleware_stack()  # vLLM has built it already
 
