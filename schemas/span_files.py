@@ -45,11 +45,20 @@ class FileExporter(SpanExporter):
         self._path = directory / f"{process}-{socket.gethostname()}-{os.getpid()}.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._path.open("ab").close()
+            self._begin()
         except OSError as error:
             raise ConfigError(f"tracing.directory = {str(directory)!r}: {error.strerror}; give another one") from error
         self._lock = threading.Lock()
         self._told = False
+
+    def _begin(self) -> None:
+        """A container that was killed while it wrote, and is there again with the same numbers, begins a line."""
+        with self._path.open("a+b") as file:
+            if file.tell() == 0:
+                return
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Writes one line; a disk that is full costs these spans and nothing else."""
