@@ -51,7 +51,9 @@ demo: $(READY)
 	$(BIN)/asyncflow demo $(DEMO_ARGS)
 
 # Tests that time something come first and alone: beside others they would time those. 5: none of the kind was asked for.
+# Before that, what has to be downloaded or built once: no test waits for it.
 test: $(READY)
+	$(BIN)/python -c "from pipelines.local import broker, prism; broker.kafka_jars(); prism.find_prism()"
 	$(BIN)/pytest -m timed $(PYTEST_ARGS) || [ $$? = 5 ]
 	$(BIN)/pytest -m "not timed" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS) || [ $$? = 5 ]
 

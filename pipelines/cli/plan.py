@@ -44,8 +44,8 @@ class PlanOptions:
     """Numbers of GPUs; each is divided between engines and ranks of the learner as is best."""
     workers: tuple[int, ...] = ()
     """Numbers of engines, instead of --gpus."""
-    ranks: int = 1
-    """Ranks of the learner, with --workers."""
+    ranks: int | None = None
+    """Ranks of the learner, with --workers; by default as few as hold the model, learner.min_ranks."""
     partitions: int | None = None
     """Of prompts and trajectories, and shares of the rollout pipeline; by default as many as are at most half busy."""
     max_staleness: int | None = None
@@ -98,11 +98,19 @@ def _check(options: PlanOptions) -> None:
         raise ConfigError("give --gpus, to have them divided, or --workers and --ranks, not both")
     if options.format == "markdown" and not options.gpus + options.workers:
         raise ConfigError("a table needs lines: give --gpus or --workers")
-    numbers = {"--gpus": options.gpus, "--workers": options.workers, "--ranks": (options.ranks,),
-               "--partitions": (options.partitions or 1,), "--steps": (options.steps,)}  # fmt: skip
+    if options.ranks is not None and not options.workers:
+        raise ConfigError(f"--ranks {options.ranks}: goes with --workers; --gpus says itself how many learn")
+    numbers: dict[str, tuple[int | None, ...]] = {
+        "--gpus": options.gpus,
+        "--workers": options.workers,
+        "--ranks": (options.ranks,),
+        "--partitions": (options.partitions,),
+        "--steps": (options.steps,),
+    }
     for flag, given in numbers.items():
-        if min(given, default=1) < 1:
-            raise ConfigError(f"{flag} {min(given)}: expected 1 or more")
+        for number in given:
+            if number is not None and number < 1:
+                raise ConfigError(f"{flag} {number}: expected 1 or more")
 
 
 def _calibrated(options: PlanOptions) -> "tuple[Calibration, Rates | None]":
@@ -143,7 +151,7 @@ def _predict(calibration: "Calibration", options: PlanOptions) -> "list[Predicti
     from pipelines.plan.simulation import Shape
     from pipelines.plan.split import enough_partitions, propose
 
-    found, numbers = [], options.gpus or options.workers
+    found, numbers, ranks = [], options.gpus or options.workers, _ranks(calibration, options.ranks)
     for number in numbers:
         growth = number / numbers[0] if options.scale_batch else 1
         groups = round(calibration.workload.groups_per_step * growth)
@@ -152,6 +160,13 @@ def _predict(calibration: "Calibration", options: PlanOptions) -> "list[Predicti
             found.append(propose(grown, number, partitions=options.partitions, steps=options.steps, seed=options.seed))
         else:
             partitions = options.partitions or enough_partitions(grown, number)
-            shape = Shape(number, options.ranks, partitions)
+            shape = Shape(number, ranks, partitions)
             found.append(predict(grown, shape, steps=options.steps, seed=options.seed))
     return found
+
+
+def _ranks(calibration: "Calibration", given: int | None) -> int:
+    least = calibration.learner.min_ranks
+    if given is not None and given < least:
+        raise ConfigError(f"--ranks {given}: the model needs at least {least} (learner.min_ranks of the calibration)")
+    return given or least

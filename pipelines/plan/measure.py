@@ -84,12 +84,12 @@ def calibrate(runs: Sequence[Run]) -> Calibration:
 
 
 def _add_workload(draft: _Draft, observed: Observed, config: RunConfig) -> None:
-    groups = observed.answered
+    groups, log = observed.answered, observed.newest("trajectories")
     lengths = [length for each in groups for length in each.lengths]
-    draft.put("workload.response_tokens", quantiles_of(lengths), f"trajectories: {len(lengths)} answers")
-    draft.put("workload.prompt_tokens", float(np.mean([each.prompt_tokens for each in groups])), "trajectories: mean")
+    draft.put("workload.response_tokens", quantiles_of(lengths), f"{log}: {len(lengths)} answers")
+    draft.put("workload.prompt_tokens", float(np.mean([each.prompt_tokens for each in groups])), f"{log}: mean")
     ((size, times),) = Counter(len(each.lengths) for each in groups).most_common(1)
-    draft.put("workload.group_size", size, f"trajectories: {times} of {len(groups)} groups have as many samples")
+    draft.put("workload.group_size", size, f"{log}: {times} of {len(groups)} groups have as many samples")
     settings = observed.start.settings if observed.start else None
     where = "ledger: the newest start" if settings else "configuration"
     said = settings or config.learner
@@ -98,7 +98,7 @@ def _add_workload(draft: _Draft, observed: Observed, config: RunConfig) -> None:
     trained = sum(len(step.trained) for step in observed.steps)
     useless = sum(group.reason == "zero_variance" for step in observed.steps for group in step.dropped)
     if trained:
-        said_of = f"ledger: {useless} groups without variance beside {trained} trained"
+        said_of = f"{observed.newest('ledger')}: {useless} groups without variance beside {trained} trained"
         draft.put("workload.kept_share", trained / (trained + useless), said_of)
 
 
@@ -106,7 +106,8 @@ def _add_engine(draft: _Draft, runs: Sequence[Run]) -> None:
     config, paces = runs[0].config, [_pace(run) for run in runs]
     step_s, sequence_s = _fit_pace(paces)
     at = ", ".join(f"{pace.sequences:.3g}" for pace in paces)
-    source = f"trajectories and admission: engines that computed {at} sequences at once in the mean"
+    logs = runs[0].observed.newest("trajectories and admission")
+    source = f"{logs}: engines that computed {at} sequences at once in the mean"
     if not sequence_s:
         source += "; taken to be the same at any number"
     draft.put("engine.step_s", step_s, source)
@@ -138,21 +139,23 @@ def _fit_pace(paces: Sequence[Pace]) -> tuple[float, float]:
 def _add_learner(draft: _Draft, observed: Observed) -> None:
     steps = [step for step in observed.steady_steps() if {"seconds_train", "tokens"} <= step.metrics.keys()]
     if not steps:
-        raise RunError("the ledger has no steps that say how long they took; let the run do at least two steps")
+        said_by = observed.newest("the ledger")
+        raise RunError(f"{said_by} has no steps that say how long they took; let the run do at least two steps")
     ranks = observed.start.numerics.ranks if observed.start and observed.start.numerics else 1
-    fixed_s, token_s, how = _fit_step(steps)
+    ledger = observed.newest("ledger")
+    fixed_s, token_s, how = _fit_step(steps, ledger)
     draft.put("learner.fixed_s", fixed_s, how)
     draft.put("learner.token_s", token_s * ranks, f"{how}, times {ranks} ranks")
     publish = [step.metrics["seconds_publish"] for step in steps if "seconds_publish" in step.metrics]
     if publish:
-        draft.put("learner.publish_s", median(publish), f"ledger: median of {len(publish)} steps")
+        draft.put("learner.publish_s", median(publish), f"{ledger}: median of {len(publish)} steps")
 
 
-def _fit_step(steps: Sequence[StepEntry]) -> tuple[float, float, str]:
+def _fit_step(steps: Sequence[StepEntry], ledger: str) -> tuple[float, float, str]:
     """Seconds of a step that do not depend on its tokens, seconds for each of them, and how that was found."""
     tokens = np.array([step.metrics["tokens"] for step in steps])
     seconds = np.array([step.metrics["seconds_train"] for step in steps])
-    how = f"ledger: seconds_train over tokens of {len(steps)} steps"
+    how = f"{ledger}: seconds_train over tokens of {len(steps)} steps"
     if len(steps) > 2 and tokens.std() > _ALIKE * tokens.mean():
         token_s, fixed_s = np.polyfit(tokens, seconds, 1)
         if token_s >= 0 and fixed_s >= 0:
@@ -184,7 +187,8 @@ def _read_applied(directory: Path | None) -> list[dict[str, float]]:
 
 def _add_log(draft: _Draft, run: Run) -> None:
     late_s = [max(0.0, each.read_s - each.end_s) for each in run.observed.answered]
-    draft.put("log.latency_s", median(late_s), "trajectories: median from the last token to the record")
+    log = run.observed.newest("trajectories")
+    draft.put("log.latency_s", median(late_s), f"{log}: median from the last token to the record")
     places = run.config.rollout.max_in_flight * run.config.rollout.shares
     draft.put("log.max_in_flight", places, run.said("rollout.max_in_flight × rollout.shares"))
     draft.sources |= {"log.share_token_s": "not of this run: 1,067 groups of 512 tokens a second, docs/generation.md"}

@@ -61,15 +61,25 @@ class Observed:
     frontiers: dict[int, tuple[list[int], list[float]]] = field(default_factory=dict)
     """Of each prompts partition the ends of admission, ascending, and when each was announced."""
     steps: list[StepEntry] = field(default_factory=list)
-    """Of the surviving line, oldest first."""
+    """Of the surviving line since the newest start, oldest first."""
     start: StartEntry | None = None
     """The newest; null where nobody trained."""
+    resumed_s: float | None = None
+    """When a run that had been stopped went on, in seconds since 1970: only what is newer says how fast it is. Null of
+    a run with one start."""
+    earlier: list[Answered] = field(default_factory=list)
+    """Answered before that, of which the first steps after it may have trained some."""
 
     def admitted_s(self, answered: Answered) -> float:
-        """When the prompt was admitted, or as long as that is not known when it was written."""
+        """When the prompt was admitted, or, while that is not known, written; not before the newest start."""
         ends, times = self.frontiers.get(answered.group.partition, ([], []))
         place = bisect_right(ends, answered.group.offset)
-        return times[place] if place < len(times) else answered.prompt_s
+        found_s = times[place] if place < len(times) else answered.prompt_s
+        return max(found_s, self.resumed_s or found_s)
+
+    def newest(self, source: str) -> str:
+        """How a source is named of which only the newest part counts."""
+        return source if self.resumed_s is None else f"{source} since the newest start"
 
     @property
     def workers(self) -> list[str]:
@@ -87,7 +97,7 @@ class Observed:
             return None
         before = self.steps[len(self.steps) - len(steps) - 1]
         passed_s = steps[-1].at.timestamp() - before.at.timestamp()
-        lengths = {each.group: sum(each.lengths) for each in self.answered}
+        lengths = {each.group: sum(each.lengths) for each in (*self.earlier, *self.answered)}
         trained = [(step, group) for step in steps for group in step.trained]
         if passed_s <= 0 or not trained:
             return None
@@ -114,20 +124,30 @@ def observe(config: RunConfig) -> Observed:
 
 
 def complete(observed: Observed, log: RunLog, run: str) -> Observed:
-    """Adds what the ledger says.
+    """Adds what the ledger says; of a run that was resumed only what came after that counts.
 
     Raises:
         RunError: there is nothing to calibrate with.
     """
-    if not observed.answered:
-        raise RunError(
-            f"run {run!r} has no answers yet: a plan needs the log of a run that has trained for some steps; or give "
-            "--calibration FILE"
-        )
-    observed.steps = surviving_steps(log.ledger)
     starts = [entry for entry in log.ledger if isinstance(entry, StartEntry)]
     observed.start = starts[-1] if starts else None
+    if len(starts) > 1:
+        _forget_before(observed, starts[-1].at.timestamp())
+    if not observed.answered:
+        raise RunError(
+            f"{observed.newest(f'run {run!r}')} has no answers yet: a plan needs the log of a run that has trained for "
+            "some steps; or give --calibration FILE"
+        )
+    newest = observed.start.generation if observed.start else 0
+    observed.steps = [step for step in surviving_steps(log.ledger) if step.generation >= newest]
     return observed
+
+
+def _forget_before(observed: Observed, resumed_s: float) -> None:
+    """The pause is no time that engines or learner took, and what was before it may have been other machines."""
+    observed.resumed_s = resumed_s
+    observed.earlier = [each for each in observed.answered if each.end_s < resumed_s]
+    observed.answered = [each for each in observed.answered if each.end_s >= resumed_s]
 
 
 def answered(samples: Sequence[Sample], read_s: float) -> Answered:

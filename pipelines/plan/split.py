@@ -48,7 +48,9 @@ def _try(calibration: Calibration, shape: Shape, seed: int) -> float:
     """Trained tokens a second of a shape, for each of its GPUs; of a large one a part is simulated that is like it."""
     groups = calibration.workload.groups_per_step
     parts = max(1, min(shape.engines // _TRIAL_ENGINES, groups // _TRIAL_GROUPS))
-    part = changed(calibration, {"workload.groups_per_step": max(1, groups // parts)})
+    places = calibration.log.max_in_flight
+    divided = {"workload.groups_per_step": groups, **({"log.max_in_flight": places} if places else {})}
+    part = changed(calibration, {key: max(1, whole // parts) for key, whole in divided.items()})
     smaller = Shape(shape.engines // parts, max(1, shape.ranks // parts), ceil(shape.partitions / parts))
     found = predict(part, smaller, steps=_TRIAL_STEPS, seed=seed)
     return found.tokens_per_s / found.gpus

@@ -3,7 +3,7 @@
     docs/plans/*.toml ──► asyncflow plan ──► docs/results/scale.json ──► docs/scale.md
 
     make -s bench BENCH=scale                   what is not in docs/results/scale.json, then the page
-    python -m tests.benchmarks.scale --anew     all, some minutes of one core
+    python -m tests.benchmarks.scale --anew     all, a quarter of an hour of one core
 
 Nothing is measured but how long a simulation takes. Prints one JSON object: the linearity of each table. No bar.
 """

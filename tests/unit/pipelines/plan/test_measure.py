@@ -1,6 +1,7 @@
 """A calibration from what a log says: of a run whose speeds are known, because it was made of them."""
 
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,7 +16,7 @@ from pipelines.plan.occupancy import beginnings
 from schemas.config import RunConfig
 from schemas.errors import RunError
 from schemas.identity import GroupId
-from schemas.ledger import DroppedGroup, Numerics, Settings, StartEntry, StepEntry, TrainedGroup
+from schemas.ledger import DroppedGroup, Numerics, Position, Settings, StartEntry, StepEntry, TrainedGroup
 from tests.support.samples import group
 
 START_S = 1_800_000_000.0
@@ -152,6 +153,39 @@ def test_a_run_that_says_too_little_is_told():
     run.frontiers = {0: ([10**9], [run.answered[0].end_s])}
     with pytest.raises(RunError, match="too short to say"):
         calibrate([Run(CONFIG, run)])
+
+
+def test_of_a_run_that_was_resumed_only_what_came_after_counts():
+    """Before it the engine was three times as slow, the learner slept for hours, and ten times slower too."""
+    run, before = made(EngineSpeed(slots=16, step_s=0.02)), observed(EngineSpeed(slots=16, step_s=0.06))
+    expected = calibrate([Run(CONFIG, run)])
+    expected_rates = run.rates()
+    hours = 10_000
+    old = [replace(each, prompt_s=each.prompt_s - hours, end_s=each.end_s - hours) for each in before.answered]
+    run.answered = [*old, *run.answered]
+    run.frontiers = {0: ([10**9], [START_S - hours])}
+    first = [step(number, 1000, 20.0).model_copy(update={"at": at(100 * number - hours)}) for number in range(1, 9)]
+    second = [
+        each.model_copy(update={"step": each.step + 8, "version": each.version + 8, "generation": 2})
+        for each in run.steps
+    ]
+    again = run.start.model_copy(update={"generation": 2, "continues": Position(generation=1, step=8), "at": at(0)})
+    found = complete(run, RunLog(ledger=[run.start, *first, again, *second]), "resumed")
+    calibrated = calibrate([Run(CONFIG, found)])
+    for section in ("workload", "engine", "learner", "log"):
+        assert getattr(calibrated, section) == getattr(expected, section)
+    rates = found.rates()
+    assert (rates.step_s, rates.tokens_per_s) == (expected_rates.step_s, expected_rates.tokens_per_s)
+    for key in ("workload.response_tokens", "engine.step_s", "learner.token_s", "log.latency_s"):
+        assert "since the newest start: " in calibrated.sources[key]
+        assert "since" not in expected.sources[key]
+
+
+def test_a_run_without_answers_since_it_was_resumed_is_told():
+    run = made(EngineSpeed(slots=16, step_s=0.02))
+    starts = [run.start, run.start.model_copy(update={"generation": 2, "at": at(100_000)})]
+    with pytest.raises(RunError, match="run 'slow' since the newest start has no answers yet"):
+        complete(run, RunLog(ledger=starts), "slow")
 
 
 def test_the_facts_of_a_group():

@@ -5,7 +5,9 @@ import json
 import pytest
 
 from pipelines.cli.main import main
-from pipelines.plan.calibration import Calibration, load_calibration, save_calibration
+from pipelines.plan import split
+from pipelines.plan.calibration import Calibration, changed, load_calibration, save_calibration
+from pipelines.plan.prediction import predict
 from pipelines.plan.simulation import Shape
 from pipelines.plan.split import enough_partitions, propose
 from tests.support.cli import caller, refused
@@ -51,6 +53,7 @@ def test_json_has_the_calibration_and_every_figure(asyncflow, file):
     assert told["calibration"]["workload"]["max_staleness"] == 0
     assert told["calibration"]["sources"]["workload.max_staleness"] == "as given"
     (found,) = told["predicted"]
+    assert found["ranks"] == 2, "as few as hold the model"
     assert (found["engines"], found["staleness_max"], found["cost_per_million_tokens"]) == (2, 0, None)
     assert told["measured"] is None
 
@@ -71,8 +74,6 @@ def test_what_was_changed_is_saved(asyncflow, file, tmp_path):
 
 
 def test_the_proposed_split_is_no_worse_than_any_other():
-    from pipelines.plan.prediction import predict
-
     calibration, gpus = Calibration.model_validate(BALANCED), 12
     proposed = propose(calibration, gpus, steps=60)
     assert (proposed.gpus, proposed.engines + proposed.ranks) == (gpus, gpus)
@@ -81,6 +82,16 @@ def test_the_proposed_split_is_no_worse_than_any_other():
         for ranks in range(2, gpus)
     ]
     assert proposed.tokens_per_s > 0.95 * max(rates)
+
+
+def test_a_part_of_a_large_shape_is_as_short_of_places_as_the_whole():
+    whole = changed(Calibration.model_validate(BALANCED), {"workload.groups_per_step": 128, "log.max_in_flight": 64})
+    shape = Shape(engines=128, ranks=16, partitions=8)
+    tried = split._try(whole, shape, seed=0)
+    found = predict(whole, shape, steps=6)
+    unbound = predict(changed(whole, {"log.max_in_flight": None}), shape, steps=6)
+    assert found.tokens_per_s < 0.8 * unbound.tokens_per_s, "places bind"
+    assert tried == pytest.approx(found.tokens_per_s / found.gpus, rel=0.1)
 
 
 def test_partitions_grow_with_the_tokens():
@@ -94,6 +105,14 @@ def test_bad_arguments_are_told(asyncflow, file, tmp_path):
     assert refused(asyncflow("plan", "--calibration", tmp_path / "none.toml"), "none.toml", "--save FILE")
     assert refused(asyncflow("plan", "--calibration", file, "--gpus", 4, "--workers", 2), "not both")
     assert refused(asyncflow("plan", "--calibration", file, "--workers", 0), "--workers 0: expected 1 or more")
+    assert refused(
+        asyncflow("plan", "--calibration", file, "--workers", 2, "--partitions", 0), "--partitions 0: expected"
+    )
+    assert refused(
+        asyncflow("plan", "--calibration", file, "--workers", 2, "--ranks", 0), "--ranks 0: expected 1 or more"
+    )
+    assert refused(asyncflow("plan", "--calibration", file, "--workers", 2, "--ranks", 1), "--ranks 1", "at least 2")
+    assert refused(asyncflow("plan", "--calibration", file, "--gpus", 8, "--ranks", 2), "--ranks 2", "--workers")
     assert refused(
         asyncflow("plan", "--calibration", file, "--save", tmp_path / "no" / "x.toml"), "--save", "No such file"
     )
