@@ -82,8 +82,7 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         sample_often()
     build(pipeline, config)
     try:
-        result = pipeline.run()
-        state = result.wait_until_finish() if _ends_alone(submission) else watch(result, stop, submission)
+        state = _run_until_end(pipeline, stop, submission)
     except Exception as error:  # noqa: BLE001 - a runner's errors have no common class
         _LOG.error("rollout_failed", error=repr(first_error(all_pools()) or error)[:2000])
         return _FAILED
@@ -92,6 +91,15 @@ def run(config: RunConfig, beam_args: Sequence[str] = ()) -> int:
         traces.close_tracing()
     _LOG.info("rollout_ended", state=state)
     return 0 if stop.is_set() or state in _WELL else _FAILED
+
+
+def _run_until_end(pipeline: beam.Pipeline, stop: threading.Event, submission: Submission) -> str:
+    """Returns the state in which it ended; raises what the runner says of its fault, or the fault of a pool."""
+    result = pipeline.run()
+    state = str(result.wait_until_finish() if _ends_alone(submission) else watch(result, stop, submission))
+    if error := first_error(all_pools()):  # of which a runner that is told to cancel says nothing
+        raise error
+    return state
 
 
 def check(config: RunConfig) -> None:

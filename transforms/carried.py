@@ -11,6 +11,7 @@ import atexit
 import hashlib
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -39,7 +40,8 @@ class Carried:
         """The configuration with names under which this process finds what was carried."""
         if not self.files:
             return config
-        places = {name: str(_place(name, content)) for name, content in self.files}
+        with _PLACING:
+            places = {name: str(_place(name, content)) for name, content in self.files}
         environments = config.rollout.environments
         environments = environments.model_copy(update={"modules": _renamed(environments.modules, places)})
         rewards = config.rewards.model_copy(update={"modules": _renamed(config.rewards.modules, places)})
@@ -49,6 +51,8 @@ class Carried:
 
 NOTHING: Final = Carried()
 """Where the configuration names no files."""
+_PLACING: Final = threading.Lock()
+"""A worker builds several shares at a time, and a cache lets all of them in that find it empty."""
 
 
 def _renamed(names: Iterable[str], places: dict[str, str]) -> tuple[str, ...]:
@@ -62,9 +66,10 @@ def _place(name: str, content: bytes) -> Path:
     if own.is_file() and own.read_bytes() == content:
         return own
     directory = _directory() / hashlib.sha256(f"{name}\0".encode() + content).hexdigest()[:16]
-    directory.mkdir()
-    (directory / own.name).write_bytes(content)
-    return directory / own.name
+    directory.mkdir(exist_ok=True)
+    half = directory / f".{own.name}.part"
+    half.write_bytes(content)
+    return half.replace(directory / own.name)
 
 
 @cache

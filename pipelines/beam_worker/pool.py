@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import structlog
@@ -24,15 +24,24 @@ _ENDS_S = 10.0
 """How long the runner's connections may take to close."""
 
 
+class _Started(NamedTuple):
+    """A worker, and who asked for it."""
+
+    worker_id: str
+    runner: str
+    """The other end of its connection."""
+    process: "subprocess.Popen[bytes]"
+
+
 class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
     """The workers of this machine, each a process of this Python that dies with this one."""
 
     def __init__(self, metrics_port: int = 0) -> None:
         self._metrics_port = metrics_port
-        self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._started: list[_Started] = []
         self._lock = threading.Lock()
 
-    def StartWorker(self, request: Any, _: Any) -> Any:  # noqa: N802 - the name of the protocol
+    def StartWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name of the protocol
         """Starts one that asks a runner for work."""
         worker_id, control = request.worker_id, request.control_endpoint.url
         command = [sys.executable, "-m", "pipelines.beam_worker.worker", control, worker_id, str(self._metrics_port)]
@@ -40,32 +49,43 @@ class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: i
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr.fileno())
         except OSError as error:
             return beam_fn_api_pb2.StartWorkerResponse(error=str(error))
+        started = _Started(worker_id, context.peer(), process)
         with self._lock:
-            self._started[worker_id] = process
+            self._started.append(started)
         _LOG.info("beam_worker_started", worker=worker_id, runner=control, pid=process.pid)
-        threading.Thread(target=_await_end, args=(worker_id, process), name=f"worker-{worker_id}", daemon=True).start()
+        threading.Thread(target=self._await_end, args=(started,), name=f"worker-{worker_id}", daemon=True).start()
         return beam_fn_api_pb2.StartWorkerResponse()
 
-    def StopWorker(self, request: Any, _: Any) -> Any:  # noqa: N802 - the name of the protocol
+    def StopWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name of the protocol
         """Ends one; nothing is said of one that has ended."""
         with self._lock:
-            process = self._started.pop(request.worker_id, None)
-        if process is not None:
-            kill_process_gracefully(process)
+            found = self._find(request.worker_id, context.peer())
+            if found is not None:
+                self._started.remove(found)
+        if found is not None:
+            kill_process_gracefully(found.process)
         return beam_fn_api_pb2.StopWorkerResponse()
+
+    def _find(self, worker_id: str, runner: str) -> _Started | None:
+        """The oldest of that name, if it can be the runner's own: two Prisms give their workers the same names."""
+        named = [each for each in self._started if each.worker_id == worker_id]
+        return min(named, key=lambda each: each.runner != runner, default=None)
 
     def stop_all(self) -> None:
         """Ends them."""
         with self._lock:
-            processes = list(self._started.values())
+            processes = [each.process for each in self._started]
             self._started.clear()
         for process in processes:
             kill_process_gracefully(process)
 
-
-def _await_end(worker_id: str, process: "subprocess.Popen[bytes]") -> None:
-    """Leaves no zombie of one that ends by itself, as it does when its runner dies."""
-    _LOG.info("beam_worker_ended", worker=worker_id, code=process.wait())
+    def _await_end(self, started: _Started) -> None:
+        """Leaves no zombie of one that ends by itself, as it does when its runner dies."""
+        code = started.process.wait()
+        with self._lock:
+            if started in self._started:
+                self._started.remove(started)
+        _LOG.info("beam_worker_ended", worker=started.worker_id, code=code)
 
 
 def run(options: PoolAddress) -> int:

@@ -19,12 +19,13 @@ import subprocess
 import sys
 import tarfile
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
+_KEYS: Final = ("python", "machine", "glibc", "parts", "files")
 _CHUNK_BYTES: Final = 1 << 20
 
 
@@ -44,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Unfit as fault:
         sys.stderr.write(f"install.py: {fault}\n")
         return 2
+    except tarfile.TarError as fault:
+        sys.stderr.write(f"install.py: the parts are no archive ({fault}); make the bundle again\n")
+        return 2
     except OSError as fault:
         sys.stderr.write(f"install.py: {fault.filename or 'a file'}: {fault.strerror}; make room or choose a place\n")
         return 2
@@ -55,7 +59,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--to", type=Path, default=Path("asyncflow"), help="new directory for the environment")
     parser.add_argument("--cache", type=Path, default=_cache(), help="where Kafka's jars and Prism go")
     parser.add_argument("--check", action="store_true", help="only compare sizes and hashes of the parts")
-    parser.add_argument("--manifest-sha256", help="what asyncflow bundle printed: then the manifest is proven too")
+    parser.add_argument("--manifest-sha256", help="what asyncflow bundle printed")
     parser.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parent, help="where the parts are")
     return parser.parse_args(arguments)
 
@@ -69,7 +73,7 @@ def read_manifest(bundle: Path, sha256: str | None = None) -> dict[str, Any]:
     """What the bundle holds.
 
     Raises:
-        Unfit: it is missing, of another format, or not the one whose sha256 was given.
+        Unfit: it is missing, cut off, of another format, or not the one whose sha256 was given.
     """
     file = bundle / MANIFEST
     if not file.is_file():
@@ -77,10 +81,16 @@ def read_manifest(bundle: Path, sha256: str | None = None) -> dict[str, Any]:
     text = file.read_bytes()
     if sha256 is not None and hashlib.sha256(text).hexdigest() != sha256:
         raise Unfit(f"{file} has another sha256 than {sha256}: it was changed since it was made; copy it again")
-    manifest: dict[str, Any] = json.loads(text)
-    if manifest.get("format") != FORMAT:
-        raise Unfit(f"{file} is of format {manifest.get('format')}, expected {FORMAT}; use the bundle's own install.py")
-    return manifest
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise Unfit(f"{file} cannot be read ({error}); copy it again") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise Unfit(f"{file} is of format {found}, expected {FORMAT}; use the bundle's own install.py")
+    if missing := [key for key in _KEYS if key not in manifest]:
+        raise Unfit(f"{file} has no {', '.join(missing)}; copy it again")
+    return dict(manifest)
 
 
 def check_machine(manifest: dict[str, Any]) -> None:
@@ -150,8 +160,10 @@ def install(bundle: Path, manifest: dict[str, Any], to: Path, cache: Path) -> No
         _make_environment(staged, to)
         _place(staged / "cache", cache)
         _place(staged / "models", to / "models")
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    except BaseException:  # it was empty: the same command may be given again
+        _remove(list(to.iterdir()))
+        raise
+    _remove([staged])
     _say(f"installed: {to / 'bin' / 'asyncflow'} demo")
 
 
@@ -160,14 +172,19 @@ def _unpack(bundle: Path, manifest: dict[str, Any], staged: Path) -> None:
     stream = io.BufferedReader(_Joined(bundle / part["name"] for part in manifest["parts"]), _CHUNK_BYTES)
     with stream, tarfile.open(fileobj=stream, mode="r|") as archive:
         for member in archive:
-            content = archive.extractfile(member)
-            if content is None or member.name not in expected or ".." in Path(member.name).parts:
-                raise Unfit(f"{member.name} is not in the manifest; make the bundle again")
+            content = archive.extractfile(member) if member.isfile() else None  # a link is none
+            if content is None or member.name not in expected or not _stays_below(member.name):
+                raise Unfit(f"{member.name} is not a file of the manifest; make the bundle again")
             if _write(content, staged / member.name, member.mode) != expected.pop(member.name):
                 raise Unfit(f"{member.name} has another sha256 than the manifest says; make the bundle again")
     if expected:
         raise Unfit(f"{len(expected)} files are missing, such as {min(expected)}; make the bundle again")
     _say(f"{len(manifest['files'])} files: as they were made")
+
+
+def _stays_below(name: str) -> bool:
+    """Whether it lies in the directory that it is put into."""
+    return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _write(content: IO[bytes], target: Path, mode: int) -> str:
@@ -210,7 +227,8 @@ def _make_environment(staged: Path, to: Path) -> None:
     venv.create(to, symlinks=True, with_pip=False)
     wheels = staged / "wheels"
     (pip,) = wheels.glob("pip-*.whl")  # a wheel can be run as it is: a system without ensurepip needs no pip
-    command = [str(to / "bin" / "python"), str(pip / "pip"), "install", "--no-index", "--find-links", str(wheels)]
+    python = [str(to / "bin" / "python"), str(pip / "pip"), "--isolated"]
+    command = [*python, "install", "--no-index", "--find-links", str(wheels)]
     options = ["--no-deps", "--require-hashes", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
     _say("installing; this takes some minutes")
     done = subprocess.run([*command, *options, "--requirement", str(staged / "requirements.txt")], check=False)
@@ -219,11 +237,22 @@ def _make_environment(staged: Path, to: Path) -> None:
 
 
 def _place(source: Path, target: Path) -> None:
-    """Moves what lies in one directory into another, but for what is there already."""
+    """Moves what lies in one directory into another, but for what is there already; nothing is ever there in half."""
     for each in sorted(source.iterdir()) if source.is_dir() else []:
         if not (target / each.name).exists():
             target.mkdir(parents=True, exist_ok=True)
-            shutil.move(each, target / each.name)
+            part = target / f".{each.name}.part"
+            _remove([part])  # of an installation that was killed
+            shutil.move(each, part)
+            part.replace(target / each.name)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _say(text: str) -> None:

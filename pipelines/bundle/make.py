@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Final, Literal
 
 import pipelines
+from pipelines.bundle.install import sha256_of
 from pipelines.bundle.lock import read_lock
-from pipelines.bundle.parts import write_bundle
+from pipelines.bundle.parts import require_part_bytes, write_bundle
 from pipelines.bundle.wheels import build, download, require_pip, requirements
 from pipelines.local.broker import kafka_jars
 from pipelines.local.paths import make_directory
@@ -51,13 +52,17 @@ class Made:
     """Of all parts."""
     packages: int
     manifest_sha256: str
+    install_sha256: str
+    """Of ``install.py``, which compares everything else: so it is compared before it is run."""
 
 
 def make_bundle(wanted: Wanted) -> Made:
     """Writes a bundle. What is missing of Kafka and Prism is downloaded into the cache first.
 
     Raises:
-        ConfigError: the directory is not empty, this is no checkout, or requirements are not locked.
+        ConfigError: the directory is not empty, this is no checkout, requirements are not locked, or parts are too
+            small.
+        ModelError: the model to take along is none.
         UserError: something cannot be downloaded or built.
         DiskError: the directory cannot be created.
     """
@@ -65,6 +70,9 @@ def make_bundle(wanted: Wanted) -> Made:
     lock = wanted.requirements or checkout / "deploy" / "requirements" / f"{wanted.platform}.txt"
     pinned = read_lock(lock, wanted.python)
     require_pip(pinned, lock)
+    require_part_bytes(wanted.part_bytes)
+    if wanted.model is not None:
+        _require_model(wanted.model)
     target = _empty(wanted.target)
     with TemporaryDirectory(prefix=".staged-", dir=target.parent) as room:
         staged = Path(room)
@@ -75,10 +83,10 @@ def make_bundle(wanted: Wanted) -> Made:
         (staged / "requirements.txt").write_text(requirements(staged / "wheels"))
         _stage_cache(staged / "cache")
         if wanted.model is not None:
-            _stage_model(wanted.model, staged / "models")
+            shutil.copytree(wanted.model, staged / "models" / wanted.model.resolve().name)
         digest = write_bundle(staged, target, wanted.part_bytes, _about(wanted))
     sizes = [part.stat().st_size for part in target.glob("part-*")]
-    return Made(len(sizes), sum(sizes), len(pinned) + 1, digest)
+    return Made(len(sizes), sum(sizes), len(pinned) + 1, digest, sha256_of(target / "install.py"))
 
 
 def _about(wanted: Wanted) -> dict[str, str]:
@@ -123,7 +131,6 @@ def _stage_cache(target: Path) -> None:
     shutil.copy2(find_prism(), target / cache_name())
 
 
-def _stage_model(model: Path, target: Path) -> None:
+def _require_model(model: Path) -> None:
     if not (model / "config.json").is_file():
         raise ModelError(f"{model} has no config.json; give a model's directory with --model")
-    shutil.copytree(model, target / model.resolve().name)

@@ -18,23 +18,28 @@ SMALLEST_PART_BYTES: Final = 1 << 16
 _NOBODY: Final = 0
 
 
+def require_part_bytes(part_bytes: int) -> None:
+    """Refuses parts of which there would be very many.
+
+    Raises:
+        ConfigError: with the least that is taken.
+    """
+    if part_bytes < SMALLEST_PART_BYTES:
+        raise ConfigError(f"--part-bytes {part_bytes:,}: expected {SMALLEST_PART_BYTES:,} or more")
+
+
 def write_bundle(staged: Path, target: Path, part_bytes: int, about: dict[str, str]) -> str:
     """Writes parts, manifest and ``install.py`` into a directory.
 
     Args:
         staged: what goes into the bundle.
         target: a directory that exists and is empty.
-        part_bytes: most bytes of a part.
+        part_bytes: most bytes of a part, as :func:`require_part_bytes` takes them.
         about: what the manifest says besides, such as the Python that the bundle is for.
 
     Returns:
         The sha256 of the manifest.
-
-    Raises:
-        ConfigError: parts would be too small.
     """
-    if part_bytes < SMALLEST_PART_BYTES:
-        raise ConfigError(f"--part-bytes {part_bytes:,}: expected {SMALLEST_PART_BYTES:,} or more")
     files = sorted(path for path in staged.rglob("*") if path.is_file())
     with Parts(target, part_bytes) as parts, tarfile.open(fileobj=parts, mode="w|") as archive:
         for file in files:

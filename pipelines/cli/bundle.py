@@ -16,8 +16,8 @@ from schemas.errors import ConfigError
 _DESCRIPTION = """Writes all that a machine without a network needs, in parts, with a script that installs it there.
 
 That is: wheels of the locked requirements for one Python and platform, a Java runtime and the demo's model among them;
-Kafka's jars; Prism; and this checkout. Carry the directory over and run its install.py, which compares every hash and
-needs nothing but Python. Examples:
+Kafka's jars; Prism; and this checkout. Carry the directory over, compare the two hashes that are printed here with what
+sha256sum says of them there, and run install.py, which compares all the others and needs nothing but Python. Examples:
 
   asyncflow bundle asyncflow-cpu
   asyncflow bundle asyncflow-cuda --platform cuda --python 3.12 --part-bytes 4000000000 --model models/mine
@@ -68,7 +68,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     sys.stdout.write(
         f"{options.target}: {made.packages} packages, {made.size_bytes:,} bytes in {made.parts} parts\n"
-        f"sha256 of its manifest: {made.manifest_sha256}\n"
-        f"there: python{options.python} install.py --to DIR --manifest-sha256 {made.manifest_sha256}\n"
+        f"{made.install_sha256}  install.py\n"
+        f"{made.manifest_sha256}  manifest.json\n"
+        "there, before anything of it is run, see that these are the same: sha256sum install.py manifest.json\n"
+        f"then: python{options.python} install.py --to DIR --manifest-sha256 {made.manifest_sha256}\n"
     )
     return 0

@@ -38,7 +38,7 @@ def containers(example):
     """Every container of a rendering, by kind and name of what holds it."""
     for each in rendered(example):
         for pod in pods(each):
-            for container in pod["spec"]["containers"]:
+            for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
                 yield each, pod, container
 
 
@@ -181,6 +181,18 @@ def test_the_ports_of_pods_are_those_of_the_configuration(example, config_of):
     }
     undeclared = {("learner", "rendezvous"), ("flink", "worker-pool")}  # of torchrun and of Beam
     assert {key: port for key, port in ports.items() if key not in undeclared}.items() <= said.items()
+
+
+def test_flink_is_awaited_and_has_the_pool_that_pipelines_ask():
+    example = next(each for each in render.EXAMPLES if each.stem == "flink")
+    found = {container["name"]: container for _, _, container in containers(example)}
+    pool = found["sdk-harness"]
+    assert pool["command"] == ["asyncflow", "beam-worker", "--port", str(pool["ports"][0]["containerPort"])]
+    (submits,) = of_kind(example, "Job").values()
+    (waits,) = submits["spec"]["template"]["spec"]["initContainers"]
+    arguments = dict(each[2:].partition("=")[::2] for each in found["pipeline"]["args"])
+    assert arguments["environment_config"] == f"127.0.0.1:{pool['command'][-1]}"
+    assert f"healthy http://{arguments['flink_master']}/overview" in waits["command"][-1]
 
 
 def test_the_topics_are_those_that_the_code_creates(config_of):

@@ -75,3 +75,19 @@ def test_flink_is_told_to_end_once_every_pool_is_drained(monkeypatch):
     stop = threading.Event()
     rollout._set_when_drained(stop)
     assert stop.is_set()
+
+
+def test_a_pool_that_failed_while_it_was_drained_is_a_fault(monkeypatch):
+    class Pool:
+        error = RuntimeError("fenced")
+
+    class Pipeline:
+        def run(self):
+            return Result(PipelineState.RUNNING)
+
+    stop = threading.Event()
+    stop.set()
+    assert rollout._run_until_end(Pipeline(), stop, submission("--runner=FlinkRunner")) == PipelineState.CANCELLED
+    monkeypatch.setattr(rollout, "all_pools", lambda: [Pool()])
+    with pytest.raises(RuntimeError, match="fenced"):
+        rollout._run_until_end(Pipeline(), stop, submission("--runner=FlinkRunner"))

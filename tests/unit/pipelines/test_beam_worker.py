@@ -32,6 +32,23 @@ def a_pool():
         process.wait()
 
 
+@contextmanager
+def another_client(pool):
+    """By a connection of its own, as another process has one."""
+    (address,) = {each.laddr for each in pool.net_connections() if each.status == psutil.CONN_LISTEN}
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"127.0.0.1:{address.port}", options) as channel:
+        yield beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel)
+
+
+def workers(pool):
+    return {each.pid for each in pool.children()}
+
+
+def stop(client, worker_id="1-1"):
+    client.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id=worker_id), timeout=60)
+
+
 def start(client, worker_id="1-1"):
     (nobody,) = free_ports(1)
     endpoint = {"url": f"127.0.0.1:{nobody}"}
@@ -45,9 +62,31 @@ def test_workers_come_and_go_as_the_runner_says():
         assert start(client).error == ""
         (worker,) = pool.children()
         assert worker.cmdline()[:3] == [sys.executable, "-m", "pipelines.beam_worker.worker"]
-        client.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"), timeout=60)
+        stop(client)
         assert not pool.children()
-        client.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"), timeout=60)
+        stop(client)
+
+
+def test_runners_that_give_the_same_name_end_their_own_worker():
+    with a_pool() as (client, pool), another_client(pool) as other:
+        start(client)
+        first = workers(pool)
+        start(other)
+        second = workers(pool) - first
+        assert len(first) == len(second) == 1
+        stop(other)
+        assert workers(pool) == first
+        stop(other)  # a runner that has connected anew
+        assert not workers(pool)
+
+
+def test_one_stop_ends_one_of_two_workers_of_a_name():
+    with a_pool() as (client, pool):
+        start(client)
+        first = workers(pool)
+        start(client)
+        stop(client)
+        assert len(workers(pool) - first) == len(workers(pool)) == 1
 
 
 def test_sigterm_ends_pool_and_workers():

@@ -1,9 +1,12 @@
 """Files of the user travel in the pipeline to machines that have none of them."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 from schemas.config import validate
+from transforms import carried as carried_module
 from transforms.carried import NOTHING, Carried
 
 
@@ -40,6 +43,25 @@ def test_a_file_that_is_gone_or_another_is_what_it_was(tmp_path):
         assert [Path(each).read_text() for each in (first, second)] == ["x = 'a'\n", "x = 'b'\n"]
         assert first.endswith("/mine.py"), "messages name it as its owner does"
     assert carried.here(config) == carried.here(config), "one pool, however often it is asked for"
+
+
+def test_shares_that_are_built_at_once_find_the_same_file(tmp_path):
+    file, count = tmp_path / "mine.py", 8
+    for turn in range(20):
+        file.write_text(f"x = {turn}\n")
+        carried = Carried.of(settings(str(file)))
+        file.unlink()
+        carried_module._directory.cache_clear()
+        ready = Barrier(count)
+
+        def place(carried=carried, ready=ready):
+            ready.wait(60)
+            return carried.here(settings(str(file))).rewards.modules
+
+        with ThreadPoolExecutor(count) as threads:
+            found = [each.result(60) for each in [threads.submit(place) for _ in range(count)]]
+        assert len(set(found)) == 1
+        assert Path(found[0][0]).read_text() == f"x = {turn}\n"
 
 
 def test_nothing_is_changed_where_nothing_is_carried():

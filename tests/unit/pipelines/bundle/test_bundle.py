@@ -1,10 +1,13 @@
 """A bundle for a machine without a network: made, carried over, damaged, installed."""
 
+import io
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from hashlib import sha256
 from importlib.util import find_spec
@@ -14,7 +17,7 @@ import pytest
 
 from pipelines.bundle import install
 from pipelines.bundle.lock import Pinned, read_lock
-from pipelines.bundle.parts import Parts, write_bundle
+from pipelines.bundle.parts import Parts, require_part_bytes, write_bundle
 from pipelines.local.broker import KAFKA_VERSION
 from pipelines.local.prism import cache_name
 from schemas.errors import ConfigError
@@ -23,6 +26,7 @@ from tests.support.cli import caller, refused
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 BUNDLED_PIP = sorted((Path(find_spec("ensurepip").origin).parent / "_bundled").glob("pip-*.whl"))
 PART_BYTES = 1_000_000
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -111,6 +115,7 @@ def test_a_bundle_is_carried_over_and_installed(bundle, tmp_path):
     assert made["parts"] == len(manifest["parts"]) == len(list(carried.glob("part-*"))) > 2
     assert all(part["size"] <= PART_BYTES for part in manifest["parts"])
     assert made["packages"] == 3
+    assert made["install_sha256"] == sha256((carried / "install.py").read_bytes()).hexdigest()
     to, cache = tmp_path / "there", tmp_path / "elsewhere" / "asyncflow"
     done = installed(carried, "--to", to, "--cache", cache, "--manifest-sha256", made["manifest_sha256"])
     assert done.returncode == 0, done.stderr
@@ -147,6 +152,101 @@ def test_a_changed_manifest_is_seen(bundle):
     assert refused(done, "another sha256", "copy it again")
 
 
+def crafted(directory, *members, listed=None):
+    """A bundle of one whole part, with members of which the manifest says what is listed."""
+    directory.mkdir()
+    with tarfile.open(directory / "part-000", "w") as archive:
+        for member, content in members:
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return described(directory, listed or {member.name: content for member, content in members})
+
+
+def described(directory, listed):
+    """Writes the manifest of a part that lies there."""
+    part = (directory / "part-000").read_bytes()
+    manifest = {
+        "format": install.FORMAT, "python": HERE, "machine": platform.machine(), "glibc": "2.5",
+        "parts": [{"name": "part-000", "size": len(part), "sha256": sha256(part).hexdigest()}],
+        "files": [{"name": name, "sha256": sha256(content).hexdigest()} for name, content in listed.items()],
+    }  # fmt: skip
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    return directory
+
+
+def attempt(bundle, to, capsys):
+    """Code and message of an installation that cannot be."""
+    code = install.main(["--bundle", str(bundle), "--to", str(to), "--cache", str(to.parent / "cache")])
+    return code, capsys.readouterr().err
+
+
+def link(name, target):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = tarfile.SYMTYPE, target
+    return member
+
+
+@pytest.mark.parametrize("kind", ["absolute", "above", "link", "unlisted"])
+def test_a_member_that_is_no_file_of_the_bundle_is_refused(kind, tmp_path, capsys):
+    outside = tmp_path / "outside"
+    member, content = {
+        "absolute": (tarfile.TarInfo(str(outside)), b"x"),
+        "above": (tarfile.TarInfo("a/../../../outside"), b"x"),
+        "link": (link("a", str(outside)), b""),
+        "unlisted": (tarfile.TarInfo("b"), b"x"),
+    }[kind]
+    listed = {"a": b"x"} if kind == "unlisted" else None
+    code, told = attempt(crafted(tmp_path / "bundle", (member, content), listed=listed), tmp_path / "there", capsys)
+    assert (code, "is not a file of the manifest" in told, told.count("\n")) == (2, True, 1)
+    assert not outside.exists()
+    assert not list((tmp_path / "there").iterdir()), "the same command may be given again"
+
+
+def test_a_file_that_differs_within_a_whole_part_is_refused(tmp_path, capsys):
+    bundle = crafted(tmp_path / "bundle", (tarfile.TarInfo("a"), b"changed"), listed={"a": b"as it was"})
+    assert attempt(bundle, tmp_path / "there", capsys) == (
+        2, "install.py: a has another sha256 than the manifest says; make the bundle again\n",
+    )  # fmt: skip
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_parts_that_are_no_archive_are_told(tmp_path, capsys):
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "part-000").write_bytes(b"no archive" * 1000)
+    code, told = attempt(described(tmp_path / "bundle", {"a": b""}), tmp_path / "there", capsys)
+    assert (code, "the parts are no archive" in told) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [('{"format": 1, "par', "cannot be read"), ("[]", "format None"), ('{"format": 1, "python": "3"}', "no machine")],
+)
+def test_a_manifest_that_is_cut_off_is_told(text, part, tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text(text)
+    code, told = attempt(tmp_path, tmp_path / "there", capsys)
+    assert (code, part in told, told.count("\n")) == (2, True, 1)
+
+
+def test_the_cache_has_nothing_in_half(tmp_path, monkeypatch):
+    source, cache = tmp_path / "staged", tmp_path / "cache"
+    (source / "kafka").mkdir(parents=True)
+    (source / "kafka" / "kafka.jar").write_text("whole")
+
+    def breaks_off(_, target):
+        target.mkdir()
+        (target / "kafka.jar").write_text("wh")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(install.shutil, "move", breaks_off)
+        with pytest.raises(OSError, match="No space"):
+            install._place(source, cache)
+    assert not (cache / "kafka").exists()
+    install._place(source, cache)
+    assert [each.name for each in cache.iterdir()] == ["kafka"]
+    assert (cache / "kafka" / "kafka.jar").read_text() == "whole"
+
+
 def test_a_bundle_for_another_python_or_system_is_refused():
     manifest = {"python": HERE, "machine": "x86_64", "glibc": "2.5"}
     for wrong, told in (({"python": "3.9"}, "for 3.9"), ({"machine": "s390x"}, "s390x"), ({"glibc": "2.999"}, "2.999")):
@@ -163,6 +263,10 @@ def test_what_cannot_be_made_is_told(call, tmp_path, index):
         call("bundle", tmp_path / "a", "--requirements", tmp_path / "none.txt"), "none.txt", "--requirements"
     )
     assert refused(call("bundle", tmp_path, "--requirements", lock), "has no pip")
+    project = ROOT / "deploy/requirements/cpu.txt"
+    for wrong, told in ((("--part-bytes", 10), "--part-bytes 10"), (("--model", tmp_path), "has no config.json")):
+        assert refused(call("bundle", tmp_path / "a", "--requirements", project, *wrong), told)
+    assert not (tmp_path / "a").exists()
     lock.write_text("something>=1\n")
     assert refused(call("bundle", tmp_path / "a", "--requirements", lock), "no version or no hash")
 
@@ -179,7 +283,7 @@ def test_a_lock_is_read_for_another_python(tmp_path, index):
 
 
 def test_the_projects_own_locks_can_be_read():
-    locks = Path(__file__).parents[4] / "deploy/requirements"
+    locks = ROOT / "deploy/requirements"
     for name in ("cpu", "cuda"):
         packages = {
             each.name for python in ("3.11", "3.12", "3.13") for each in read_lock(locks / f"{name}.txt", python)
@@ -206,6 +310,6 @@ def test_the_same_files_make_the_same_parts(tmp_path):
     assert (tmp_path / "one/part-000").read_bytes() == (tmp_path / "two/part-000").read_bytes()
 
 
-def test_parts_are_not_tiny(tmp_path):
+def test_parts_are_not_tiny():
     with pytest.raises(ConfigError, match="--part-bytes 10"):
-        write_bundle(tmp_path, tmp_path, 10, {})
+        require_part_bytes(10)
