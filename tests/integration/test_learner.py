@@ -113,8 +113,8 @@ class Order:
         return noting
 
     def _noting_after(self, function):
-        def noting(committer, records):
-            function(committer, records)
+        def noting(committer, records, *trace):
+            function(committer, records, *trace)
             self.events += [("commit", record.step) for record in records if isinstance(record, StepEntry)]
 
         return noting
@@ -222,10 +222,10 @@ def test_checkpoint_without_ledger_entry_counts_and_is_recorded(make_config, mod
     write_prompts(config, 60)
     commit = Committer.commit
 
-    def die_at_checkpoint(self, records):
+    def die_at_checkpoint(self, records, *trace):
         if isinstance(records[0], CheckpointEntry):
             raise KeyboardInterrupt
-        commit(self, records)
+        commit(self, records, *trace)
 
     with Rollouts(config, model_dir):
         monkeypatch.setattr(Committer, "commit", die_at_checkpoint)

@@ -9,7 +9,7 @@ if "learn" in sys.orig_argv:
     from schemas.ledger import StepEntry
     from trainers.commit import Committer
 
-    def commit(self, records):
+    def commit(self, records, trace=None):
         plain = KafkaProducer(bootstrap_servers=self._producer.config["bootstrap_servers"])
         for record in records:
             topic, value, key = self._place(record)
