@@ -135,7 +135,7 @@ class Sample:
     worker: str
     """The address of the engine that answered, last in a conversation."""
     prompt_at: datetime
-    """When the prompt was written to its topic, by Kafka's clock."""
+    """When the prompt was written to its topic, by its producer's clock."""
     generated_at: datetime
     """When the last token of the group was received."""
     response_text: str
