@@ -124,13 +124,8 @@ def _arrays(value: bytes) -> Arrays:
     from safetensors.numpy import load
 
     try:
-        return load(value)
-    except (
-        SafetensorError,
-        KeyError,
-        ValueError,
-        TypeError,
-    ) as error:  # a dtype that numpy does not have is a KeyError
+        arrays: Arrays = load(value)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:  # KeyError: a dtype that numpy does not have
         raise RecordError("bad_manifest", f"{UPDATE_NAME} cannot be read: {error}") from error
     return arrays
 
