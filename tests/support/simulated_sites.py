@@ -46,7 +46,7 @@ class SimulatedSites:
         self.speeds = speeds or {}
         self.sequences = dict.fromkeys(self.names, 0)
         self.order = self.announced = None
-        self.layout = self.row = None
+        self.layout = self.row = self.first = None
         self._versions = Versions(config)
         self._producer = connect_producer(config.kafka.producer_options())
         self._consumer = open_consumer(config)
@@ -108,6 +108,7 @@ class SimulatedSites:
     def take_up(self):
         """The newest global version, as numbers."""
         self.layout, self.row = self._versions.read(self.announced)
+        self.first = self.row if self.first is None else self.first
         return self.row
 
     def send(self, name, delta, announce=True, **changes):

@@ -172,9 +172,10 @@ class Coordinator:
                 record = self._inbox.next(_POLL_S)
                 if record is not None:
                     self._take(record)
-                if self._is_complete() or (self._is_due(idle=record is None) and self._is_enough()):
+                idle = record is None and self._inbox.is_drained
+                if self._is_complete() or (self._is_due(idle=idle) and self._is_enough()):
                     self._merge()
-                if self._is_due(idle=record is None):
+                if self._is_due(idle=idle):
                     self._order_again()
         finally:
             self._inbox.close()

@@ -46,6 +46,7 @@ class Inbox:
         (self._updates,) = partitions_of(self._consumer, config.topics.updates)
         assign(self._consumer, {self._said: None, self._updates: position})
         self._waiting: deque[Any] = deque()
+        self._end = self._consumer.end_offsets([self._updates])[self._updates]
 
     def next(self, timeout_s: float) -> Any | None:
         """The next record of the updates; null if none came. Sites are taken note of on the way.
@@ -59,6 +60,11 @@ class Inbox:
                 self._note(record)
             self._waiting.extend(polled.get(self._updates, []))
         return self._waiting.popleft() if self._waiting else None
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether all that lay in the log at the start is read, and nothing more has come."""
+        return not self._waiting and self._consumer.position(self._updates) >= self._end
 
     def _note(self, record: Any) -> None:
         try:
