@@ -18,6 +18,7 @@ checkpoint finished, before the step before it is committed.
 import signal
 import threading
 import time
+from collections import deque
 from contextlib import ExitStack, closing
 from typing import Final
 
@@ -106,6 +107,12 @@ def follow(config: RunConfig, ranks: Ranks, make: Make = PolicyGradient) -> None
             ranks.barrier()
         elif order == "check":
             engine.check(argument)
+        elif order == "masters":
+            deque(engine.full_weights(), maxlen=0)
+        elif order == "adopt":
+            engine.adopt(argument[0], forget=argument[1])
+        elif order == "anchor":
+            engine.anchor(argument)
         elif order == "gather":
             engine.state_dict()
             engine.probe(argument)
