@@ -7,7 +7,7 @@ from typing import Final
 from pipelines.audit import Ages
 from pipelines.top.state import Learner
 from schemas.identity import GroupId
-from schemas.ledger import LedgerEntry, Settings, StartEntry, StepEntry
+from schemas.ledger import AdoptEntry, LedgerEntry, Settings, StartEntry, StepEntry, surviving_adoptions
 from schemas.weights import WeightVersion
 
 _REWARDS: Final = 40
@@ -41,11 +41,14 @@ class Line:
         """One entry of the ledger; returns the steps that leave the line with it."""
         if isinstance(entry, StepEntry):
             self._append(entry)
+        elif isinstance(entry, AdoptEntry):
+            self._ages.adopted.append(entry)
         if not isinstance(entry, StartEntry):
             return []
         kept = entry.continues.step if entry.continues else 0
         lost = [step for step in self.steps if step.step > kept]
         self._start, self._lost_steps = entry, len(lost)
+        self._ages.adopted[:] = surviving_adoptions([*self._ages.adopted, entry])
         if lost:
             self._rebuild([step for step in self.steps if step.step <= kept])
         return lost
