@@ -1,6 +1,7 @@
-"""Writes docs/reference/ from the code: the keys of the configuration, the records of the topics, and who may do what.
+"""Writes docs/reference/ from the code: the keys of the configurations, the records of the topics, and who may do what.
 
     schemas.config.RunConfig ──► configuration.md
+    schemas.federating.FederationConfig ──► coordinator.md
     the classes of schemas/  ──► records.md          python docs/generate.py      (make docs)
     schemas.roles.ROLES      ──► access.md
 
@@ -28,6 +29,7 @@ from schemas import (
     dead_letters,
     evals,
     exchanges,
+    federation,
     feedback,
     ledger,
     outcomes,
@@ -37,9 +39,10 @@ from schemas import (
     workers,
 )
 from schemas.config import RunConfig
+from schemas.federating import FederationConfig
 from schemas.identity import GroupId
 from schemas.records import Record, now
-from schemas.roles import EVERY, ROLES, Role, TopicName
+from schemas.roles import EVERY, EVERY_FEDERATED, FEDERATION_ROLES, ROLES, FederationTopicName, Role, TopicName
 from schemas.sections import Section
 
 REFERENCE: Final = Path(__file__).parent / "reference"
@@ -48,7 +51,7 @@ _WORDS: Final = {bool: "true or false", int: "integer", float: "number", str: "t
 _TOPICS: Final = (
     ("prompts", prompts), ("trajectories", trajectories), ("feedback", feedback), ("exchanges", exchanges),
     ("outcomes", outcomes), ("weights", weights), ("admission", admission), ("ledger", ledger), ("workers", workers),
-    ("evals", evals), ("dead-letters", dead_letters),
+    ("evals", evals), ("dead-letters", dead_letters), ("Of a federation", federation),
 )  # fmt: skip
 
 _EXAMPLE: Final = re.compile(r"Example: ``(?P<inline>.*?)``\.?|Example::\n(?P<block>(?:\n|    .*\n?)+)", re.DOTALL)
@@ -64,7 +67,12 @@ def main() -> None:
 
 def pages() -> dict[str, str]:
     """The text of each page of the reference, by its file's name."""
-    return {"access.md": access(), "configuration.md": configuration(), "records.md": records()}
+    return {
+        "access.md": access(),
+        "configuration.md": configuration(),
+        "coordinator.md": coordinator(),
+        "records.md": records(),
+    }
 
 
 # ----------------------------------------------------------------------- configuration
@@ -84,9 +92,22 @@ filled in, is `runs/NAME/config.toml`. Secrets are in no key: keys name environm
     return head + "".join(_section((), RunConfig))
 
 
+def coordinator() -> str:
+    """The keys of a federation's coordinator, one table a section."""
+    head = """# Configuration of a coordinator
+
+*Generated from `schemas/federating.py` by `docs/generate.py`: change the docstrings there.*
+
+`asyncflow federate --config FILE` reads one TOML file of its own; [federation](../federation.md) shows one. Flags with
+the same names are laid over it (`--deadline-s 60`). What the sites read is the section
+[federation](configuration.md#federation) of their runs.
+"""
+    return head + "".join(_section((), FederationConfig))
+
+
 def _section(path: tuple[str, ...], section: type[Section]) -> Iterator[str]:
     parts = {name: found for name in section.model_fields if (found := _part_of(section, name))}
-    title = ".".join(path) or "The run"
+    title = ".".join(path) or ("The run" if section is RunConfig else "The federation")
     yield f"\n{'#' * min(4, 2 + max(0, len(path) - 1))} {title}\n\n{_prose(section.__doc__)}\n\n"
     rows = [name for name in section.model_fields if name not in parts]
     if rows:
@@ -230,7 +251,15 @@ tools; [security](../security.md#locked-doors) says how it is used and tested. A
 unless `kafka.principals` names another.
 """
     rows = "".join(_role(name, role) for name, role in ROLES.items())
-    return f"{head}\n| role | reads | writes | all topics | group | transactional ids |\n{'| --- ' * 6}|\n{rows}"
+    columns = f"\n| role | reads | writes | all topics | group | transactional ids |\n{'| --- ' * 6}|\n"
+    federated = """
+## At a federation's broker
+
+`RUN` is the name of the federation. Each site has a principal of its own, `User:FEDERATION-SITE` unless `sites` of the
+coordinator's configuration says otherwise; `asyncflow federate --acls` writes or prints all of it.
+"""
+    more = "".join(_role(name, role) for name, role in FEDERATION_ROLES.items())
+    return f"{head}{columns}{rows}{federated}{columns}{more}"
 
 
 def _role(name: str, role: Role) -> str:
@@ -244,8 +273,8 @@ def _role(name: str, role: Role) -> str:
     return f"| {' | '.join(cells)} |\n".replace("|  |", "| |").replace("|  |", "| |")
 
 
-def _names(topics: tuple[TopicName, ...]) -> str:
-    return "all" if topics == EVERY else ", ".join(each.replace("_", "-") for each in topics)
+def _names(topics: tuple[TopicName | FederationTopicName, ...]) -> str:
+    return "all" if topics in (EVERY, EVERY_FEDERATED) else ", ".join(each.replace("_", "-") for each in topics)
 
 
 # ----------------------------------------------------------------------- words

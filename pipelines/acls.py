@@ -52,9 +52,10 @@ class Acls:
     denial counts for more than a role's right."""
 
 
-def principal_of(config: RunConfig, role: RoleName) -> str:
+def principal_of(config: RunConfig, role: str) -> str:
     """Who has a role. Example: ``User:demo-learner``."""
-    return config.kafka.principals.get(role, f"User:{config.name}-{role}")
+    named = {str(name): principal for name, principal in config.kafka.principals.items()}
+    return named.get(role, f"User:{config.name}-{role}")
 
 
 def rules_of(config: RunConfig) -> list[Rule]:

@@ -25,6 +25,9 @@ claim 200 MB). Twice the encoded cap, for writers that compress; the rows as Pyt
 MAX_FEEDBACK_BYTES: Final = 256 << 10
 """Longest ``Feedback`` value in bytes: a corrected text of some 60,000 tokens."""
 
+MAX_SITE_RECORD_BYTES: Final = 8192
+"""Longest ``Site`` or ``SiteUpdate`` value in bytes: names, numbers and hashes."""
+
 MAX_DEAD_LETTER_HEAD_BYTES: Final = 4096
 """Bytes of the offending record that a dead letter keeps."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
-from schemas.topics import Topics
+from schemas.topics import FederationTopics, Topics
 
 RoleName = Literal[
     "operator", "producer", "curriculum", "worker", "rollout", "learner", "join-feedback", "gateway", "rater",
@@ -24,26 +24,33 @@ TopicName = Literal[
     "ledger", "evals", "dead_letters",
 ]  # fmt: skip
 
+FederationRoleName = Literal["coordinator", "site", "follower", "observer"]
+FederationTopicName = Literal["sites", "updates", "rounds", "weights"]
+
 EVERY: Final[tuple[TopicName, ...]] = get_args(TopicName)
+EVERY_FEDERATED: Final[tuple[FederationTopicName, ...]] = get_args(FederationTopicName)
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What one kind of process does at the broker. Topics by their attributes of :class:`schemas.topics.Topics`."""
+    """What one kind of process does at the broker.
+
+    Topics by their attributes of :class:`schemas.topics.Topics`, or of :class:`schemas.topics.FederationTopics`.
+    """
 
     about: str
     """Who has it."""
-    reads: tuple[TopicName, ...] = ()
-    writes: tuple[TopicName, ...] = ()
+    reads: tuple[TopicName | FederationTopicName, ...] = ()
+    writes: tuple[TopicName | FederationTopicName, ...] = ()
     creates: bool = False
-    """All topics of the run."""
+    """All topics of the run, or of the federation."""
     compares: bool = False
     """Looks at the start whether all topics are as they should be."""
     group: Literal["rollout_group", "join_group"] | None = None
     """Under which it commits how far it came."""
     sees_group: Literal["rollout_group"] | None = None
     """How far that came; nothing is committed."""
-    transactions: Literal["rollout", "join_id", "learner_id", "curriculum_id"] | None = None
+    transactions: Literal["rollout", "join_id", "learner_id", "curriculum_id", "coordinator_id"] | None = None
     """Its transactional id; ``rollout`` has one for each share."""
 
 
@@ -99,6 +106,26 @@ ROLES: Final[Mapping[RoleName, Role]] = {
 }
 
 
+FEDERATION_ROLES: Final[Mapping[FederationRoleName, Role]] = {
+    "coordinator": Role(
+        "`asyncflow federate`, which creates the topics too",
+        reads=EVERY_FEDERATED,
+        writes=("rounds", "weights"),
+        creates=True,
+        compares=True,
+        transactions="coordinator_id",
+    ),
+    "site": Role(
+        "`asyncflow learn` of each site, at the federation's broker",
+        reads=("rounds", "weights"),
+        writes=("sites", "updates"),
+    ),
+    "follower": Role("workers and evaluators that follow the global versions", reads=("weights",)),
+    "observer": Role("who looks: `asyncflow federate --audit`", reads=EVERY_FEDERATED),
+}
+"""At a federation's broker. Every site has a principal of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """What a role may do with one thing. Names are literal: nothing is granted by a prefix.
@@ -106,7 +133,8 @@ class Grant:
     Example: ``Grant("worker", "topic", "demo.weights", ("Read", "Describe"))``.
     """
 
-    role: RoleName
+    role: str
+    """One of :data:`ROLES`, or of :data:`FEDERATION_ROLES`."""
     kind: Kind
     name: str
     operations: tuple[Operation, ...]
@@ -124,8 +152,13 @@ def grants(topics: Topics, shares: int, evaluated_by: Topics | None = None) -> l
     return found + (_relaying(evaluated_by) if evaluated_by else [])
 
 
-def _of(name: RoleName, role: Role, topics: Topics, shares: int) -> Iterator[Grant]:
-    for topic in EVERY:
+def federation_grants(topics: FederationTopics) -> list[Grant]:
+    """Everything that the roles of a federation may do at its broker."""
+    return [grant for name, role in FEDERATION_ROLES.items() for grant in _of(name, role, topics, 0)]
+
+
+def _of(name: str, role: Role, topics: Topics | FederationTopics, shares: int) -> Iterator[Grant]:
+    for topic in EVERY if isinstance(topics, Topics) else EVERY_FEDERATED:
         if operations := _operations(role, topic):
             yield Grant(name, "topic", getattr(topics, topic), operations)
     if role.group:
@@ -136,7 +169,7 @@ def _of(name: RoleName, role: Role, topics: Topics, shares: int) -> Iterator[Gra
         yield Grant(name, "transactionalId", transactional_id, ("Write", "Describe"))
 
 
-def _operations(role: Role, topic: TopicName) -> tuple[Operation, ...]:
+def _operations(role: Role, topic: TopicName | FederationTopicName) -> tuple[Operation, ...]:
     uses = topic in (*role.reads, *role.writes) or role.creates or role.compares
     wanted: dict[Operation, bool] = {
         "Read": topic in role.reads,
@@ -148,10 +181,10 @@ def _operations(role: Role, topic: TopicName) -> tuple[Operation, ...]:
     return tuple(operation for operation, wants in wanted.items() if wants)
 
 
-def _transactional_ids(role: Role, topics: Topics, shares: int) -> list[str]:
+def _transactional_ids(role: Role, topics: Topics | FederationTopics, shares: int) -> list[str]:
     if role.transactions is None:
         return []
-    if role.transactions == "rollout":
+    if role.transactions == "rollout" and isinstance(topics, Topics):
         return [topics.rollout_id(share) for share in range(shares)]
     return [getattr(topics, role.transactions)]
 

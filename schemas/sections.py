@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:_%-]+$", max_length=253)]
 """A name or an address to listen on, of either kind: ``127.0.0.1``, ``::1``, ``0.0.0.0``."""
 Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):

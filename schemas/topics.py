@@ -1,4 +1,4 @@
-"""The topics of a run: their names, and the settings that the promises need."""
+"""The topics of a run and of a federation: their names, and the settings that the promises need."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -125,6 +125,48 @@ class Topics:
             TopicSpec(self.ledger, 1, _FOREVER),
             TopicSpec(self.evals, 1, _FOREVER),
             TopicSpec(self.dead_letters, 1, _FOREVER),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class FederationTopics:
+    """The names of all topics of one federation, at its own broker. Example: ``FederationTopics("f").sites``."""
+
+    federation: str
+
+    @property
+    def sites(self) -> str:
+        """Which sites are there."""
+        return f"{self.federation}.sites"
+
+    @property
+    def updates(self) -> str:
+        """What sites learned."""
+        return f"{self.federation}.updates"
+
+    @property
+    def rounds(self) -> str:
+        """What the coordinator asked for, and what it merged."""
+        return f"{self.federation}.rounds"
+
+    @property
+    def weights(self) -> str:
+        """Announcements of global versions."""
+        return f"{self.federation}.weights"
+
+    @property
+    def coordinator_id(self) -> str:
+        """The coordinator's transactional id: a second one fences the first."""
+        return f"{self.federation}.coordinator"
+
+    def specs(self) -> list["TopicSpec"]:
+        """Every topic with its settings; each has one partition, so that everybody reads the same order."""
+        large = {"max.message.bytes": str(MAX_TRAJECTORY_BYTES + _MARGIN_BYTES)}
+        return [
+            TopicSpec(self.sites, 1, _FOREVER),
+            TopicSpec(self.updates, 1, _FOREVER),
+            TopicSpec(self.rounds, 1, {**large, **_FOREVER}),
+            TopicSpec(self.weights, 1, _FOREVER),
         ]
 
 
