@@ -34,12 +34,14 @@ LearnerPoint = Literal[
 PipelinePoint = Literal["request_sent", "group_finished", "record_sent", "before_finalize", "after_finalize"]
 JoinPoint = Literal["outcomes_sent", "outcomes_committed"]
 CurriculumPoint = Literal["prompts_sent", "prompts_committed"]
+SitePoint = Literal["update_written", "update_recorded", "update_announced", "before_adoption"]
 Action = Literal["kill", "stop"]
 
 LEARNER_POINTS: Final[tuple[str, ...]] = get_args(LearnerPoint)
 PIPELINE_POINTS: Final[tuple[str, ...]] = get_args(PipelinePoint)
 JOIN_POINTS: Final[tuple[str, ...]] = get_args(JoinPoint)
 CURRICULUM_POINTS: Final[tuple[str, ...]] = get_args(CurriculumPoint)
+SITE_POINTS: Final[tuple[str, ...]] = get_args(SitePoint)
 _SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -48,7 +50,7 @@ def are_on() -> bool:
     return VARIABLE in os.environ
 
 
-def crash_point(name: LearnerPoint | PipelinePoint | JoinPoint | CurriculumPoint) -> None:
+def crash_point(name: LearnerPoint | PipelinePoint | JoinPoint | CurriculumPoint | SitePoint) -> None:
     """Marks a place. Costs a look at the environment, and at one file where the points are on."""
     room = os.environ.get(VARIABLE)
     if room:
@@ -70,7 +72,7 @@ def arm(room: Path, name: str, action: Action = "kill") -> None:
     Raises:
         ValueError: there is no such point.
     """
-    known = (*LEARNER_POINTS, *PIPELINE_POINTS, *JOIN_POINTS, *CURRICULUM_POINTS)
+    known = (*LEARNER_POINTS, *PIPELINE_POINTS, *JOIN_POINTS, *CURRICULUM_POINTS, *SITE_POINTS)
     if name not in known:
         raise ValueError(f"no crash point {name!r}; there are {', '.join(known)}")
     beside = room / f".{name}"

@@ -111,7 +111,7 @@ class Engine:
         shorten(self._engine, self._optimizer, ranks.size)
         self._calm()
         self._optimizer.armed = True
-        self._optimizer.proximal_mu = config.federation.proximal_mu if config.federation else 0.0
+        self._optimizer.proximal_mu = config.federation.proximal_mu if config.federation.is_site else 0.0
         self._state = FullState(parameters, self._engine, self._optimizer)
         if saved:
             self._state.load(saved / STATE_DIRECTORY, fresh)

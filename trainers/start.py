@@ -80,7 +80,8 @@ class Standing:
     @property
     def target(self) -> int:
         """How many prompts may be admitted now."""
-        return self.planner.accounts.released + self.config.learner.admitted_groups
+        under_way = (1 + self.planner.max_staleness) * self.planner.groups_per_step
+        return self.planner.accounts.released + under_way
 
     def frontier(self) -> AdmissionFrontier:
         """What is admitted, to be announced."""
@@ -319,6 +320,13 @@ def _announce(standing: Standing, ranks: Ranks, gives_up: tuple[int, ...]) -> No
     recorded = {each.manifest_sha256 for each in standing.history.checkpoints()}
     late = [checkpoint.entry()] if checkpoint and checkpoint.manifest_sha256 not in recorded else []
     weights = standing.publish(standing.steps_done)
-    standing.admission.advance(standing.target, _FIRST_PROMPTS_S)
+    if not _awaits_global(standing):
+        standing.admission.advance(standing.target, _FIRST_PROMPTS_S)
     standing.commit([*late, entry, weights, standing.frontier()])
     _log.info("started", generation=standing.generation, step=standing.steps_done, version=standing.version)
+
+
+def _awaits_global(standing: Standing) -> bool:
+    """Whether other weights come before the first step: what this model answered would only be too old then."""
+    known = standing.checkpoint.state.federation if standing.checkpoint else None
+    return standing.config.federation.is_site and known is None
