@@ -392,9 +392,8 @@ def _check_updates(ledger: Iterable[LedgerEntry], findings: _Findings) -> None:
             number = entry.update.sequence
             if named.setdefault(number, entry).update != entry.update:
                 findings.add("contributed_twice", f"update {number} was written again with another content")
-            for group in (
-                part.group for step in line if entry.since < step.step <= entry.step for part in step.trained
-            ):
+            steps = (step for step in line if entry.since < step.step <= entry.step)
+            for group in (part.group for step in steps for part in step.trained):
                 if contained.setdefault(group, number) != number:
                     findings.add("contributed_twice", f"group {group} is in updates {contained[group]} and {number}")
 

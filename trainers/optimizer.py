@@ -52,7 +52,7 @@ class ClippedAdamW(torch.optim.AdamW):
         self._anchors: list[torch.Tensor] = []
 
     def anchor(self) -> None:
-        """Pulls towards the weights as they are now: what each stage steps on is what the anchor is in, so it is exact."""
+        """Pulls towards the weights as they are now, in the form that the stage steps on: so it is exact at each."""
         self._anchors = [tensor.detach().clone() for tensor in self._all()] if self.proximal_mu else []
 
     def _all(self) -> list[torch.Tensor]:

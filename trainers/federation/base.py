@@ -32,6 +32,11 @@ class Bases:
     def __init__(self, store: str, checkpoint_root: Path, keep: int) -> None:
         self._store, self._root, self._keep = store, checkpoint_root / _ROOT, keep
 
+    def find(self, version: int, manifest_sha256: str) -> Path | None:
+        """The directory of a global version that is here; null if it is not."""
+        directory = Path(version_path(str(self._root), version))
+        return directory if self._is_good(directory, manifest_sha256) else None
+
     def fetch(self, version: int, manifest_sha256: str) -> Path:
         """The directory of a global version, copied if it is not here yet.
 
@@ -39,9 +44,11 @@ class Bases:
             StateError: the bytes are not what was announced, or are not finite.
             OSError: the store is away, or no longer has the version.
         """
+        found = self.find(version, manifest_sha256)
+        if found:
+            return found
         directory = Path(version_path(str(self._root), version))
-        if not self._is_good(directory, manifest_sha256):
-            self._copy(version, manifest_sha256, directory)
+        self._copy(version, manifest_sha256, directory)
         self._prune()
         return directory
 

@@ -81,6 +81,7 @@ class Link:
         self._outgoing: SiteUpdate | None = None
         self._sent: tuple[str, int] | None = None
         self._ended = threading.Event()
+        self._failure: Exception | None = None
         self._told_s = -_REMIND_S
         self.fault: str | None = "nothing was heard of it yet"
         """Why the line is down; null while it is not."""
@@ -89,7 +90,13 @@ class Link:
 
     @property
     def heard(self) -> Heard:
-        """What was heard so far; it does not change afterwards."""
+        """What was heard so far; it does not change afterwards.
+
+        Raises:
+            Exception: what has ended the thread.
+        """
+        if self._failure:
+            raise self._failure
         with self._changed:
             return self._heard
 
@@ -124,9 +131,8 @@ class Link:
             except (KafkaError, BrokerError, StateError, OSError) as error:
                 self._complain(error)
                 self._ended.wait(_RETRY_S)
-            except Exception as error:  # the learner has to hear of whatever else ends this thread
-                self.fault = repr(error)
-                _log.exception("the line to the federation is broken for good")
+            except Exception as error:  # noqa: BLE001 - raised again where the learner asks
+                self._failure = error
                 return
 
     def _complain(self, error: Exception) -> None:

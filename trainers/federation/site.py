@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -95,12 +94,13 @@ class Member:
     """
 
     def __init__(
-        self, standing: Standing, attend: Callable[[], None], save: Callable[[], None], stop: threading.Event
+        self, standing: Standing, attend: Callable[[], object], save: Callable[[], None], stop: threading.Event
     ) -> None:
         self._at, self._attend, self._save, self._stop = standing, attend, save, stop
         self._config = standing.config.federation
         learner = standing.config.learner
         self._bases = Bases(self._config.store, Path(learner.checkpoint_root), learner.keep_checkpoints + 2)
+        self._key = self._config.signing_key()
         self._tokens_s: float | None = None
         self._residual: Residual = None
         self._resume()
@@ -133,10 +133,12 @@ class Member:
         known = self.contribution
         if known is None or self._is_behind or not self._config.proximal_mu:
             return
-        if base := self._patiently(
-            "a global version", lambda: self._bases.fetch(known.base_version, known.base_sha256)
-        ):
+        version, digest = known.base_version, known.base_sha256
+        base = self._patiently("a global version", lambda: self._bases.fetch(version, digest), is_newest=version)
+        if base:
             self._at.updates.anchor(base)
+        elif not self._stop.is_set():
+            self._give_up(known)
 
     # -------------------------------------------------------------------- loop
 
@@ -204,9 +206,10 @@ class Member:
 
     def _tell(self) -> None:
         known, newest = self.contribution, self._link.heard.newest
+        fate = self._link.heard.fates.get(known.sequence) if known else None
         _log.warning("waiting for the federation", federation=self._config.name, broker=self._link.fault or "answers",
                      newest_version=newest and newest.version, base_version=known and known.base_version,
-                     phase=known and known.phase, fate=known and self._link.heard.fates.get(known.sequence))  # fmt: skip
+                     phase=known and known.phase, fate=fate)  # fmt: skip
 
     def _require_same_mode(self) -> None:
         start = self._link.heard.start
@@ -253,7 +256,7 @@ class Member:
         about = known.update if known else self._describe_update(due)
         record = self._patiently("an update", lambda: updates.write(self._config.store, about, arrays))
         crash_point("update_written")
-        return record and (record.signed(self._config.name, self._key), residual)
+        return (record.signed(self._config.name, self._key), residual) if record else None
 
     def _give_up(self, due: Contribution) -> None:
         self._is_behind = True
@@ -278,7 +281,7 @@ class Member:
         """False if the learner was told to end before the broker had it."""
         self._link.hand_over(update)
         told_s = time.monotonic()
-        while not self._link.has_sent(update) and not self._stop.is_set():
+        while self._link.heard and not self._link.has_sent(update) and not self._stop.is_set():
             if time.monotonic() - told_s > _PATIENCE_S:
                 told_s = time.monotonic()
                 _log.warning("the federation's broker does not take the update", sequence=update.sequence,
@@ -383,10 +386,6 @@ class Member:
             self._attend()
             self._stop.wait(1.0)
         return None
-
-    @cached_property
-    def _key(self) -> str | None:
-        return self._config.signing_key()
 
     def _describe_update(self, due: Contribution) -> SiteUpdate:
         """What is known of an update before its files are written."""
