@@ -89,7 +89,7 @@ def replay(config: RunConfig, ranks: Ranks, step: int | None = None) -> Replay:
         first = checkpoint.state.step if checkpoint else 0
         again = [entry for entry in line if first < entry.step <= target.step and entry.trained]
         with _Globals(config, history, updates, checkpoint) as adopted:
-            tokens = sum(_train_all(config, history, ranks, updates, again, adopted))
+            tokens = sum(_train_all(config, history, ranks, adopted, again))
     _compute_as(history, announced.generation, ranks)
     digest, stored = _compare(config, updates, announced)
     return Replay(
@@ -149,7 +149,7 @@ def _load(config: RunConfig, dtype: str, ranks: Ranks, checkpoint: Checkpoint | 
 
 
 def _train_all(
-    config: RunConfig, history: History, ranks: Ranks, updates: Updates, entries: list[StepEntry], adopted: "_Globals"
+    config: RunConfig, history: History, ranks: Ranks, adopted: "_Globals", entries: list[StepEntry]
 ) -> Iterator[int]:
     """Trains steps again; yields the tokens of each."""
     planner = Planner(config.learner.groups_per_step, config.learner.max_staleness, Accounts(), Versions())
@@ -160,17 +160,20 @@ def _train_all(
                 adopted.before(entry)
                 plan = _plan(planner, groups, entry)
                 planned = learning_rate(config.learner, entry.step - 1, config.learner.steps)
-                updates.train(plan, entry.metrics.get("learning_rate", planned))
+                adopted.updates.train(plan, entry.metrics.get("learning_rate", planned))
                 samples = [sample for arrival in plan.arrivals for sample in arrival.samples]
                 yield sum(len(sample.prompt_token_ids) + len(sample.response_token_ids) for sample in samples)
 
 
 class _Globals:
-    """Where the line went on from global versions of a federation: a checkpoint is written before it does at its step."""
+    """Where the line went on from global versions of a federation.
+
+    A checkpoint is written before the adoption that follows its step.
+    """
 
     def __init__(self, config: RunConfig, history: History, updates: Updates, checkpoint: Checkpoint | None) -> None:
         first = checkpoint.state.step if checkpoint else 0
-        self._config, self._updates = config, updates
+        self._config, self.updates = config, updates
         self._to_come = [entry for entry in surviving_adoptions(history.entries) if entry.step >= first]
         self._known = checkpoint.state.federation if checkpoint else None
         self._opened = ExitStack()
@@ -180,7 +183,7 @@ class _Globals:
         store, root = self._config.federation.store, Path(self._config.learner.checkpoint_root)
         self._near, self._far = (Bases(store, each, keep=1) for each in (root, scratch))
         if self._known and self._config.federation.proximal_mu:
-            self._updates.anchor(self._directory(self._known["base_version"], self._known["base_sha256"]))
+            self.updates.anchor(self._directory(self._known["base_version"], self._known["base_sha256"]))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -191,15 +194,15 @@ class _Globals:
         while self._to_come and self._to_come[0].step < step.step:
             entry = self._to_come.pop(0)
             directory = self._directory(entry.global_version, entry.manifest_sha256)
-            self._updates.adopt(directory, forget=not self._config.federation.keep_optimizer)
+            self.updates.adopt(directory, forget=not self._config.federation.keep_optimizer)
 
     def _directory(self, version: int, manifest_sha256: str) -> Path:
         try:
             return self._near.find(version, manifest_sha256) or self._far.fetch(version, manifest_sha256)
         except (OSError, StateError) as error:
             raise RunError(
-                f"global version {version}, which the run went on from, is neither below learner.checkpoint_root nor in "
-                f"federation.store = {self._config.federation.store!r}: {error}"
+                f"global version {version}, which the run went on from, is neither below learner.checkpoint_root nor "
+                f"in federation.store = {self._config.federation.store!r}: {error}"
             ) from error
 
 
