@@ -32,12 +32,12 @@ from pipelines.runs import served
 from schemas.identity import GroupId
 from schemas.ledger import (
     AdoptEntry,
+    Adoptions,
     LedgerEntry,
     Settings,
     StartEntry,
     StepEntry,
     UpdateEntry,
-    count_adoptions,
     surviving_adoptions,
     surviving_steps,
 )
@@ -234,21 +234,26 @@ class Ages:
     updates: list[int]
     """Updates up to and with each step, step 0 first."""
     settings: Settings
-    adopted: list[AdoptEntry] = field(default_factory=list)
+    adopted: Adoptions = field(default_factory=Adoptions)
     """Where the line went on from other weights: what was there before is older by one since then."""
+    generations: dict[int, int] = field(default_factory=dict)
+    """Of each announced version."""
 
     @classmethod
     def of(cls, log: RunLog, line: list[StepEntry], settings: Settings) -> Self:
         """The ages along the surviving ``line`` of a run; ``settings`` are only asked by :meth:`are_over`."""
         updates = list(accumulate((bool(step.trained) for step in line), initial=0))
         steps = {version.version: version.step for version in log.weights}
-        return cls(steps, updates, settings, surviving_adoptions(log.ledger))
+        ages = cls(steps, updates, settings, generations={each.version: each.generation for each in log.weights})
+        for entry in log.ledger:
+            ages.adopted.add(entry)
+        return ages
 
     def staleness(self, version: int, steps_done: int) -> int:
         """Updates between the version and the weights after so many steps; negative for one of a dead line."""
         step = min(self.step_of.get(version, 0), len(self.updates) - 1)
-        since = count_adoptions(self.adopted, steps_done) - count_adoptions(self.adopted, step, version)
-        return self.updates[steps_done] - self.updates[step] + since
+        adopted = self.adopted.until(steps_done) - self.adopted.of(version, self.generations.get(version, 0))
+        return self.updates[steps_done] - self.updates[step] + adopted
 
     def are_over(self, record: GroupRecord) -> bool:
         """Whether the newest step found the group too old to train."""

@@ -5,6 +5,7 @@ steps of a generation up to the step that the next generation continues from.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -240,12 +241,34 @@ def surviving_adoptions(entries: Iterable[LedgerEntry]) -> list[AdoptEntry]:
     return line
 
 
-def count_adoptions(adoptions: Iterable[AdoptEntry], steps_done: int, version: int | None = None) -> int:
-    """How often other weights were adopted along the line up to so many steps.
+@dataclass
+class Adoptions:
+    """How often weights were replaced by others before a version, or before a step: each time ages what was there.
 
-    Args:
-        adoptions: of the line.
-        steps_done: along it.
-        version: a weight version that so many steps led to: those that came after it are not counted; null counts all.
+    Entries of the ledger are given in log order, of any kind.
     """
-    return sum(each.step <= steps_done and (version is None or each.version <= version) for each in adoptions)
+
+    line: list[AdoptEntry] = field(default_factory=list)
+    """Those of the surviving line so far."""
+    _kept: dict[int, int] = field(default_factory=dict)
+    """By generation, how many its line had when it started."""
+    _own: dict[int, list[int]] = field(default_factory=dict)
+    """By generation, the versions that it announced with an adoption."""
+
+    def add(self, entry: LedgerEntry) -> None:
+        """The next entry of the ledger."""
+        if isinstance(entry, StartEntry):
+            self.line = surviving_adoptions([*self.line, entry])
+            self._kept[entry.generation] = len(self.line)
+        elif isinstance(entry, AdoptEntry):
+            self.line.append(entry)
+            self._own.setdefault(entry.generation, []).append(entry.version)
+
+    def of(self, version: int, generation: int) -> int:
+        """Before a version, on the line that its generation was part of."""
+        own = sum(each <= version for each in self._own.get(generation, ()))
+        return self._kept.get(generation, 0) + own
+
+    def until(self, steps_done: int) -> int:
+        """Before the step after so many, on the surviving line."""
+        return sum(each.step <= steps_done for each in self.line)

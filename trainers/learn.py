@@ -131,6 +131,7 @@ class Learner:
         self._config = standing.config
         self._planner, self._admission = standing.planner, standing.admission
         self._waited_s = self._held_s = 0.0
+        self._is_redoing = True
         self._member = self._join() if self._config.federation.is_site else None
 
     def _join(self) -> Member:
@@ -153,6 +154,7 @@ class Learner:
             _log.info("redo", step=entry.step, of_generation=entry.generation)
             self._step(self._planner.again(entry, self._at.stream.groups.fetch(entry)))
             self._maybe_checkpoint()
+        self._is_redoing = False
 
     # ------------------------------------------------------------------- loop
 
@@ -187,7 +189,12 @@ class Learner:
         return None
 
     def _attend(self) -> bool:
-        """Takes what has come, and admits what may be; True if anything has come."""
+        """Takes what has come, and admits what may be; True if anything has come.
+
+        Nothing is taken while steps are done again: what the ledger says of their groups is not known yet.
+        """
+        if self._is_redoing:
+            return False
         heard = self._listen()
         self._planner.drop_stale(self._at.steps_done)
         if self._at.settle(wait=False):

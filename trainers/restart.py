@@ -8,7 +8,6 @@ from typing import Any
 from schemas.config import RunConfig
 from schemas.errors import RecordError, StateError
 from schemas.ledger import (
-    AdoptEntry,
     CheckpointEntry,
     LedgerEntry,
     Position,
@@ -16,7 +15,6 @@ from schemas.ledger import (
     StepEntry,
     UpdateEntry,
     decode_entry,
-    surviving_adoptions,
 )
 from trainers.log import read_topic
 
@@ -42,10 +40,6 @@ class History:
     def updates(self) -> list[UpdateEntry]:
         """All that were written for the federation, of whatever line: they are announced for ever."""
         return [entry for entry in self.entries if isinstance(entry, UpdateEntry)]
-
-    def adoptions_before(self, step: int) -> list[AdoptEntry]:
-        """The adoptions of the line that a learner which continues from ``step`` keeps."""
-        return [entry for entry in surviving_adoptions(self.entries) if entry.step < step]
 
     def start_of(self, generation: int) -> StartEntry | None:
         """The entry with which a generation started."""

@@ -21,7 +21,7 @@ from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import StateError
-from schemas.ledger import DroppedGroup, Position, Settings, StartEntry, StepEntry
+from schemas.ledger import AdoptEntry, DroppedGroup, Position, Settings, StartEntry, StepEntry
 from schemas.weights import WeightVersion
 from trainers.accounts import Accounts, Versions
 from trainers.admission import Admission
@@ -162,7 +162,10 @@ class Standing:
             if isinstance(record, WeightVersion):
                 self.announced = record
                 self.planner.versions.steps[record.version] = record.step
+                self.planner.versions.generations[record.version] = record.generation
                 self.outbox.chore(partial(self.weights.prune, record.version))
+            elif isinstance(record, StartEntry | AdoptEntry):
+                self.planner.versions.adopted.add(record)
 
 
 def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
@@ -263,6 +266,9 @@ def _restore_planner(config: RunConfig, state: State | None, history: History) -
     for record in read_topic(config, config.topics.weights):
         announced = WeightVersion.decode(record.value)
         versions.steps[announced.version] = announced.step
+        versions.generations[announced.version] = announced.generation
+    for entry in history.entries:
+        versions.adopted.add(entry)
     limits = config.learner
     planner = Planner(
         limits.groups_per_step,

@@ -7,7 +7,7 @@ from typing import Final
 from pipelines.audit import Ages
 from pipelines.top.state import Learner
 from schemas.identity import GroupId
-from schemas.ledger import AdoptEntry, LedgerEntry, Settings, StartEntry, StepEntry, surviving_adoptions
+from schemas.ledger import LedgerEntry, Settings, StartEntry, StepEntry
 from schemas.weights import WeightVersion
 
 _REWARDS: Final = 40
@@ -41,14 +41,12 @@ class Line:
         """One entry of the ledger; returns the steps that leave the line with it."""
         if isinstance(entry, StepEntry):
             self._append(entry)
-        elif isinstance(entry, AdoptEntry):
-            self._ages.adopted.append(entry)
+        self._ages.adopted.add(entry)
         if not isinstance(entry, StartEntry):
             return []
         kept = entry.continues.step if entry.continues else 0
         lost = [step for step in self.steps if step.step > kept]
         self._start, self._lost_steps = entry, len(lost)
-        self._ages.adopted[:] = surviving_adoptions([*self._ages.adopted, entry])
         if lost:
             self._rebuild([step for step in self.steps if step.step <= kept])
         return lost
@@ -56,6 +54,7 @@ class Line:
     def announce(self, version: WeightVersion) -> None:
         """A weight version, after the entry of its step."""
         self._ages.step_of[version.version] = version.step
+        self._ages.generations[version.version] = version.generation
         if self._newest is None or version.supersedes(self._newest):
             self._newest = version
 

@@ -1,4 +1,4 @@
-"""An instrument that plays the coordinator of a federation towards sites, on a real broker: it merges when it is told to.
+"""An instrument that plays the coordinator of a federation, on a real broker: it merges when it is told to.
 
     federation = Federation(bootstrap, directory, model_dir)     # topics, store, global version 1
     federation.order("north", steps=2)                           # a round
@@ -8,7 +8,6 @@
 It never stands in for ``asyncflow federate`` where that is what is tested or measured.
 """
 
-import os
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -139,7 +138,7 @@ class Federation:
         manifest = Manifest.decode((directory / MANIFEST_NAME).read_bytes(), update.manifest_sha256)
         value = (directory / manifest.files[0].name).read_bytes()
         assert manifest.files[0].agrees(value)
-        assert os.listdir(directory) and update.bytes == len(value)
+        assert update.bytes == len(value)
         layout = Layout.of(self.weights(1))
         return layout.unflatten(decode(update.codec, load_file(directory / manifest.files[0].name), layout))
 

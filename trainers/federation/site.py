@@ -121,7 +121,6 @@ class Member:
                        handed_over=last, checkpoint=self.contribution and self.contribution.sequence)  # fmt: skip
         elif checkpoint:
             self._residual = _read_residual(checkpoint.directory)
-        self._at.planner.versions.adopted[:] = history.adoptions_before(self._at.steps_done)
 
     def _fits(self, last: int) -> bool:
         """Whether the checkpoint knows of the newest update that was written."""
@@ -350,7 +349,6 @@ class Member:
         weights = at.publish(at.steps_done)
         entry = AdoptEntry(generation=at.generation, step=at.steps_done, version=weights.version,
                            global_version=version, manifest_sha256=digest)  # fmt: skip
-        at.planner.versions.adopted.append(entry)
         at.admission.advance(at.target)
         at.commit([entry, weights, at.frontier()])
         if self._is_behind:
