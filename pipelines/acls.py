@@ -1,4 +1,4 @@
-"""The rights of a run's roles for the broker that has them, and for whoever writes them there with another tool.
+"""The rights of a run's or a federation's roles, for the broker that has them, and for other tools that write there.
 
 schemas.roles ──► rules_of ──► create_acls   at the broker, what is missing
              └──► as_json, as_commands       for a chart, in the form of Strimzi's KafkaUser; for kafka-acls.sh
@@ -7,14 +7,15 @@ schemas.roles ──► rules_of ──► create_acls   at the broker, what is 
 import json
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from pipelines.local.topics import connect
 from schemas.config import RunConfig
 from schemas.errors import BrokerError
-from schemas.roles import ROLES, Grant, Kind, Operation, RoleName, grants
+from schemas.federating import FederationConfig
+from schemas.roles import ROLES, Grant, Kind, Operation, federation_grants, grants
 from schemas.topics import Topics
 
 _LOOK_S: Final = 0.05
@@ -27,6 +28,10 @@ _RESOURCES: Final[Mapping[Kind, str]] = {
 _OPERATIONS: Final[Mapping[Operation, str]] = {
     "Read": "READ", "Write": "WRITE", "Create": "CREATE", "Describe": "DESCRIBE", "DescribeConfigs": "DESCRIBE_CONFIGS",
 }  # fmt: skip
+
+
+Configured = RunConfig | FederationConfig
+"""Whose rights they are."""
 
 
 class Rule(NamedTuple):
@@ -58,14 +63,30 @@ def principal_of(config: RunConfig, role: str) -> str:
     return named.get(role, f"User:{config.name}-{role}")
 
 
-def rules_of(config: RunConfig) -> list[Rule]:
+def rules_of(config: Configured) -> list[Rule]:
     """The rights of all roles, each once: two roles may have one principal."""
     rules = (
-        Rule(principal_of(config, grant.role), grant.kind, grant.name, operation)
-        for grant in _grants(config)
+        Rule(principal, grant.kind, grant.name, operation)
+        for principal, grant in _granted(config)
         for operation in grant.operations
     )
     return list(dict.fromkeys(rules))
+
+
+def _granted(config: Configured) -> Iterator[tuple[str, Grant]]:
+    """Each right with whoever has it: of a federation's sites each has the role's."""
+    if isinstance(config, RunConfig):
+        yield from ((principal_of(config, grant.role), grant) for grant in _grants(config))
+        return
+    for grant in federation_grants(config.topics):
+        yield from ((principal, grant) for principal in federation_principals(config, grant.role))
+
+
+def federation_principals(config: FederationConfig, role: str) -> list[str]:
+    """Who has a role of a federation. Example: ``User:hospitals-coordinator``; of ``site`` one for each site."""
+    if role != "site":
+        return [f"User:{config.name}-{role}"]
+    return [member.principal or f"User:{config.name}-{name}" for name, member in sorted(config.sites.items())]
 
 
 def _grants(config: RunConfig) -> list[Grant]:
@@ -73,7 +94,7 @@ def _grants(config: RunConfig) -> list[Grant]:
     return grants(config.topics, config.rollout.shares, Topics(worker_run) if worker_run else None)
 
 
-def create_acls(config: RunConfig, timeout_s: float = 10.0) -> Acls:
+def create_acls(config: Configured, timeout_s: float = 10.0) -> Acls:
     """Gives the roles what they lack, and finds who else may do what. Nothing is taken from anybody.
 
     Returns when the broker that was asked goes by the new rights; its controller takes them a moment before.
@@ -130,7 +151,7 @@ def _await(admin: Any, acls: set[Any], timeout_s: float) -> None:
         time.sleep(_LOOK_S)
 
 
-def _refusal(config: RunConfig, error: Exception) -> str:
+def _refusal(config: Configured, error: Exception) -> str:
     """What to do depends on which of three the broker says."""
     said = f"Kafka at {config.kafka.bootstrap} did not take the ACLs of {config.name}: {error}"
     if type(error).__name__ == "SecurityDisabledError":
@@ -167,27 +188,30 @@ def _told(acl: Any) -> str:
     return f"{acl.principal} {verb}{acl.operation.name} {kind} {pattern.resource_name} ({how}), from {acl.host}"
 
 
-def as_json(config: RunConfig) -> str:
-    """The roles with their principals and ``spec.authorization.acls`` of a KafkaUser."""
-    return json.dumps({name: _role(config, name) for name in ROLES}, indent=2)
+def as_json(config: Configured) -> str:
+    """The roles with their principals and ``spec.authorization.acls`` of a KafkaUser; of a federation by principal."""
+    if isinstance(config, RunConfig):
+        tree: dict[str, Any] = {name: _role(principal_of(config, name), _granted(config)) for name in ROLES}
+    else:
+        tree = {principal: _role(principal, _granted(config)) for principal, _ in _granted(config)}
+    return json.dumps(tree, indent=2)
 
 
-def _role(config: RunConfig, name: RoleName) -> dict[str, Any]:
+def _role(principal: str, granted: Iterable[tuple[str, Grant]]) -> dict[str, Any]:
     acls = [
         {"resource": {"type": each.kind, "name": each.name, "patternType": "literal"}, "operations": [*each.operations]}
-        for each in _grants(config)
-        if each.role == name
+        for whose, each in granted
+        if whose == principal
     ]
-    return {"principal": principal_of(config, name), "acls": acls}
+    return {"principal": principal, "acls": acls}
 
 
-def as_commands(config: RunConfig) -> str:
+def as_commands(config: Configured) -> str:
     """Lines of shell; ``$BOOTSTRAP`` and ``$ADMIN``, a file with an administrator's settings, are the reader's."""
     head = 'kafka-acls.sh --bootstrap-server "$BOOTSTRAP" --command-config "$ADMIN" --add'
-    return "\n".join(f"{head} {_arguments(config, each)}" for each in _grants(config))
+    return "\n".join(f"{head} {_arguments(*each)}" for each in _granted(config))
 
 
-def _arguments(config: RunConfig, grant: Grant) -> str:
+def _arguments(principal: str, grant: Grant) -> str:
     operations = [word for operation in grant.operations for word in ("--operation", operation)]
-    principal = principal_of(config, grant.role)
     return shlex.join(["--allow-principal", principal, *operations, _OPTIONS[grant.kind], grant.name])

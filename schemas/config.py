@@ -7,7 +7,7 @@ Units are in the names: ``_s`` seconds, ``_bytes``, ``_tokens``.
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -30,6 +30,7 @@ from schemas.topics import Topics
 from schemas.tracing import TracingConfig
 from schemas.trackers import TrackerName
 
+SectionT = TypeVar("SectionT", bound=Section)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -465,12 +466,21 @@ def from_layers(layers: Iterable[Layer], source: str) -> RunConfig:
     Raises:
         ConfigError: naming every wrong key, where it was written, what was given and what was expected.
     """
+    return section_of(RunConfig, layers, source)
+
+
+def section_of(kind: type[SectionT], layers: Iterable[Layer], source: str) -> SectionT:
+    """As :func:`from_layers`, of files that hold another section as a whole, such as a coordinator's.
+
+    Raises:
+        ConfigError: as there.
+    """
     read = list(layers)
     tree = merge(read)
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"configuration {source}: {explain(error, RunConfig, origins(read))}") from error
+        raise ConfigError(f"configuration {source}: {explain(error, kind, origins(read))}") from error
 
 
 def validate(tree: dict[str, Any], source: str) -> RunConfig:

@@ -35,6 +35,10 @@ PipelinePoint = Literal["request_sent", "group_finished", "record_sent", "before
 JoinPoint = Literal["outcomes_sent", "outcomes_committed"]
 CurriculumPoint = Literal["prompts_sent", "prompts_committed"]
 SitePoint = Literal["update_written", "update_recorded", "update_announced", "before_adoption"]
+CoordinatorPoint = Literal[
+    "round_ordered", "update_examined", "server_state_written", "merge_written", "merge_in_transaction",
+    "merge_committed", "updates_removed",
+]  # fmt: skip
 Action = Literal["kill", "stop"]
 
 LEARNER_POINTS: Final[tuple[str, ...]] = get_args(LearnerPoint)
@@ -42,6 +46,7 @@ PIPELINE_POINTS: Final[tuple[str, ...]] = get_args(PipelinePoint)
 JOIN_POINTS: Final[tuple[str, ...]] = get_args(JoinPoint)
 CURRICULUM_POINTS: Final[tuple[str, ...]] = get_args(CurriculumPoint)
 SITE_POINTS: Final[tuple[str, ...]] = get_args(SitePoint)
+COORDINATOR_POINTS: Final[tuple[str, ...]] = get_args(CoordinatorPoint)
 _SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -50,7 +55,9 @@ def are_on() -> bool:
     return VARIABLE in os.environ
 
 
-def crash_point(name: LearnerPoint | PipelinePoint | JoinPoint | CurriculumPoint | SitePoint) -> None:
+def crash_point(
+    name: LearnerPoint | PipelinePoint | JoinPoint | CurriculumPoint | SitePoint | CoordinatorPoint,
+) -> None:
     """Marks a place. Costs a look at the environment, and at one file where the points are on."""
     room = os.environ.get(VARIABLE)
     if room:
@@ -72,7 +79,9 @@ def arm(room: Path, name: str, action: Action = "kill") -> None:
     Raises:
         ValueError: there is no such point.
     """
-    known = (*LEARNER_POINTS, *PIPELINE_POINTS, *JOIN_POINTS, *CURRICULUM_POINTS, *SITE_POINTS)
+    known = (
+        *LEARNER_POINTS, *PIPELINE_POINTS, *JOIN_POINTS, *CURRICULUM_POINTS, *SITE_POINTS, *COORDINATOR_POINTS,
+    )  # fmt: skip
     if name not in known:
         raise ValueError(f"no crash point {name!r}; there are {', '.join(known)}")
     beside = room / f".{name}"

@@ -16,6 +16,8 @@ from schemas.secrets import holds_only_references, reveal
 from schemas.sections import Positive, Seconds, Section
 from schemas.topics import FederationTopics
 
+WeighBy = Literal["samples", "tokens", "equal"]
+StalenessKind = Literal["constant", "polynomial", "hinge"]
 StrategyName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 
@@ -147,7 +149,16 @@ class StrategyConfig(Section):
     name: StrategyName = "fedavg"
     """One that ``trainers/federation/strategies.py`` or one of ``modules`` registers."""
     arguments: dict[str, float | int | str | bool] = Field(default_factory=dict)
-    """Of the strategy, by name; such as ``{ weigh_by = "tokens" }``."""
+    """Of the strategy, by name; such as ``{ learning_rate = 0.5 }``."""
+    weigh_by: WeighBy = "samples"
+    """What an update counts in proportion to; ``trimmed_mean`` and ``median`` count all alike."""
+    staleness: StalenessKind = "polynomial"
+    """How an update's share falls with the global versions since its base: ``polynomial`` as (1 + staleness) to the
+    power of -``staleness_exponent``; ``hinge`` not at all for ``staleness_grace`` versions and then as a hyperbola."""
+    staleness_exponent: Annotated[float, Field(ge=0)] = 0.5
+    """How fast."""
+    staleness_grace: Annotated[int, Field(ge=0)] = 4
+    """With ``hinge``."""
     modules: tuple[str, ...] = ()
     """Modules that register further strategies: names that Python can import, or files."""
 
@@ -224,13 +235,19 @@ class FederationConfig(Section):
     model: str = ""
     """What the first global version is: a directory with safetensors, of a model or of an adapter. Only read when there
     is no version yet."""
+    base: str = ""
+    """Where ``model`` is an adapter: the directory of the model that it belongs to."""
     keep: Positive = 3
     """Newest global versions that stay in the store."""
-    keep_updates: Annotated[int, Field(ge=0)] = 0
-    """Global versions for which the files of their updates stay; 0 removes those after the merge."""
+    keep_updates: bool = False
+    """Whether the files of updates stay in the store; otherwise they are removed after the merge."""
     asynchronous: bool = False
-    """Whether sites go on by themselves, and each update is merged when it comes, or when the strategy's buffer is
-    full; otherwise there are rounds."""
+    """Whether sites go on by themselves, and updates are merged as they come; otherwise there are rounds."""
+    buffer: Positive = 1
+    """With ``asynchronous``: updates of one merge."""
+    max_staleness: Annotated[int, Field(ge=0)] = 20
+    """With ``asynchronous``: an update is left out whose base is more global versions old. ``fedasync`` needs the bases
+    themselves: ``keep`` has to be larger."""
     rounds: Positive | None = None
     """Merges after which the coordinator ends; null for none."""
     deadline_s: Seconds = 600.0
@@ -243,13 +260,26 @@ class FederationConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     checks: ChecksConfig = ChecksConfig()
-    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port of the Prometheus endpoint; 0 for none."""
+    spool: str = ""
+    """A local directory for what updates say until they are merged, with room for a round of them in float32; empty for
+    the system's place for temporary files."""
+    chunk_bytes: Annotated[int, Field(ge=1 << 16)] = 64 << 20
+    """Memory for the numbers that a strategy sees at a time, whatever the number of sites."""
 
     @field_validator("name")
     @classmethod
     def _is_topic_prefix(cls, name: str) -> str:
         return _topic_prefix(name)
+
+    @model_validator(mode="after")
+    def _noise_knows_shares(self) -> Self:
+        if self.privacy.noise_multiplier and self.strategy.weigh_by != "equal":
+            raise ValueError(
+                f"privacy.noise_multiplier = {self.privacy.noise_multiplier} with strategy.weigh_by = "
+                f'"{self.strategy.weigh_by}": how much a site counts would tell how much it has; set strategy.weigh_by '
+                '= "equal"'
+            )
+        return self
 
     @model_validator(mode="after")
     def _all_or_none_sign(self) -> Self:

@@ -185,15 +185,15 @@ class LeftOutUpdate(_Part):
 class CoordinatorStart(Record):
     """A coordinator started.
 
-    Example: ``{"schema": 1, "kind": "start", "generation": 2, "continues": 12, "strategy": "fedavg",
+    Example: ``{"schema": 1, "kind": "start", "generation": 2, "version": 12, "strategy": "fedavg",
     "asynchronous": false, "at": "2026-01-31T12:00:00.000Z"}``.
     """
 
     kind: Literal["start"] = "start"
     generation: _Number
     """One per coordinator start."""
-    continues: _Number | None = None
-    """The global version that it found; null for the first start of a federation."""
+    version: _Number
+    """The global version that it goes on from; the first start of a federation makes it."""
     strategy: str
     asynchronous: bool = False
     """Whether sites go on by themselves, without rounds."""
@@ -208,7 +208,7 @@ class RoundOrder(Record):
     Example::
 
         {"schema": 1, "kind": "round", "generation": 1, "round": 9, "base_version": 12,
-         "sites": {"north": {"steps": 10, "groups_per_step": null}}, "quorum": 1,
+         "sites": {"north": {"steps": 10, "groups_per_step": null}}, "received": [], "quorum": 1,
          "deadline_at": "2026-01-31T12:10:00.000Z", "at": "2026-01-31T12:00:00.000Z"}
     """
 
@@ -218,6 +218,9 @@ class RoundOrder(Record):
     """A counter that never goes back."""
     base_version: _Number
     sites: dict[SiteName, Order] = Field(min_length=1)
+    received: tuple[SiteName, ...] = ()
+    """Those of them whose update from this version came already, in a round that missed its quorum: they do nothing.
+    Another site that has sent one has to send a new one, because that one was left out."""
     quorum: int = Field(ge=1)
     """Updates without which nothing is merged."""
     deadline_at: Instant

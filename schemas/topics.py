@@ -163,7 +163,7 @@ class FederationTopics:
         """Every topic with its settings; each has one partition, so that everybody reads the same order."""
         large = {"max.message.bytes": str(MAX_TRAJECTORY_BYTES + _MARGIN_BYTES)}
         return [
-            TopicSpec(self.sites, 1, _FOREVER),
+            TopicSpec(self.sites, 1, {**_BRIEFLY, **_APPENDED}),
             TopicSpec(self.updates, 1, _FOREVER),
             TopicSpec(self.rounds, 1, {**large, **_FOREVER}),
             TopicSpec(self.weights, 1, _FOREVER),

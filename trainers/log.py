@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.admin import KafkaAdminClient
@@ -15,7 +15,7 @@ from kafka.errors import (
     SaslAuthenticationFailedError,
 )
 
-from schemas.config import RunConfig
+from schemas.config import KafkaConfig
 from schemas.errors import BrokerError, StateError
 from schemas.reach import unreachable
 
@@ -24,8 +24,17 @@ CONNECT_TIMEOUT_MS: Final = 15_000
 _READ_TIMEOUT_MS: Final = 200
 
 
+class Reaches(Protocol):
+    """A configuration that says how to reach Kafka: a run's, or a federation's."""
+
+    @property
+    def kafka(self) -> KafkaConfig:
+        """The section of that name."""
+        ...
+
+
 @contextmanager
-def broker_errors(config: RunConfig) -> Iterator[None]:
+def broker_errors(config: Reaches) -> Iterator[None]:
     """Turns a broker that cannot be reached, or that refuses, into a sentence.
 
     Raises:
@@ -40,7 +49,7 @@ def broker_errors(config: RunConfig) -> Iterator[None]:
         raise StateError(f"records that were not read yet are gone from the log, by retention: {error}") from error
 
 
-def open_consumer(config: RunConfig) -> Any:
+def open_consumer(config: Reaches) -> Any:
     """A consumer of committed records without a group."""
     return KafkaConsumer(**{"bootstrap_timeout_ms": CONNECT_TIMEOUT_MS, **config.kafka.consumer_options()})
 
@@ -86,11 +95,16 @@ def read_to_end(consumer: Any, starts: dict[TopicPartition, int | None]) -> Iter
             yield from (record for record in records if record.offset < ends[partition])
 
 
-def read_topic(config: RunConfig, topic: str) -> list[Any]:
+def read_topic(config: Reaches, topic: str) -> list[Any]:
     """A whole topic."""
+    return list(stream_topic(config, topic))
+
+
+def stream_topic(config: Reaches, topic: str) -> Iterator[Any]:
+    """A whole topic up to its end at the time of the call, without keeping it."""
     consumer = open_consumer(config)
     try:
-        return list(read_to_end(consumer, dict.fromkeys(partitions_of(consumer, topic))))
+        yield from read_to_end(consumer, dict.fromkeys(partitions_of(consumer, topic)))
     finally:
         consumer.close()
 
@@ -111,7 +125,7 @@ def read_record(consumer: Any, partition: TopicPartition, offset: int) -> Any:
     raise StateError(f"{partition.topic}[{partition.partition}] has no record at {offset}")
 
 
-def topic_ids(config: RunConfig, topics: Iterable[str]) -> dict[str, str]:
+def topic_ids(config: Reaches, topics: Iterable[str]) -> dict[str, str]:
     """The broker's unique id of each topic: another one after a topic was deleted and made again."""
     client = KafkaAdminClient(**{"bootstrap_timeout_ms": CONNECT_TIMEOUT_MS, **config.kafka.client_options()})
     try:

@@ -225,10 +225,10 @@ class Policy(torch.nn.Module):
         """
         if self._twin is None:
             with own_attention(self.causal):
-                return _logprobs(self.causal, token_ids)
+                return logprobs_of(self.causal, token_ids)
         twin, stream = self._twin
         with torch.cuda.stream(stream):  # nothing where there is none
-            return _logprobs(twin, token_ids)
+            return logprobs_of(twin, token_ids)
 
     @torch.no_grad()
     def check(self, token_ids: list[int]) -> None:
@@ -252,7 +252,9 @@ class Policy(torch.nn.Module):
             )
 
 
-def _logprobs(causal: Any, token_ids: list[int]) -> list[float]:
+@torch.no_grad()
+def logprobs_of(causal: Any, token_ids: list[int]) -> list[float]:
+    """Logprob at temperature 1 of each token but the first, by a Hugging Face model's own forward pass."""
     tokens_N = torch.tensor(token_ids, device=causal.device)
     logits_NV = causal(input_ids=tokens_N[None], use_cache=False).logits[0, :-1].float()
     logprobs: list[float] = logits_NV.log_softmax(1).gather(1, tokens_N[1:, None])[:, 0].tolist()

@@ -27,7 +27,7 @@ from schemas.ledger import Numerics, StepEntry, surviving_adoptions, surviving_s
 from schemas.weights import WeightVersion, version_path
 from trainers.accounts import Accounts, Versions
 from trainers.checkpoint import Checkpoint, newest_usable
-from trainers.federation.base import Bases
+from trainers.federation.copies import Copies
 from trainers.log import broker_errors, read_topic
 from trainers.optimizer import learning_rate
 from trainers.planner import Plan, Planner
@@ -181,7 +181,7 @@ class _Globals:
     def __enter__(self) -> Self:
         scratch = Path(self._opened.enter_context(tempfile.TemporaryDirectory(prefix="asyncflow-replay-")))
         store, root = self._config.federation.store, Path(self._config.learner.checkpoint_root)
-        self._near, self._far = (Bases(store, each, keep=1) for each in (root, scratch))
+        self._near, self._far = (Copies(store, each, keep=1) for each in (root, scratch))
         if self._known and self._config.federation.proximal_mu:
             self.updates.anchor(self._directory(self._known["base_version"], self._known["base_sha256"]))
         return self

@@ -30,6 +30,7 @@ VERBS: Final = {
     "join-feedback": "run the feedback pipeline on a Beam runner",
     "beam-worker": "work for a Beam runner that stands elsewhere",
     "learn": "run the learner",
+    "federate": "coordinate learners of many sites, which keep their samples",
     "learn-scorer": "train a reward model or a critic from the log of a run",
     "serve-scorer": "serve a reward model, so that rewards can ask it",
     "evaluate": "ask held-out prompts of a run's weights while it trains",
@@ -62,7 +63,7 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     "start here": ("demo", "up", "doctor", "config"),
     "processes": (
         "worker", "rollout", "learn", "join-feedback", "gateway", "evaluate", "learn-scorer", "serve-scorer",
-        "beam-worker",
+        "beam-worker", "federate",
     ),
     "data": ("submit", "curriculum", "feedback", "export"),
     "look and check": ("top", "report", "eval", "graph", "plan", "audit", "replay"),

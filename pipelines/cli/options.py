@@ -21,6 +21,7 @@ from schemas.complaints import explain
 from schemas.config import RunConfig, from_layers
 from schemas.errors import ConfigError
 from schemas.layers import Layer, read_layers
+from schemas.sections import Section
 from schemas.suggestions import nearest
 
 Options = TypeVar("Options")
@@ -49,15 +50,24 @@ class StartOptions(ProcessOptions):
     """Say what would be started where, what it needs and what is wrong (exit code 2), and start and write nothing."""
 
 
-def parse(
-    kind: type[Options], verb: str, arguments: Sequence[str], description: str, default: Options | None = None
-) -> Options:
+def parse(  # noqa: PLR0913 - what verbs differ in
+    kind: type[Options], verb: str, arguments: Sequence[str], description: str, default: Options | None = None, *,
+    root: type[Section] = RunConfig,
+) -> Options:  # fmt: skip
     """Reads the arguments of a verb; a wrong one ends the process with a message and exit code 2.
+
+    Args:
+        kind: class of the arguments.
+        verb: as it is called.
+        arguments: as they were given.
+        description: for --help.
+        default: what flags are laid over.
+        root: the configuration among them.
 
     Raises:
         ConfigError: a flag or a choice that does not exist, or values that contradict each other.
     """
-    with _contradictions_told(), _misspelt_told(kind, arguments):
+    with _contradictions_told(root), _misspelt_told(kind, arguments):
         options = tyro.cli(
             kind, prog=f"asyncflow {verb}", args=list(arguments), description=description, default=default
         )
@@ -120,12 +130,12 @@ def parse_start_and_rest(verb: str, arguments: Sequence[str], description: str) 
 
 
 @contextmanager
-def _contradictions_told() -> Iterator[None]:
+def _contradictions_told(root: type[Section] = RunConfig) -> Iterator[None]:
     """Tyro reports what is wrong with one value, but not what several are together."""
     try:
         yield
     except ValidationError as error:
-        raise ConfigError(explain(error, RunConfig)) from error
+        raise ConfigError(explain(error, root)) from error
 
 
 def base_config(arguments: Sequence[str]) -> RunConfig:

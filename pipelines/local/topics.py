@@ -1,10 +1,11 @@
-"""The topics of a run: created with the settings that the promises need, and checked if they exist."""
+"""The topics of a run or a federation: created with the settings that the promises need, and checked if they exist."""
 
 import time
 from typing import Any, Final
 
 from schemas.config import KafkaConfig, RunConfig
 from schemas.errors import BrokerError
+from schemas.federating import FederationConfig
 from schemas.reach import told, unreachable
 from schemas.topics import TopicSpec
 
@@ -29,8 +30,8 @@ def wait_for_broker(kafka: KafkaConfig, timeout_s: float) -> None:
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
-    """Creates what is missing of the run's topics and returns the names of those.
+def create_topics(config: RunConfig | FederationConfig, timeout_s: float = 10.0) -> list[str]:
+    """Creates what is missing of the topics of a run or a federation and returns the names of those.
 
     Raises:
         BrokerError: Kafka cannot be reached, or a topic exists with other partitions or settings.
@@ -38,7 +39,7 @@ def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
     from kafka.errors import KafkaError
 
     wait_for_broker(config.kafka, timeout_s)
-    specs = config.topics.specs(config.kafka.partitions)
+    specs = _specs_of(config)
     admin = connect(config.kafka, timeout_s)
     try:
         existing = set(admin.list_topics())
@@ -52,8 +53,8 @@ def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
         admin.close()
 
 
-def inspect_topics(config: RunConfig, timeout_s: float = 10.0) -> dict[str, list[str]]:
-    """How the run's topics stand, and nothing is created: of each that exists what is not as it should be.
+def inspect_topics(config: RunConfig | FederationConfig, timeout_s: float = 10.0) -> dict[str, list[str]]:
+    """How the topics of a run or a federation stand, and nothing is created: what is not as it should be, of each.
 
     Raises:
         BrokerError: Kafka cannot be reached, or does not say.
@@ -63,12 +64,18 @@ def inspect_topics(config: RunConfig, timeout_s: float = 10.0) -> dict[str, list
     admin = connect(config.kafka, timeout_s)
     try:
         existing = set(admin.list_topics())
-        specs = [spec for spec in config.topics.specs(config.kafka.partitions) if spec.name in existing]
-        return _compare(specs, admin)
+        wanted = (
+            config.topics.specs(config.kafka.partitions) if isinstance(config, RunConfig) else config.topics.specs()
+        )
+        return _compare([spec for spec in wanted if spec.name in existing], admin)
     except KafkaError as error:
         raise BrokerError(f"Kafka at {config.kafka.bootstrap} does not show its topics: {told(error)}") from error
     finally:
         admin.close()
+
+
+def _specs_of(config: RunConfig | FederationConfig) -> list[TopicSpec]:
+    return config.topics.specs(config.kafka.partitions) if isinstance(config, RunConfig) else config.topics.specs()
 
 
 def topic_partitions(kafka: KafkaConfig, topic: str, timeout_s: float = 10.0) -> int:

@@ -63,7 +63,8 @@ class Federation:
         admin.close()
         self._producer = KafkaProducer(**self.kafka.producer_options())
         self._tell(
-            self.topics.rounds, CoordinatorStart(generation=1, strategy="fedavg", asynchronous=self.asynchronous)
+            self.topics.rounds,
+            CoordinatorStart(generation=1, version=1, strategy="fedavg", asynchronous=self.asynchronous),
         )
         self.publish(load_file(self.model / "model.safetensors"))
 

@@ -3,18 +3,18 @@
     update ──clip──► norm ≤ C ──sum + N(0, (z C)²)──► merged         z = noise_multiplier
     each noisy sum costs Rényi divergence of every order ──add up──► epsilon at delta
 
-Who looks decides what it costs. Whoever sees which sites took part in which round, as everybody who reads ``F.rounds``
-does, learns what the Gaussian mechanism gives away in each of them: :func:`spent` of the site that took part most often.
+Who looks decides what it costs. Whoever sees which sites took part in which round, as all readers of ``F.rounds`` do,
+learns what the Gaussian mechanism gives away in each of them: :func:`spent` of the site that took part most often.
 Whoever sees only the weights does not know whom a random choice has met, which costs less: the subsampled mechanism.
 
 Sources: McMahan et al. 2018, arXiv:1710.06963 (clipping and noise for whole participants); Mironov 2017,
-arXiv:1702.07476 (Rényi differential privacy); Mironov, Talwar, Zhang 2019, arXiv:1908.10530 (of the subsampled Gaussian,
-equation 3 and its sum for whole orders); Canonne, Kamath, Steinke 2020, arXiv:2004.00010, proposition 12 (to epsilon).
+arXiv:1702.07476 (Rényi differential privacy); Mironov, Talwar, Zhang 2019, arXiv:1908.10530 (the subsampled Gaussian,
+for whole orders); Canonne, Kamath, Steinke 2020, arXiv:2004.00010, proposition 12 (from there to epsilon).
 Noise of floating-point numbers is not exactly Gaussian (Mironov 2012); nothing is done about that.
 """
 
-from functools import cache
-from math import comb, exp, inf, log, log1p
+from functools import lru_cache
+from math import comb, exp, inf, log, log1p, sqrt
 from typing import Final
 
 import numpy as np
@@ -28,7 +28,7 @@ ORDERS: Final = (*range(2, 64), *range(64, 512, 16), *range(512, 4097, 256))
 def norm(row: Row) -> float:
     """Euclidean, summed in float64: not finite if one number is not, or if they are beyond any sense."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return float(np.sqrt(sum(float(np.square(part, dtype=np.float64).sum()) for part in _parts(row))))
+        return sqrt(sum(float(np.square(part, dtype=np.float64).sum()) for part in _parts(row)))
 
 
 def _parts(row: Row, length: int = 1 << 20) -> list[Row]:
@@ -43,10 +43,11 @@ def clip_factor(length: float, clip_norm: float | None) -> float:
 def noise(size: int, noise_multiplier: float, clip_norm: float) -> Row:
     """A row of Gaussian numbers of deviation noise_multiplier × clip_norm, seeded by the operating system."""
     generator = np.random.default_rng()
-    return generator.standard_normal(size, dtype=np.float32) * np.float32(noise_multiplier * clip_norm)
+    row: Row = generator.standard_normal(size, dtype=np.float32) * np.float32(noise_multiplier * clip_norm)
+    return row
 
 
-@cache
+@lru_cache(maxsize=1 << 14)
 def divergence(order: int, noise_multiplier: float, rate: float = 1.0) -> float:
     """Rényi divergence of one noisy sum of which each site is a part with probability ``rate``.
 
@@ -70,7 +71,8 @@ def divergence(order: int, noise_multiplier: float, rate: float = 1.0) -> float:
 
 def _log_sum(terms: list[float]) -> float:
     largest = max(terms)
-    return largest + log(sum(exp(term - largest) for term in terms))
+    summed = sum(exp(term - largest) for term in terms)
+    return largest + log(summed)
 
 
 def spent(noise_multiplier: float, times: int, delta: float, rate: float = 1.0) -> float:
@@ -88,4 +90,5 @@ def spent(noise_multiplier: float, times: int, delta: float, rate: float = 1.0) 
         times * divergence(order, noise_multiplier, rate) + log1p(-1 / order) - (log(delta) + log(order)) / (order - 1)
         for order in ORDERS
     )
-    return max(0.0, min(found))
+    least: float = min(found)
+    return max(0.0, least)

@@ -28,11 +28,11 @@ import torch
 
 from schemas.crash_points import crash_point
 from schemas.errors import ConfigError, DiskError, StateError
-from schemas.federation import Order, Site, SiteUpdate
+from schemas.federation import Order, RoundOrder, Site, SiteUpdate
 from schemas.ledger import AdoptEntry, StepEntry, UpdateEntry
 from schemas.weights import WeightVersion
 from trainers.federation import codecs, updates
-from trainers.federation.base import Bases, read_tensors
+from trainers.federation.copies import Copies, read_tensors
 from trainers.federation.layout import Row
 from trainers.federation.link import Link
 from trainers.masks import trained_mask
@@ -99,7 +99,7 @@ class Member:
         self._at, self._attend, self._save, self._stop = standing, attend, save, stop
         self._config = standing.config.federation
         learner = standing.config.learner
-        self._bases = Bases(self._config.store, Path(learner.checkpoint_root), learner.keep_checkpoints + 2)
+        self._copies = Copies(self._config.store, Path(learner.checkpoint_root), learner.keep_checkpoints + 2)
         self._key = self._config.signing_key()
         self._tokens_s: float | None = None
         self._residual: Residual = None
@@ -133,7 +133,7 @@ class Member:
         if known is None or self._is_behind or not self._config.proximal_mu:
             return
         version, digest = known.base_version, known.base_sha256
-        base = self._patiently("a global version", lambda: self._bases.fetch(version, digest), is_newest=version)
+        base = self._patiently("a global version", lambda: self._copies.fetch(version, digest), is_newest=version)
         if base:
             self._at.updates.anchor(base)
         elif not self._stop.is_set():
@@ -243,7 +243,7 @@ class Member:
             The record, and what the codec left out.
         """
         version, digest = due.base_version, due.base_sha256
-        base = self._patiently("a global version", lambda: self._bases.fetch(version, digest), is_newest=version)
+        base = self._patiently("a global version", lambda: self._copies.fetch(version, digest), is_newest=version)
         if base is None:
             if not self._stop.is_set():
                 self._give_up(due)
@@ -307,14 +307,16 @@ class Member:
         if self._config.asynchronous:
             return self._begin(newest, Order(steps=self._config.steps), None)
         found = self._link.heard.order_for(self._config.site)
-        if found is None or self._has_contributed_to(newest.version):
+        if found is None or self._has_answered(found[0]):
             return (known is None or self._is_behind) and self._begin(newest, None, None)
         order, own = found
         return self._begin(newest, own, order.round)
 
-    def _has_contributed_to(self, version: int) -> bool:
-        """Whether an update from this global version was handed over: another one would count for nothing."""
-        return any(entry.update.base_version == version for entry in self._recorded.values())
+    def _has_answered(self, order: RoundOrder) -> bool:
+        """Whether another update from this global version would count for nothing."""
+        handed_over = (entry.update for entry in self._recorded.values())
+        answers = any((each.base_version, each.round) == (order.base_version, order.round) for each in handed_over)
+        return answers or self._config.site in order.received
 
     def _may_train(self) -> bool:
         """Whether to train on by itself, uncounted, while others are at work."""
@@ -339,7 +341,7 @@ class Member:
     def _adopt(self, newest: WeightVersion) -> bool:
         """Goes on from a global version; False if the learner was told to end meanwhile."""
         version, digest = newest.version, newest.manifest_sha256
-        directory = self._patiently("a global version", lambda: self._bases.fetch(version, digest), is_newest=version)
+        directory = self._patiently("a global version", lambda: self._copies.fetch(version, digest), is_newest=version)
         if directory is None:
             return False
         at, known = self._at, self.contribution
@@ -353,6 +355,7 @@ class Member:
         at.commit([entry, weights, at.frontier()])
         if self._is_behind:
             self._is_behind, self._residual = False, None
+        self._next = max(self._next, 1 + max(self._link.heard.fates, default=0))  # of an earlier run of this name
         before = known.samples_before + known.samples if known else 0
         self.contribution = Contribution(version, digest, at.steps_done, self._next, samples_before=before)
         _log.info("global version adopted", federation=self._config.name, global_version=version,

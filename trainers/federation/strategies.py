@@ -1,13 +1,14 @@
 """How the updates of a merge become one: each strategy a pure function, by name.
 
     @strategy(adds_up=True)
-    def half_step(updates_SN, shares_S, state, *, learning_rate: float = 0.5):
+    def half_step(updates_SN, shares_S, *, learning_rate: float = 0.5):
         return learning_rate * (shares_S @ updates_SN)
 
 A strategy gets some numbers of all updates at a time, and never looks beyond them: the coordinator calls it with as
-many as fit into its memory, again and again. What it returns is added to the global version. Arguments with a default
-are those of ``strategy.arguments``. ``state`` names what the server keeps from merge to merge, zeros at first; a
-strategy writes into these arrays.
+many as fit into its memory, again and again. What it returns is added to the global version. It takes what it names of
+``updates_SN``, ``shares_S`` and ``state``; arguments after the star are those of ``strategy.arguments``. ``state`` is
+what the server keeps from merge to merge, zeros at first, under the names that it was registered with; a strategy
+writes into these arrays.
 
 =============  =======================================================================================================
 fedavg         McMahan et al. 2017, arXiv:1602.05629
@@ -25,13 +26,14 @@ Shape suffixes: S updates of a merge, N of the model's numbers.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import ConfigError
+from schemas.federating import StalenessKind
 from schemas.suggestions import did_you_mean
 
 Numbers = npt.NDArray[np.float64]
@@ -46,6 +48,8 @@ class Strategy:
 
     name: str
     function: Function
+    takes: tuple[str, ...]
+    """Of ``updates_SN``, ``shares_S`` and ``state``."""
     state: tuple[str, ...] = ()
     """Arrays that the server keeps, each as long as the model."""
     adds_up: bool = False
@@ -67,9 +71,7 @@ class Strategy:
             if not _fits(value, self.arguments[name]):
                 kind = type(self.arguments[name]).__name__
                 raise ConfigError(f"strategy.arguments: {name} = {value!r} of {self.name}, expected a {kind}")
-        return Strategy(
-            self.name, self.function, self.state, self.adds_up, self.mixes, {**self.arguments, **given}
-        )  # fmt: skip
+        return replace(self, arguments={**self.arguments, **given})
 
     def __call__(self, updates_SN: Numbers, shares_S: Numbers, state: State) -> Numbers:
         """What is added to the global version.
@@ -77,7 +79,8 @@ class Strategy:
         Raises:
             ConfigError: it returned something else than one number for each.
         """
-        step_N = self.function(updates_SN, shares_S, state, **self.arguments)
+        given = {"updates_SN": updates_SN, "shares_S": shares_S, "state": state}
+        step_N: Numbers = self.function(**{name: given[name] for name in self.takes}, **self.arguments)
         if np.shape(step_N) != updates_SN.shape[1:]:
             raise ConfigError(
                 f"strategy {self.name} returned {np.shape(step_N)} for updates of {updates_SN.shape}, expected "
@@ -108,12 +111,27 @@ def strategy(
         name = function.__name__
         if name in _STRATEGIES and _STRATEGIES[name].function is not function:
             raise ConfigError(f"strategy {name!r} is registered already; give yours another name")
-        named = [each for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
-        arguments = {each.name: each.default for each in named}
-        _STRATEGIES[name] = Strategy(name, function, state, adds_up, mixes, arguments)
+        parameters = inspect.signature(function).parameters.values()
+        arguments = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+        takes = tuple(each.name for each in parameters if each.name not in arguments)
+        _check_form(name, takes, arguments)
+        _STRATEGIES[name] = Strategy(name, function, takes, state, adds_up, mixes, arguments)
         return function
 
     return register
+
+
+def _check_form(name: str, takes: tuple[str, ...], arguments: Mapping[str, Any]) -> None:
+    if odd := sorted(set(takes) - {"updates_SN", "shares_S", "state"}):
+        raise ConfigError(
+            f"strategy {name!r} takes {', '.join(odd)}, expected some of updates_SN, shares_S and state, and arguments "
+            "of its own after a star"
+        )
+    for argument, default in arguments.items():
+        if not isinstance(default, (float, int, str, bool)):
+            raise ConfigError(
+                f"strategy {name!r}: argument {argument} needs a default that is a number, a text or a bool"
+            )
 
 
 def find(name: str, arguments: Mapping[str, Argument] | None = None) -> Strategy:
@@ -129,9 +147,6 @@ def find(name: str, arguments: Mapping[str, Argument] | None = None) -> Strategy
 
 # ----------------------------------------------------------------------- shares
 
-WeighBy = Literal["samples", "tokens", "equal"]
-Staleness = Literal["constant", "polynomial", "hinge"]
-
 
 def sizes_to_shares(sizes_S: Any) -> Numbers:
     """Shares in proportion to samples or tokens; equal ones where nobody has any. They add up to 1."""
@@ -140,7 +155,7 @@ def sizes_to_shares(sizes_S: Any) -> Numbers:
     return sizes / total if total > 0 else np.full(len(sizes), 1 / len(sizes))
 
 
-def discount(kind: Staleness, staleness_S: Any, exponent: float = 0.5, grace: int = 4) -> Numbers:
+def discount(kind: StalenessKind, staleness_S: Any, exponent: float = 0.5, grace: int = 4) -> Numbers:
     """What is left of a share by staleness, at most 1 (Xie et al., arXiv:1903.03934, section 5.2).
 
     Args:
@@ -162,7 +177,7 @@ def discount(kind: Staleness, staleness_S: Any, exponent: float = 0.5, grace: in
 
 
 @strategy(adds_up=True)
-def fedavg(updates_SN: Numbers, shares_S: Numbers, state: State, *, learning_rate: float = 1.0) -> Numbers:
+def fedavg(updates_SN: Numbers, shares_S: Numbers, *, learning_rate: float = 1.0) -> Numbers:
     """The mean by share; with a learning rate of 1 the mean of the sites' weights."""
     return learning_rate * (shares_S @ updates_SN)
 
@@ -201,32 +216,31 @@ def fedadam(  # noqa: PLR0913 - Adam's
 
 
 @strategy(adds_up=True, mixes=True)
-def fedasync(updates_SN: Numbers, shares_S: Numbers, state: State, *, alpha: float = 0.6) -> Numbers:
-    """X = (1 - alpha s) x + alpha s x_site, of which updates_SN are x_site - x and s is in the shares."""
+def fedasync(updates_SN: Numbers, shares_S: Numbers, *, alpha: float = 0.6) -> Numbers:
+    """Makes x = (1 - alpha s) x + alpha s x_site, of which updates_SN are x_site - x and s is in the shares."""
     return alpha * (shares_S @ updates_SN)
 
 
 @strategy(adds_up=True)
-def fedbuff(updates_SN: Numbers, shares_S: Numbers, state: State, *, learning_rate: float = 1.0) -> Numbers:
+def fedbuff(updates_SN: Numbers, shares_S: Numbers, *, learning_rate: float = 1.0) -> Numbers:
     """The sum by share, which staleness has made smaller."""
     return learning_rate * (shares_S @ updates_SN)
 
 
 @strategy()
-def trimmed_mean(
-    updates_SN: Numbers, shares_S: Numbers, state: State, *, trim: float = 0.25, learning_rate: float = 1.0
-) -> Numbers:
+def trimmed_mean(updates_SN: Numbers, *, trim: float = 0.25, learning_rate: float = 1.0) -> Numbers:
     """Of each number the mean without the largest and smallest: a share ``trim`` of them at either end, rounded up.
 
     With as many bad sites as are cut off at one end, the mean stays within what the others say.
     """
     cut = min(int(np.ceil(trim * len(updates_SN))), (len(updates_SN) - 1) // 2)
     ordered_SN = np.sort(updates_SN, axis=0)
-    return learning_rate * ordered_SN[cut : len(ordered_SN) - cut].mean(axis=0)
+    middle_N: Numbers = ordered_SN[cut : len(ordered_SN) - cut].mean(axis=0)
+    return learning_rate * middle_N
 
 
 @strategy()
-def median(updates_SN: Numbers, shares_S: Numbers, state: State, *, learning_rate: float = 1.0) -> Numbers:
+def median(updates_SN: Numbers, *, learning_rate: float = 1.0) -> Numbers:
     """Of each number the one in the middle."""
     middle_N: Numbers = np.median(updates_SN, axis=0)
     return learning_rate * middle_N

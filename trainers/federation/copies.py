@@ -20,7 +20,7 @@ from trainers.federation.layout import Row
 _ROOT: Final = "global"
 
 
-class Bases:
+class Copies:
     """The copies below one learner's checkpoints.
 
     Args:
