@@ -3,6 +3,7 @@
 from schemas.admission import AdmissionFrontier
 from schemas.dead_letters import DeadLetter
 from schemas.evals import EvalResult
+from schemas.federation import Site, SiteUpdate, decode_rounds_entry
 from schemas.feedback import Feedback
 from schemas.ledger import decode_entry
 from schemas.prompts import Prompt
@@ -20,4 +21,9 @@ DECODERS = {
     "dead_letter": DeadLetter.decode,
     "eval": EvalResult.decode,
     "worker": WorkerEntry.decode,
+    "site": Site.decode,
+    "site_update": SiteUpdate.decode,
+    "rounds_start": decode_rounds_entry,
+    "rounds_round": decode_rounds_entry,
+    "rounds_merge": decode_rounds_entry,
 }

@@ -57,7 +57,8 @@ def merge(  # noqa: PLR0913, PLR0917 - what a merge is made of
         updates_SN = _read(parts, spool, present_P[place], place)
         kept = {name: state[name][place].astype(np.float64) for name in strategy.state}
         step_N = strategy(updates_SN, shares_S, kept)
-        next_P[place] = present_P[place] + step_N
+        with np.errstate(over="ignore"):  # told below
+            next_P[place] = present_P[place] + step_N
         for name, numbers_N in kept.items():
             after[name][place] = numbers_N
         if not np.isfinite(next_P[place]).all():

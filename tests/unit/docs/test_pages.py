@@ -10,16 +10,20 @@ from dataclasses import replace
 from functools import cache
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from pipelines.cli.main import VERBS, main
 from pipelines.evaluation.prompts import read_held_out
 from pipelines.tasks.registry import find
-from schemas.config import RunConfig, load, validate
-from schemas.layers import INCLUDE
+from schemas.config import RunConfig, load, section_of, validate
+from schemas.federating import FederationConfig
+from schemas.layers import INCLUDE, layer_of
 from schemas.prompts import Prompt
 from tests.support.pages import DOCS, ROOT, blocks
 from tests.support.samples import SAMPLE
+from trainers.federation import strategies
+from transforms.modules import load_module
 from transforms.rewards import registry as rewards
 
 _LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s#]*)(?:#([^)\s]+))?\)")
@@ -92,10 +96,14 @@ def test_every_example_of_a_record_is_json():
 
 @pytest.mark.parametrize("page", _PAGES, ids=name_of)
 def test_toml_of_pages_is_configuration(page):
-    for text in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+    block = r"^(<!-- coordinator -->\n)?```toml\n(.*?)^```"
+    for coordinates, text in re.findall(block, page.read_text(), re.DOTALL | re.MULTILINE):
         tree = tomllib.loads(text)
         tree.pop(INCLUDE, None)  # files that a page only imagines
-        validate(tree, name_of(page))
+        if coordinates:
+            section_of(FederationConfig, [layer_of(name_of(page), text)], name_of(page))
+        else:
+            validate(tree, name_of(page))
 
 
 def test_verbs_that_pages_name_exist():
@@ -120,6 +128,17 @@ def test_the_reward_of_ten_lines(tmp_path):
 
 def answering(text):
     return replace(SAMPLE, response_text=text)
+
+
+def test_the_strategy_of_ten_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(strategies, "_STRATEGIES", dict(strategies._STRATEGIES))
+    file = tmp_path / "my_strategies.py"
+    file.write_text(blocks("federation.md")["strategy"])
+    load_module(str(file), "strategy.modules")
+    chosen = strategies.find("geometric_signs", {"step": 0.5})
+    step = chosen(np.array([[1.0, -1.0], [9.0, 9.0], [-9.0, -9.0]]), np.array([0.4, 0.3, 0.3]), {})
+    assert step.tolist() == [0.5, -0.5]
+    assert len(blocks("federation.md")["strategy"].split("@strategy")[1].splitlines()) <= 10
 
 
 def test_the_task_of_its_page(tmp_path):
