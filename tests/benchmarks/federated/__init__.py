@@ -1,0 +1,1 @@
+"""Parts of the benchmark ``federation`` in which learners really train."""
