@@ -131,7 +131,7 @@ class Learner:
         self._config = standing.config
         self._planner, self._admission = standing.planner, standing.admission
         self._waited_s = self._held_s = 0.0
-        self._is_redoing = True
+        self._is_redoing = False
         self._member = self._join() if self._config.federation.is_site else None
 
     def _join(self) -> Member:
@@ -144,6 +144,7 @@ class Learner:
 
     def redo(self) -> None:
         """Does the steps of the dead line again, up to the last one that the ledger knows."""
+        self._is_redoing = bool(self._at.to_redo)
         if self._member:
             self._member.pull()
         for entry in self._at.to_redo:
