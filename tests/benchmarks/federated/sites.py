@@ -13,8 +13,10 @@ SHOWN = ((0, 1, 2), (3, 4, 5), (6, 7), (8, 9))
 """Which digits each site sees."""
 SPEEDS = (8, 4, 2, 1)
 """Groups of answers in the time in which the slowest site makes one."""
-SLOWEST_S = 0.4
+SLOWEST_S = 0.16
 """Seconds of a group at the slowest site."""
+MOST_STEPS = 240
+"""Of a learner by itself: by then none improves any more."""
 OF_POOLED = 0.9
 """Of the accuracy of one learner with all data, at least."""
 
@@ -22,7 +24,7 @@ OF_POOLED = 0.9
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--steps", type=int, default=8, help="of a site of middle speed in a round")
     parser.add_argument("--codec", default="full")
     parser.add_argument("--out", type=Path, default=Path("runs/federation"))
@@ -51,8 +53,11 @@ def one(stage, options, seed):
     start = judging.accuracy(model / "model.safetensors")
     federated, loops = federate(stage, options, model, judging, seed)
     steps = [verdict.steps for verdict in loops]
-    pooled = alone(stage, model, judging, seed, [(digits.DIGITS, SLOWEST_S / max(SPEEDS), sum(steps))])
-    each = [(shown, SLOWEST_S / speed, number) for shown, speed, number in zip(SHOWN, SPEEDS, steps, strict=True)]
+    pooled = alone(stage, model, judging, seed, [(digits.DIGITS, SLOWEST_S / max(SPEEDS), MOST_STEPS)])
+    each = [
+        (shown, SLOWEST_S / speed, min(number, MOST_STEPS))
+        for shown, speed, number in zip(SHOWN, SPEEDS, steps, strict=True)
+    ]
     apart = alone(stage, model, judging, seed, each)
     return {
         "seed": seed,
@@ -70,7 +75,7 @@ def federate(stage, options, model, judging, seed):
     """Until all rounds are merged."""
     coordinator = stage.federation(
         model, rounds=options.rounds, quorum=len(SHOWN), deadline_s=300.0, seed=seed,
-        selection={"steps": options.steps, "adapt": True, "gone_after_s": 30.0},
+        strategy={"name": "fedavg", "weigh_by": "equal"}, selection={"steps": options.steps, "adapt": True, "gone_after_s": 30.0},
     )  # fmt: skip
     loops = [
         stage.loop(number, model, shown, SLOWEST_S / speed, seed=100 * seed + number, steps=100000,
