@@ -13,7 +13,7 @@ SHOWN = ((0, 1, 2), (3, 4, 5), (6, 7), (8, 9))
 """Which digits each site sees."""
 SPEEDS = (8, 4, 2, 1)
 """Groups of answers in the time in which the slowest site makes one."""
-SLOWEST_S = 0.16
+SLOWEST_S = 0.1
 """Seconds of a group at the slowest site."""
 MOST_STEPS = 240
 """Of a learner by itself: by then none improves any more."""
@@ -75,7 +75,8 @@ def federate(stage, options, model, judging, seed):
     """Until all rounds are merged."""
     coordinator = stage.federation(
         model, rounds=options.rounds, quorum=len(SHOWN), deadline_s=300.0, seed=seed,
-        strategy={"name": "fedavg", "weigh_by": "equal"}, selection={"steps": options.steps, "adapt": True, "gone_after_s": 30.0},
+        strategy={"name": "fedavg", "weigh_by": "equal"},
+        selection={"steps": options.steps, "adapt": True, "gone_after_s": 30.0},
     )  # fmt: skip
     loops = [
         stage.loop(number, model, shown, SLOWEST_S / speed, seed=100 * seed + number, steps=100000,

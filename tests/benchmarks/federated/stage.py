@@ -311,5 +311,13 @@ class Coordinator:
         entries = (decode_rounds_entry(record.value) for record in read_all(self, self.topics.rounds))
         return [entry for entry in entries if isinstance(entry, Merge)]
 
+    def is_there(self):
+        """Whether the topics are."""
+        consumer = KafkaConsumer(**self.kafka.consumer_options())
+        try:
+            return self.topics.weights in consumer.topics()
+        finally:
+            consumer.close()
+
     def file(self, version):
         return Path(version_path(weights_root(str(self.store)), version)) / "model.safetensors"
