@@ -30,7 +30,7 @@ from schemas.topics import Topics
 from schemas.tracing import TracingConfig
 from schemas.trackers import TrackerName
 
-SectionT = TypeVar("SectionT", bound=Section)
+AnySection = TypeVar("AnySection", bound=Section)
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -469,7 +469,7 @@ def from_layers(layers: Iterable[Layer], source: str) -> RunConfig:
     return section_of(RunConfig, layers, source)
 
 
-def section_of(kind: type[SectionT], layers: Iterable[Layer], source: str) -> SectionT:
+def section_of(kind: type[AnySection], layers: Iterable[Layer], source: str) -> AnySection:
     """As :func:`from_layers`, of files that hold another section as a whole, such as a coordinator's.
 
     Raises:

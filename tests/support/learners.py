@@ -39,6 +39,7 @@ _IMPORTED_BY_A_LEARNER = (
     "safetensors.torch",
     "setuptools",
     "tokenizers",
+    "trainers.federation.coordinator",
     "torch.distributed",
     "trainers.learn",
     "transformers.models.llama.modeling_llama",
@@ -91,13 +92,13 @@ class Nursery:
             text=True, bufsize=1, env={**os.environ, "PYTHONPATH": path, **_ENVIRONMENT},
         )  # fmt: skip
 
-    def start(self, config, directory, **environment):
-        """Starts ``asyncflow learn``; returns when the process exists."""
+    def start(self, config, directory, verb="learn", **environment):
+        """Starts ``asyncflow learn``, or ``federate``; returns when the process exists."""
         file, self._log = directory / "config.toml", directory / "learner.log"
         file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
         self._log.touch()
         self._before_bytes = self._log.stat().st_size
-        order = {"config": str(file), "log": str(self._log), "environment": environment}
+        order = {"verb": verb, "config": str(file), "log": str(self._log), "environment": environment}
         self._process.stdin.write(json.dumps(order) + "\n")
         self.pid = int(self._process.stdout.readline())
 
@@ -179,7 +180,7 @@ def _become_learner(order):
     os.environ.update(order["environment"])
     code = 1
     try:
-        code = main(["learn", "--config", order["config"]])
+        code = main([order["verb"], "--config", order["config"]])
     except BaseException:  # noqa: BLE001 - whatever it is ends in the log, as an interpreter's last words would
         traceback.print_exc()
     os._exit(code)  # past the nursery's own loop and exit handlers

@@ -46,7 +46,7 @@ class SimulatedSites:
         self.speeds = speeds or {}
         self.sequences = dict.fromkeys(self.names, 0)
         self.order = self.announced = None
-        self.layout = self.row = None
+        self.layout = self.row = self.first = None
         self._versions = Versions(config)
         self._producer = connect_producer(config.kafka.producer_options())
         self._consumer = open_consumer(config)
@@ -108,6 +108,7 @@ class SimulatedSites:
     def take_up(self):
         """The newest global version, as numbers."""
         self.layout, self.row = self._versions.read(self.announced)
+        self.first = self.row if self.first is None else self.first
         return self.row
 
     def send(self, name, delta, announce=True, **changes):
@@ -142,16 +143,22 @@ class SimulatedSites:
     def directory(self, update):
         return Path(self.config.store) / "updates" / update.site / f"{update.sequence:08d}"
 
-    def obey(self, order, but=()):
-        """Every site that an order asks learns and sends."""
+    def obey(self, order, each=lambda: None):
+        """Every site that an order asks learns and sends.
+
+        Args:
+            order: of the coordinator.
+            each: called after each site.
+        """
         if self.row is None or self.announced.version != order.base_version:
             self.await_version(order.base_version)
         for name, asked in order.sites.items():
-            if name not in but and name not in order.received:
+            if name not in order.received:
                 self.send(name, self.learn(name, self.row, asked.steps), samples=8 * asked.steps)
+                each()
 
-    def play(self, until, beat_s=5.0):
-        """Follows orders until a function says that it is enough."""
+    def play(self, until, beat_s=5.0, each=lambda: None):
+        """Follows orders until a function says that it is enough; for ``each`` see :meth:`obey`."""
         done, beaten = None, -beat_s
         while not until(self):
             if time.monotonic() > beaten + beat_s:
@@ -160,7 +167,7 @@ class SimulatedSites:
             self.look()
             if self.order is not None and self.order != done and self.announced is not None:
                 done = self.order
-                self.obey(done)
+                self.obey(done, each)
 
     def close(self):
         self._producer.close(timeout=5)

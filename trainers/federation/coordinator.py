@@ -172,9 +172,10 @@ class Coordinator:
                 record = self._inbox.next(_POLL_S)
                 if record is not None:
                     self._take(record)
-                if self._is_complete() or (self._is_due(idle=record is None) and self._is_enough()):
+                idle = record is None
+                if self._is_complete() or (self._is_due(idle=idle) and self._is_enough()):
                     self._merge()
-                if self._is_due(idle=record is None):
+                if self._is_due(idle=idle):
                     self._order_again()
         finally:
             self._inbox.close()
@@ -201,7 +202,7 @@ class Coordinator:
 
     def _is_due(self, *, idle: bool) -> bool:
         """Whether it is time to end the round, or to begin one; what came before the deadline is read first."""
-        if self._config.asynchronous:
+        if self._config.asynchronous or not self._inbox.has_caught_up:
             return False
         if self._open is None:
             return idle

@@ -46,6 +46,8 @@ class Inbox:
         (self._updates,) = partitions_of(self._consumer, config.topics.updates)
         assign(self._consumer, {self._said: None, self._updates: position})
         self._waiting: deque[Any] = deque()
+        self._given = position
+        self._end = self._consumer.end_offsets([self._updates])[self._updates]
 
     def next(self, timeout_s: float) -> Any | None:
         """The next record of the updates; null if none came. Sites are taken note of on the way.
@@ -58,7 +60,16 @@ class Inbox:
             for record in polled.get(self._said, []):
                 self._note(record)
             self._waiting.extend(polled.get(self._updates, []))
-        return self._waiting.popleft() if self._waiting else None
+        if not self._waiting:
+            return None
+        record = self._waiting.popleft()
+        self._given = record.offset + 1
+        return record
+
+    @property
+    def has_caught_up(self) -> bool:
+        """Whether all that lay in the log at the start was given out."""
+        return self._given >= self._end or (not self._waiting and self._consumer.position(self._updates) >= self._end)
 
     def _note(self, record: Any) -> None:
         try:
