@@ -156,7 +156,7 @@ class UpdateEntry(Record):
 
     Example::
 
-        {"schema": 1, "kind": "update", "generation": 2, "step": 20, "since": 10,
+        {"schema": 1, "kind": "update", "generation": 2, "step": 20, "since": 10, "federation": "hospitals",
          "update": {"schema": 1, "site": "north", "sequence": 2, "round": 3, "base_version": 3, "samples": 640,
          "tokens": 81920, "steps": 10, "codec": "full", "bytes": 851968, "manifest_sha256": "…", "signature": null,
          "published_at": "2026-01-31T12:00:00.000Z"}}
@@ -168,6 +168,8 @@ class UpdateEntry(Record):
     """The last step that is part of it."""
     since: int = Field(ge=0)
     """Steps done when the global version was adopted: those after it are part of the update."""
+    federation: str
+    """Whose it is."""
     update: SiteUpdate
     at: Instant = Field(default_factory=now)
 
@@ -177,8 +179,8 @@ class AdoptEntry(Record):
 
     Example::
 
-        {"schema": 1, "kind": "adopt", "generation": 2, "step": 20, "version": 24, "global_version": 4,
-         "manifest_sha256": "…"}
+        {"schema": 1, "kind": "adopt", "generation": 2, "step": 20, "version": 24, "federation": "hospitals",
+         "global_version": 4, "manifest_sha256": "…"}
     """
 
     kind: Literal["adopt"] = "adopt"
@@ -187,6 +189,8 @@ class AdoptEntry(Record):
     """Steps done before it."""
     version: int = Field(ge=1)
     """The weight version of this run that has the global weights."""
+    federation: str
+    """Whose version it is."""
     global_version: int = Field(ge=1)
     """Of the federation."""
     manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")

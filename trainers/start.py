@@ -335,4 +335,5 @@ def _announce(standing: Standing, ranks: Ranks, gives_up: tuple[int, ...]) -> No
 def _awaits_global(standing: Standing) -> bool:
     """Whether other weights come before the first step: what this model answered would only be too old then."""
     known = standing.checkpoint.state.federation if standing.checkpoint else None
-    return standing.config.federation.is_site and known is None
+    site = standing.config.federation
+    return site.is_site and (known is None or known["federation"] != site.name)

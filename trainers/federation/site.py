@@ -55,6 +55,8 @@ Residual = dict[str, Row] | None
 class Contribution:
     """What a site has done since it adopted a global version; part of every checkpoint. All values are JSON."""
 
+    federation: str
+    """Its name."""
     base_version: int
     """The global version."""
     base_sha256: str
@@ -111,8 +113,10 @@ class Member:
     def _resume(self) -> None:
         checkpoint, history = self._at.checkpoint, self._at.history
         known = checkpoint.state.federation if checkpoint else None
-        self.contribution = Contribution(**known) if known else None
-        self._recorded = {entry.update.sequence: entry for entry in history.updates()}
+        is_ours = known is not None and known["federation"] == self._config.name
+        self.contribution = Contribution(**known) if known and is_ours else None
+        own = (entry for entry in history.updates() if entry.federation == self._config.name)
+        self._recorded = {entry.update.sequence: entry for entry in own if entry.update.site == self._config.site}
         last = max(self._recorded, default=0)
         self._next = max(last + 1, self.contribution.sequence if self.contribution else 1)
         self._is_behind = last > 0 and not self._fits(last)
@@ -271,7 +275,8 @@ class Member:
     def _record(self, due: Contribution, update: SiteUpdate) -> UpdateEntry:
         """The update in the run's own ledger: from here on its number means this and nothing else."""
         at = self._at
-        entry = UpdateEntry(generation=at.generation, step=at.steps_done, since=due.since, update=update)
+        entry = UpdateEntry(generation=at.generation, step=at.steps_done, since=due.since,
+                            federation=self._config.name, update=update)  # fmt: skip
         at.commit([entry])
         self._recorded[due.sequence] = entry
         return entry
@@ -350,14 +355,16 @@ class Member:
         crash_point("before_adoption")
         weights = at.publish(at.steps_done)
         entry = AdoptEntry(generation=at.generation, step=at.steps_done, version=weights.version,
-                           global_version=version, manifest_sha256=digest)  # fmt: skip
+                           federation=self._config.name, global_version=version, manifest_sha256=digest)  # fmt: skip
         at.admission.advance(at.target)
         at.commit([entry, weights, at.frontier()])
         if self._is_behind:
             self._is_behind, self._residual = False, None
         self._next = max(self._next, 1 + max(self._link.heard.fates, default=0))  # of an earlier run of this name
         before = known.samples_before + known.samples if known else 0
-        self.contribution = Contribution(version, digest, at.steps_done, self._next, samples_before=before)
+        self.contribution = Contribution(
+            self._config.name, version, digest, at.steps_done, self._next, samples_before=before
+        )
         _log.info("global version adopted", federation=self._config.name, global_version=version,
                   version=weights.version, step=at.steps_done)  # fmt: skip
         return True
