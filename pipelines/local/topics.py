@@ -6,7 +6,7 @@ from typing import Any, Final
 from schemas.config import KafkaConfig, RunConfig
 from schemas.errors import BrokerError
 from schemas.reach import told, unreachable
-from schemas.topics import TopicSpec
+from schemas.topics import MIN_IN_SYNC, TopicSpec
 
 _LONGEST_PAUSE_S: Final = 1.0
 
@@ -38,7 +38,7 @@ def create_topics(config: RunConfig, timeout_s: float = 10.0) -> list[str]:
     from kafka.errors import KafkaError
 
     wait_for_broker(config.kafka, timeout_s)
-    specs = config.topics.specs(config.kafka.partitions)
+    specs = config.topics.specs(config.kafka.partitions, config.kafka.replication)
     admin = connect(config.kafka, timeout_s)
     try:
         existing = set(admin.list_topics())
@@ -63,7 +63,7 @@ def inspect_topics(config: RunConfig, timeout_s: float = 10.0) -> dict[str, list
     admin = connect(config.kafka, timeout_s)
     try:
         existing = set(admin.list_topics())
-        specs = [spec for spec in config.topics.specs(config.kafka.partitions) if spec.name in existing]
+        specs = [spec for spec in config.topics.specs(config.kafka.partitions, config.kafka.replication) if spec.name in existing]
         return _compare(specs, admin)
     except KafkaError as error:
         raise BrokerError(f"Kafka at {config.kafka.bootstrap} does not show its topics: {told(error)}") from error
@@ -154,7 +154,7 @@ def _faults(spec: TopicSpec, partitions: int, settings: dict[str, Any]) -> list[
     wrong = [
         f"{spec.name}: {key} is {given[key]}, expected {expected[key]}"
         for key in expected
-        if given[key] != expected[key]
+        if given[key] != expected[key] and not (key == MIN_IN_SYNC and int(given[key]) > int(expected[key]))
     ]
     if partitions != spec.partitions:
         wrong.insert(0, f"{spec.name}: {partitions} partitions, expected {spec.partitions}")
