@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from schemas.complaints import explain
+from schemas.connections import connection_options
 from schemas.errors import ConfigError
 from schemas.evaluation import EvaluationConfig
 from schemas.gateway import GatewayConfig
@@ -83,6 +84,7 @@ class KafkaConfig(Section):
             "reconnect_backoff_ms": 50,
             "reconnect_backoff_max_ms": 500,
             "retry_backoff_ms": 50,
+            **connection_options(),
             **given,
         }
 

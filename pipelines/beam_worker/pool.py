@@ -1,7 +1,8 @@
 """The pool: starts a worker when a runner asks for one, and ends it when the runner lets go of it.
 
 Whoever reaches its port can have it run code: the pipelines that runners send are programs. So it listens on the
-loopback interface unless told otherwise, beside Flink's task manager in one pod for instance.
+loopback interface unless told otherwise, beside Flink's task manager in one pod for instance. A Prism on another machine
+is found by its workers through a relay here, see :mod:`pipelines.beam_worker.relay`.
 """
 
 import signal
@@ -31,6 +32,8 @@ class _Started(NamedTuple):
     runner: str
     """The other end of its connection."""
     process: "subprocess.Popen[bytes]"
+    relay: Relay | None
+    """On the way to a runner on another machine that calls itself localhost."""
 
 
 class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
@@ -46,10 +49,11 @@ class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: i
         worker_id, control = request.worker_id, request.control_endpoint.url
         command = [sys.executable, "-m", "pipelines.beam_worker.worker", control, worker_id, str(self._metrics_port)]
         try:
+            relay = self._relay(control, context.peer())
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr.fileno())
         except OSError as error:
             return beam_fn_api_pb2.StartWorkerResponse(error=str(error))
-        started = _Started(worker_id, context.peer(), process)
+        started = _Started(worker_id, context.peer(), process, relay)
         with self._lock:
             self._started.append(started)
         _LOG.info("beam_worker_started", worker=worker_id, runner=control, pid=process.pid)

@@ -63,8 +63,8 @@ def inspect_topics(config: RunConfig, timeout_s: float = 10.0) -> dict[str, list
     admin = connect(config.kafka, timeout_s)
     try:
         existing = set(admin.list_topics())
-        specs = [spec for spec in config.topics.specs(config.kafka.partitions, config.kafka.replication) if spec.name in existing]
-        return _compare(specs, admin)
+        specs = config.topics.specs(config.kafka.partitions, config.kafka.replication)
+        return _compare([spec for spec in specs if spec.name in existing], admin)
     except KafkaError as error:
         raise BrokerError(f"Kafka at {config.kafka.bootstrap} does not show its topics: {told(error)}") from error
     finally:

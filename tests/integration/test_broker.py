@@ -201,6 +201,8 @@ def test_topics_that_are_safer_than_asked_for_are_taken(quorum):
     create_topics(config)
     admin = connect(config.kafka, 30)
     for copies, faults in ((3, 0), (1, 1)):
-        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, config.topics.ledger, {MIN_IN_SYNC: str(copies)})])
+        admin.alter_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, config.topics.ledger, {MIN_IN_SYNC: str(copies)})]
+        )
         assert len(inspect_topics(config)[config.topics.ledger]) == faults
     admin.close()
