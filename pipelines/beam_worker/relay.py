@@ -8,8 +8,9 @@ not help to tell the worker better: the port itself has to be here, too.
 
 import socket
 import threading
+from collections import Counter
 from contextlib import suppress
-from typing import Final, Self
+from typing import Final
 from urllib.parse import unquote
 
 import structlog
@@ -22,7 +23,11 @@ _PIECE_BYTES: Final = 1 << 16
 _LOCALS: Final = ("localhost", LOOPBACK)
 
 
-def elsewhere(control: str, peer: str) -> tuple[str, int] | None:
+Way = tuple[str, int]
+"""Address and port of a runner."""
+
+
+def elsewhere(control: str, peer: str) -> Way | None:
     """Where a runner is that calls itself this machine and is not on it; None if it is found as it says.
 
     Args:
@@ -31,31 +36,35 @@ def elsewhere(control: str, peer: str) -> tuple[str, int] | None:
     """
     host, _, port = control.rpartition(":")
     address = unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
-    is_here = address.startswith("127.") or address == "::1" or not peer.startswith("ip")
-    return None if host not in _LOCALS or is_here else (address, int(port))
+    if host not in _LOCALS or not peer.startswith("ip") or _is_ours(address):
+        return None
+    return address, int(port)
+
+
+def _is_ours(address: str) -> bool:
+    """Whether an address is one of this machine's: then it can be listened on."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+        return True
 
 
 class Relay:
     """Carries connections from a port of this machine's loopback interface to the same port of a runner's machine.
 
     Args:
-        address: of the runner.
-        port: of it, and of this machine.
+        target: the runner; its port is that of this machine, too.
 
     Raises:
         OSError: something else listens there.
     """
 
-    def __init__(self, address: str, port: int) -> None:
-        self._target = (address, port)
+    def __init__(self, target: Way) -> None:
+        self._target, port = target, target[1]
         self._server = socket.create_server((LOOPBACK, port))
         threading.Thread(target=self._accept_on, name=f"relay-{port}", daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Takes no further connections; those that are open end with the worker."""
@@ -73,7 +82,7 @@ class Relay:
         try:
             far = socket.create_connection(self._target, timeout=_CONNECT_S)
         except OSError as error:
-            _LOG.warning("runner_not_reached", runner="%s:%d" % self._target, error=str(error))
+            _LOG.warning("runner_not_reached", runner=_told(self._target), error=str(error))
             near.close()
             return
         far.settimeout(None)
@@ -82,6 +91,48 @@ class Relay:
             back.start()
             _pump(near, far)
             back.join()
+
+
+class Relays:
+    """Those of one pool: one for each runner elsewhere, as long as a worker of it lives."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._relays: dict[Way, Relay] = {}
+        self._users: Counter[Way] = Counter()
+
+    def open(self, control: str, peer: str) -> Way | None:
+        """The way to a runner if it needs one, which is open until it is closed as often.
+
+        Args:
+            control: as in :func:`elsewhere`.
+            peer: as in :func:`elsewhere`.
+
+        Raises:
+            OSError: the runner's port is taken on this machine.
+        """
+        way = elsewhere(control, peer)
+        if way is None:
+            return None
+        with self._lock:
+            if way not in self._relays:
+                self._relays[way] = Relay(way)
+                _LOG.info("relay_opened", runner=_told(way), at=control)
+            self._users[way] += 1
+        return way
+
+    def close(self, way: Way | None) -> None:
+        """A worker that used it has ended."""
+        if way is None:
+            return
+        with self._lock:
+            self._users[way] -= 1
+            if not self._users[way]:
+                self._relays.pop(way).close()
+
+
+def _told(way: Way) -> str:
+    return f"{way[0]}:{way[1]}"
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:

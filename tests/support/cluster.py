@@ -2,7 +2,8 @@
 
     kafka-1 kafka-2 kafka-3    one broker each, a quorum: three copies of everything, two of which agree
     worker-1 worker-2          a vLLM worker each
-    beam                       Prism, a pool of Beam workers, and whoever submits the rollout pipeline
+    prism                      Prism, and whoever submits the rollout pipeline to it
+    beam                       a pool of Beam workers
     learner learner-1          a rank of the learner each
 
 Files are the machine's, as a shared file system would be. A process has the name of its host where it is alone there.
@@ -25,7 +26,7 @@ BROKERS = ("kafka-1", "kafka-2", "kafka-3")
 WORKERS = ("worker-1", "worker-2")
 BEAM = "beam"
 RANKS = (LEARNER, "learner-1")
-HOSTS = (*BROKERS, *WORKERS, BEAM, *RANKS)
+HOSTS = (*BROKERS, *WORKERS, PRISM, BEAM, *RANKS)
 POOL = "beam-worker"
 _KAFKA, _VOTES, _WORKER, _METRICS, _PRISM, _POOL, _RENDEZVOUS = 9092, 9093, 8000, 9100, 8073, 50000, 29500
 
@@ -68,7 +69,7 @@ class Cluster(Stack):
     def start_rollout(self):
         flags = ["--runner=PortableRunner", f"--job_endpoint=localhost:{_PRISM}"]
         flags += ["--environment_type=EXTERNAL", f"--environment_config={self.hosts.address(BEAM)}:{_POOL}"]
-        self.supervisor.start(self._on(BEAM, Spec(ROLLOUT, self._command(ROLLOUT, *flags), environment_of(ROLLOUT),
+        self.supervisor.start(self._on(PRISM, Spec(ROLLOUT, self._command(ROLLOUT, *flags), environment_of(ROLLOUT),
                                                   grace_s=30, bound=ROLLOUT)))  # fmt: skip
 
     @contextlib.contextmanager
@@ -101,9 +102,9 @@ class Cluster(Stack):
         return self._on(name, Spec(name, command, environment_of(WORKER), ready=ready, ready_timeout_s=wait_s))
 
     def _prism(self, prism):
-        ready = self._accepts(BEAM, _PRISM)
+        ready = self._accepts(PRISM, _PRISM)
         return self._on(
-            BEAM, Spec(PRISM, prism_command(prism, _PRISM), environment_of(PRISM), ready=ready, bound=ROLLOUT)
+            PRISM, Spec(PRISM, prism_command(prism, _PRISM), environment_of(PRISM), ready=ready, bound=ROLLOUT)
         )
 
     def _pool(self):

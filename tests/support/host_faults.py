@@ -55,9 +55,9 @@ def _all():
     for broker in BROKERS:
         faults |= _hurt(cut, _LONG_S, broker) | _hurt(slow, _SHORT_S, broker) | _hurt(lossy, _SHORT_S, broker)
         faults |= _hurt(cut, _SHORT_S, broker, BEAM) | _hurt(cut, _SHORT_S, broker, LEARNER)
-    for host in (*WORKERS, BEAM, LEARNER):
+    for host in (*WORKERS, PRISM, BEAM, LEARNER):
         faults |= _hurt(cut, _SHORT_S, host) | _hurt(lossy, _SHORT_S, host)
-    return faults | _hurt(cut, _SHORT_S, *RANKS) | _hurt(slow, _SHORT_S, *RANKS)
+    return faults | _hurt(cut, _SHORT_S, *RANKS) | _hurt(slow, _SHORT_S, *RANKS) | _hurt(cut, _SHORT_S, PRISM, BEAM)
 
 
 HOST_FAULTS = _all()
