@@ -59,7 +59,8 @@ def account(report, engine):
     stalls = {broker: worst(report, broker) for broker in BROKERS}
     groups = report.groups_per_s
     goodput = round(groups["with"] / groups["without"], 3) if groups.get("without") else None
-    passed = report.ok and all(stall is None or stall <= STALL_S for stall in stalls.values())
+    recovered = all(blow.stall_s is not None for blow in report.struck)
+    passed = report.ok and recovered and all(stall is None or stall <= STALL_S for stall in stalls.values())
     verdict = report.verdict
     return {
         "passed": passed,
@@ -75,10 +76,9 @@ def account(report, engine):
 
 
 def worst(report, broker):
-    """The longest stall of all faults of a broker, in seconds; None if none struck it."""
+    """The longest stall of all faults of a broker that the run recovered from, in seconds; None if there was none."""
     of_it = [blow for blow in report.struck if broker_of(blow.fault) == broker]
-    stalls = [float("inf") if blow.stall_s is None else round(blow.stall_s, 1) for blow in of_it]
-    return max(stalls, default=None)
+    return max((round(blow.stall_s, 1) for blow in of_it if blow.stall_s is not None), default=None)
 
 
 def parse():

@@ -83,7 +83,7 @@ class Cluster(Stack):
     # ---- who is where ---------------------------------------------------------------------------------
 
     def _on(self, host, spec):
-        return replace(spec, command=self.hosts.command(host, spec.command), restarts=self._restarts)
+        return self.hosts.on(host, replace(spec, restarts=self._restarts))
 
     def _accepts(self, host, port):
         return lambda: accepts(port, self.hosts.address(host))

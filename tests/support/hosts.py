@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,10 @@ class Hosts:
         """What starts a command on a host; the process is the command itself, not a parent of it."""
         namespace = f"/proc/{self._switch.pid}/fd/{self._namespaces[name]}"
         return ["nsenter", f"--net={namespace}", "--", *map(str, command)]
+
+    def on(self, name, spec):
+        """A process for a supervisor, on a host."""
+        return replace(spec, command=self.command(name, spec.command))
 
     def run(self, name, command, **options):
         """Starts a command on a host, as ``Popen`` would; it ends with the hosts, and with this process."""
