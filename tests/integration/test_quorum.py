@@ -14,7 +14,7 @@ from schemas.transactions import open_producer, transaction
 
 pytestmark = pytest.mark.timeout(240)
 NAMES = ("kafka-1", "kafka-2", "kafka-3")
-LONGER_THAN_PATIENCE_S = 600.0
+LONGER_THAN_PATIENCE_S = 300.0
 """Of a request: whoever only waits for its answer hangs."""
 
 
