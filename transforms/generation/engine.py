@@ -119,9 +119,9 @@ def faults_told(url: str) -> Iterator[None]:
         raise EngineError(f"{url}: no answer in time") from error
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError) as error:
         raise EngineLost(f"{url}: {error!r}") from error
-    except aiohttp.ClientResponseError as error:  # its repr shows the request's headers, and the workers' key there
+    except aiohttp.ClientResponseError as error:  # it shows the request's headers, and the workers' key there
         said = " ".join(without_secrets(error.message).split())
-        raise EngineError(f"{url}: {type(error).__name__}: {error.status} {said}") from None  # nor is it shown as the cause
+        raise EngineError(f"{url}: {type(error).__name__}: {error.status} {said}") from None
     except aiohttp.ClientError as error:
         raise EngineError(f"{url}: {error!r}") from error
 
