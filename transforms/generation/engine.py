@@ -56,6 +56,7 @@ def open_session(request_timeout_s: float, key: str | None = None) -> aiohttp.Cl
     return aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {key}"} if key else None,
         connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S),
         trust_env=False,
         trace_configs=_request_traces(),
