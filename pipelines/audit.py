@@ -12,6 +12,9 @@ learner reads each partition in order, but trains the oldest weights first, so a
 is trained or dropped as stale within ``max_staleness`` updates, or ``max_feedback_staleness`` if it
 was rated.
 
+The learner of a federation's site goes on from other weights now and then, which ages what was answered before as a
+step does. What it trained between is in one update for the federation at most, whatever restarted meanwhile.
+
 Groups that are no prompts, of exchanges and of feedback, were admitted by nobody. They too end at most
 once, whole, as what their id allows them to be, and none may be left behind.
 """
@@ -20,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel
@@ -27,7 +31,17 @@ from pydantic import BaseModel
 from pipelines.log import GroupRecord, RunLog, RunReader
 from pipelines.runs import served
 from schemas.identity import GroupId
-from schemas.ledger import LedgerEntry, Settings, StartEntry, StepEntry, surviving_steps
+from schemas.ledger import (
+    AdoptEntry,
+    Adoptions,
+    LedgerEntry,
+    Settings,
+    StartEntry,
+    StepEntry,
+    UpdateEntry,
+    surviving_adoptions,
+    surviving_steps,
+)
 from trainers.purposes import find_misfit
 
 FAULTS_SHOWN = 20
@@ -78,6 +92,12 @@ class Verdict(BaseModel):
     """Must be 0: trained groups that their ids do not allow to be what they were trained as."""
     unreadable: int
     """Must be 0: records that no reader can decode and that no dead letter accounts for."""
+    updates: int
+    """Updates that the run, as a federation's site, wrote for it."""
+    adoptions: int
+    """How often the surviving line went on from a global version."""
+    contributed_twice: int
+    """Must be 0: groups that are in two updates for the federation, and updates that one number names twice."""
     repeated: int
     """Groups that lie in the trajectories topic more than once. The pipeline never writes one twice: the
     others are somebody else's copies, or its promise is broken. The learner trains the first."""
@@ -118,6 +138,7 @@ def audit(run: str, log: RunLog) -> Verdict:
     _check_trained(log, line, findings)
     _check_order(log, findings)
     _check_transactions(log, findings)
+    _check_updates(log.ledger, findings)
     staleness, late = _staleness(log, line, ages)
     for found, bound in ((staleness, settings.max_staleness), (late, settings.max_feedback_staleness)):
         if bound is not None and found > bound:
@@ -147,6 +168,9 @@ def audit(run: str, log: RunLog) -> Verdict:
         admission_excess=counts["admission_excess"],
         misplaced=counts["misplaced"],
         unreadable=counts["unreadable"],
+        updates=len({entry.update.sequence for entry in log.ledger if isinstance(entry, UpdateEntry)}),
+        adoptions=len(surviving_adoptions(log.ledger)),
+        contributed_twice=counts["contributed_twice"],
         repeated=_repeated(log),
         staleness_max=staleness,
         staleness_bound=settings.max_staleness,
@@ -211,16 +235,26 @@ class Ages:
     updates: list[int]
     """Updates up to and with each step, step 0 first."""
     settings: Settings
+    adopted: Adoptions = field(default_factory=Adoptions)
+    """Where the line went on from other weights: what was there before is older by one since then."""
+    generations: dict[int, int] = field(default_factory=dict)
+    """Of each announced version."""
 
     @classmethod
     def of(cls, log: RunLog, line: list[StepEntry], settings: Settings) -> Self:
         """The ages along the surviving ``line`` of a run; ``settings`` are only asked by :meth:`are_over`."""
         updates = list(accumulate((bool(step.trained) for step in line), initial=0))
-        return cls({version.version: version.step for version in log.weights}, updates, settings)
+        steps = {version.version: version.step for version in log.weights}
+        ages = cls(steps, updates, settings, generations={each.version: each.generation for each in log.weights})
+        for entry in log.ledger:
+            ages.adopted.add(entry)
+        return ages
 
     def staleness(self, version: int, steps_done: int) -> int:
         """Updates between the version and the weights after so many steps; negative for one of a dead line."""
-        return self.updates[steps_done] - self.updates[min(self.step_of.get(version, 0), len(self.updates) - 1)]
+        step = min(self.step_of.get(version, 0), len(self.updates) - 1)
+        adopted = self.adopted.until(steps_done) - self.adopted.of(version, self.generations.get(version, 0))
+        return self.updates[steps_done] - self.updates[step] + adopted
 
     def are_over(self, record: GroupRecord) -> bool:
         """Whether the newest step found the group too old to train."""
@@ -342,9 +376,32 @@ def _check_transactions(log: RunLog, findings: _Findings) -> None:
                 findings.add("half_commits", f"step {entry.step} of generation {entry.generation} announced no weights")
             if (entry.generation, entry.version) not in frontiers:
                 findings.add("half_commits", f"step {entry.step} of generation {entry.generation} moved no frontier")
+        elif isinstance(entry, AdoptEntry) and (entry.generation, entry.step, entry.version) not in announced:
+            what = f"global version {entry.global_version} at step {entry.step} of generation {entry.generation}"
+            findings.add("half_commits", f"{what} was adopted and announced no weights")
     for version in log.weights:
         if (version.generation, version.step) not in begun:
             findings.add("half_commits", f"version {version.version} belongs to no step and no start of the ledger")
+
+
+def _check_updates(ledger: Iterable[LedgerEntry], findings: _Findings) -> None:
+    """No group is in two updates for the federation: not in one of a dead line and one of the surviving line either."""
+    line: list[StepEntry] = []
+    named: dict[int, UpdateEntry] = {}
+    contained: dict[GroupId, int] = {}
+    for entry in ledger:
+        if isinstance(entry, StartEntry):
+            line = surviving_steps([*line, entry])
+        elif isinstance(entry, StepEntry):
+            line.append(entry)
+        elif isinstance(entry, UpdateEntry):
+            number = entry.update.sequence
+            if named.setdefault(number, entry).update != entry.update:
+                findings.add("contributed_twice", f"update {number} was written again with another content")
+            steps = (step for step in line if entry.since < step.step <= entry.step)
+            for group in (part.group for step in steps for part in step.trained):
+                if contained.setdefault(group, number) != number:
+                    findings.add("contributed_twice", f"group {group} is in updates {contained[group]} and {number}")
 
 
 def _repeated(log: RunLog) -> int:
@@ -379,18 +436,19 @@ def _staleness(log: RunLog, line: list[StepEntry], ages: Ages) -> tuple[int, int
     return max(found), max(late)
 
 
-def run(run: str, bootstrap: str | None = None) -> int:
+def run(run: str | None, bootstrap: str | None = None, file: Path | None = None) -> int:
     """Audits a run and prints the verdict as JSON.
 
     Args:
         run: a run directory, or the name of a run.
         bootstrap: where its log is served; null for where its configuration says. The log of a
             finished run of this machine is served for the time of the audit.
+        file: with its configuration, instead of ``run``.
 
     Returns:
         0 if every promise is kept, else 1.
     """
-    with served(run, bootstrap) as config, RunReader(config.kafka, config.name) as reader:
+    with served(run, bootstrap, file) as config, RunReader(config.kafka, config.name) as reader:
         verdict = audit(config.name, reader.advance())
     print(verdict.model_dump_json(indent=2))  # noqa: T201 - the product of this command
     return 0 if verdict.ok else 1

@@ -394,6 +394,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _sites_hold_whole_weights(self) -> Self:
+        if self.federation.is_site and self.learner.zero_stage == 3:
+            raise ValueError(
+                "learner.zero_stage = 3 divides every weight over the ranks, and a federation's site has to put global "
+                "weights in their place; set learner.zero_stage to 2 or less, or leave federation out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _evaluates_apart(self) -> Self:
         if self.evaluation.worker_run == self.name:
             raise ValueError(

@@ -34,6 +34,7 @@ LearnerPoint = Literal[
 PipelinePoint = Literal["request_sent", "group_finished", "record_sent", "before_finalize", "after_finalize"]
 JoinPoint = Literal["outcomes_sent", "outcomes_committed"]
 CurriculumPoint = Literal["prompts_sent", "prompts_committed"]
+SitePoint = Literal["update_written", "update_recorded", "update_announced", "before_adoption"]
 CoordinatorPoint = Literal[
     "round_ordered", "update_examined", "server_state_written", "merge_written", "merge_in_transaction",
     "merge_committed", "updates_removed",
@@ -44,6 +45,7 @@ LEARNER_POINTS: Final[tuple[str, ...]] = get_args(LearnerPoint)
 PIPELINE_POINTS: Final[tuple[str, ...]] = get_args(PipelinePoint)
 JOIN_POINTS: Final[tuple[str, ...]] = get_args(JoinPoint)
 CURRICULUM_POINTS: Final[tuple[str, ...]] = get_args(CurriculumPoint)
+SITE_POINTS: Final[tuple[str, ...]] = get_args(SitePoint)
 COORDINATOR_POINTS: Final[tuple[str, ...]] = get_args(CoordinatorPoint)
 _SIGNALS: Final = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
@@ -53,7 +55,9 @@ def are_on() -> bool:
     return VARIABLE in os.environ
 
 
-def crash_point(name: LearnerPoint | PipelinePoint | JoinPoint | CurriculumPoint | CoordinatorPoint) -> None:
+def crash_point(
+    name: LearnerPoint | PipelinePoint | JoinPoint | CurriculumPoint | SitePoint | CoordinatorPoint,
+) -> None:
     """Marks a place. Costs a look at the environment, and at one file where the points are on."""
     room = os.environ.get(VARIABLE)
     if room:
@@ -75,7 +79,9 @@ def arm(room: Path, name: str, action: Action = "kill") -> None:
     Raises:
         ValueError: there is no such point.
     """
-    known = (*LEARNER_POINTS, *PIPELINE_POINTS, *JOIN_POINTS, *CURRICULUM_POINTS, *COORDINATOR_POINTS)
+    known = (
+        *LEARNER_POINTS, *PIPELINE_POINTS, *JOIN_POINTS, *CURRICULUM_POINTS, *SITE_POINTS, *COORDINATOR_POINTS,
+    )  # fmt: skip
     if name not in known:
         raise ValueError(f"no crash point {name!r}; there are {', '.join(known)}")
     beside = room / f".{name}"

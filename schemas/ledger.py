@@ -5,11 +5,13 @@ steps of a generation up to the step that the next generation continues from.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from schemas.errors import RecordError
+from schemas.federation import SiteUpdate
 from schemas.identity import GroupId
 from schemas.records import Instant, Record, first_fault, now
 
@@ -146,7 +148,57 @@ class CheckpointEntry(Record):
     at: Instant = Field(default_factory=now)
 
 
-LedgerEntry = StartEntry | StepEntry | CheckpointEntry
+class UpdateEntry(Record):
+    """A site's learner has written an update for its federation, and is about to announce it there.
+
+    It holds what the steps after ``since`` up to ``step`` made of a global version. Whatever dies then, the same record
+    is announced again.
+
+    Example::
+
+        {"schema": 1, "kind": "update", "generation": 2, "step": 20, "since": 10, "federation": "hospitals",
+         "update": {"schema": 1, "site": "north", "sequence": 2, "round": 3, "base_version": 3, "samples": 640,
+         "tokens": 81920, "steps": 10, "codec": "full", "bytes": 851968, "manifest_sha256": "…", "signature": null,
+         "published_at": "2026-01-31T12:00:00.000Z"}}
+    """
+
+    kind: Literal["update"] = "update"
+    generation: int = Field(ge=1)
+    step: int = Field(ge=1)
+    """The last step that is part of it."""
+    since: int = Field(ge=0)
+    """Steps done when the global version was adopted: those after it are part of the update."""
+    federation: str
+    """Whose it is."""
+    update: SiteUpdate
+    at: Instant = Field(default_factory=now)
+
+
+class AdoptEntry(Record):
+    """A site's learner goes on from a global version, in the same transaction as the weights that it then has.
+
+    Example::
+
+        {"schema": 1, "kind": "adopt", "generation": 2, "step": 20, "version": 24, "federation": "hospitals",
+         "global_version": 4, "manifest_sha256": "…"}
+    """
+
+    kind: Literal["adopt"] = "adopt"
+    generation: int = Field(ge=1)
+    step: int = Field(ge=0)
+    """Steps done before it."""
+    version: int = Field(ge=1)
+    """The weight version of this run that has the global weights."""
+    federation: str
+    """Whose version it is."""
+    global_version: int = Field(ge=1)
+    """Of the federation."""
+    manifest_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """Of the global version's manifest."""
+    at: Instant = Field(default_factory=now)
+
+
+LedgerEntry = StartEntry | StepEntry | CheckpointEntry | UpdateEntry | AdoptEntry
 _ADAPTER: TypeAdapter[LedgerEntry] = TypeAdapter(Annotated[LedgerEntry, Field(discriminator="kind")])
 
 
@@ -176,3 +228,51 @@ def surviving_steps(entries: Iterable[LedgerEntry]) -> list[StepEntry]:
         elif isinstance(entry, StepEntry):
             line.append(entry)
     return line
+
+
+def surviving_adoptions(entries: Iterable[LedgerEntry]) -> list[AdoptEntry]:
+    """The adoptions of the surviving line, in order.
+
+    A checkpoint is written before the adoption that follows its step, so whoever continues from it adopts anew.
+    """
+    line: list[AdoptEntry] = []
+    for entry in entries:
+        if isinstance(entry, StartEntry):
+            keep = entry.continues.step if entry.continues else 0
+            line = [adoption for adoption in line if adoption.step < keep]
+        elif isinstance(entry, AdoptEntry):
+            line.append(entry)
+    return line
+
+
+@dataclass
+class Adoptions:
+    """How often weights were replaced by others before a version, or before a step: each time ages what was there.
+
+    Entries of the ledger are given in log order, of any kind.
+    """
+
+    line: list[AdoptEntry] = field(default_factory=list)
+    """Those of the surviving line so far."""
+    _kept: dict[int, int] = field(default_factory=dict)
+    """By generation, how many its line had when it started."""
+    _own: dict[int, list[int]] = field(default_factory=dict)
+    """By generation, the versions that it announced with an adoption."""
+
+    def add(self, entry: LedgerEntry) -> None:
+        """The next entry of the ledger."""
+        if isinstance(entry, StartEntry):
+            self.line = surviving_adoptions([*self.line, entry])
+            self._kept[entry.generation] = len(self.line)
+        elif isinstance(entry, AdoptEntry):
+            self.line.append(entry)
+            self._own.setdefault(entry.generation, []).append(entry.version)
+
+    def of(self, version: int, generation: int) -> int:
+        """Before a version, on the line that its generation was part of."""
+        own = sum(each <= version for each in self._own.get(generation, ()))
+        return self._kept.get(generation, 0) + own
+
+    def until(self, steps_done: int) -> int:
+        """Before the step after so many, on the surviving line."""
+        return sum(each.step <= steps_done for each in self.line)

@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Final, Self
 
 from schemas.identity import GroupId
-from schemas.ledger import StepEntry
+from schemas.ledger import Adoptions, StepEntry
 from schemas.offsets import OffsetSet
 
 Place = tuple[int, int]
@@ -142,6 +142,10 @@ class Versions:
     """The step of each announced version."""
     skipped: list[int] = field(default_factory=list)
     """Steps of the line that changed no weight."""
+    generations: dict[int, int] = field(default_factory=dict)
+    """Of each announced version."""
+    adopted: Adoptions = field(default_factory=Adoptions)
+    """Where lines went on from other weights: that makes what was there before older by one, as a step does."""
 
     @property
     def newest(self) -> int:
@@ -161,7 +165,8 @@ class Versions:
         A step that changed no weight makes nothing older. A version of a line that was given up
         is as old as its step: what was trained since then on the new line.
         """
-        return max(0, self._updates(steps_done) - self._updates(self.steps[version]))
+        then = self._updates(self.steps[version]) + self.adopted.of(version, self.generations.get(version, 0))
+        return max(0, self._updates(steps_done) + self.adopted.until(steps_done) - then)
 
     def _updates(self, step: int) -> int:
         return step - sum(1 for skipped in self.skipped if skipped <= step)

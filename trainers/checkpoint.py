@@ -62,6 +62,8 @@ class State:
     """See :attr:`trainers.advantages.Advantages.baselines`."""
     pending_positions: dict[str, int] = field(default_factory=dict)
     """Next offset of each pending partition; of those that an older checkpoint lacks the first one."""
+    federation: dict[str, Any] | None = None
+    """See :class:`trainers.federation.site.Contribution`; null for a run that is no site, or has no global version."""
 
     @property
     def at(self) -> Position:

@@ -16,14 +16,16 @@ from schemas.config import RunConfig
 from schemas.crash_points import crash_point
 from schemas.dead_letters import DeadLetter
 from schemas.errors import BrokerError
-from schemas.ledger import CheckpointEntry, StartEntry, StepEntry
+from schemas.ledger import AdoptEntry, CheckpointEntry, StartEntry, StepEntry, UpdateEntry
 from schemas.trace_context import TraceContext
 from schemas.traces import headers_of
 from schemas.transactions import open_producer, transaction
 from schemas.weights import WeightVersion
 from trainers.log import CONNECT_TIMEOUT_MS
 
-Announcement = StartEntry | StepEntry | CheckpointEntry | WeightVersion | AdmissionFrontier | DeadLetter
+Announcement = (
+    StartEntry | StepEntry | CheckpointEntry | UpdateEntry | AdoptEntry | WeightVersion | AdmissionFrontier | DeadLetter
+)
 
 _ATTEMPTS: Final = 5
 _log = structlog.get_logger(__name__)

@@ -7,7 +7,7 @@ packs of an update ──► forward ──► loss ──► backward (every pa
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -19,11 +19,12 @@ import torch
 from schemas.config import RunConfig
 from schemas.crash_points import crash_point
 from schemas.errors import ConfigError
+from schemas.lora import published_name
 from trainers import activations
 from trainers.batch import Example
 from trainers.deepspeed_config import deepspeed_settings
 from trainers.disk import disk_errors
-from trainers.full_state import FullState, has_weights, load_weights
+from trainers.full_state import FullState, TensorFiles, has_weights, load_weights, require_tensors
 from trainers.optimizer import ClippedAdamW
 from trainers.packing import to_pack
 from trainers.policy_gradient import PolicyGradient
@@ -110,6 +111,7 @@ class Engine:
         shorten(self._engine, self._optimizer, ranks.size)
         self._calm()
         self._optimizer.armed = True
+        self._optimizer.proximal_mu = config.federation.proximal_mu if config.federation.is_site else 0.0
         self._state = FullState(parameters, self._engine, self._optimizer)
         if saved:
             self._state.load(saved / STATE_DIRECTORY, fresh)
@@ -217,6 +219,59 @@ class Engine:
                 if self._ranks.leads:
                     whole[name] = parameter.detach().to("cpu", copy=True)
         return whole
+
+    # -------------------------------------------------------------- federation
+
+    def published(self) -> dict[str, str]:
+        """Under which name each trained weight is published; those that no engine gets have none.
+
+        Raises:
+            ConfigError: some of what is published is no trained weight as it is: it cannot be taken back.
+        """
+        given = self._trained.weights()
+        names = {name: name if name in given else published_name(name) for name in self._trained.by_name()}
+        found = {name: known for name, known in names.items() if known in given}
+        if missing := sorted(given.keys() - found.values()):
+            raise ConfigError(
+                f"federation: {type(self._trained.language_model).__name__} publishes {missing[0]}, which it trains in "
+                "another form; a site cannot take it from a global version, choose another model or learner.lora"
+            )
+        return found
+
+    def full_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each published weight in float32, to be read before the next is asked for; a collective call."""
+        names = self.published()
+        yield from ((names[name], tensor) for name, tensor in self._state.weights() if name in names)
+
+    def adopt(self, directory: Path, *, forget: bool) -> None:
+        """Goes on from published weights, and is pulled towards them if the configuration says so; collective.
+
+        Args:
+            directory: with safetensors files whose hashes were compared.
+            forget: whether the optimizer begins anew.
+
+        Raises:
+            StateError: they are not those of this model.
+        """
+        names = self.published()
+        with TensorFiles(directory) as files:
+            shapes = {known: self._trained.by_name()[name].shape for name, known in names.items()}
+            require_tensors(files, shapes, directory)
+            self._state.take(((name, files.read(known)) for name, known in names.items()), forget=forget)
+        self._optimizer.anchor()
+
+    @property
+    def drift(self) -> float:
+        """See :attr:`trainers.optimizer.ClippedAdamW.drift`."""
+        return self._optimizer.drift
+
+    def anchor(self, directory: Path) -> None:
+        """Is pulled towards published weights, and stays where it is; collective."""
+        if not self._optimizer.proximal_mu:
+            return
+        now = [(name, tensor.to("cpu", copy=True)) for name, tensor in self._state.weights()]
+        self.adopt(directory, forget=False)
+        self._state.take(now, forget=False)
 
     def wait(self) -> None:
         """Returns when the device has done what it was asked to: then any thread and stream sees the weights."""

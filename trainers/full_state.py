@@ -22,6 +22,7 @@ from schemas.errors import StateError
 from trainers.optimizer import MOMENTS, ClippedAdamW
 
 _WEIGHTS: Final = "weights"
+_SAVED: Final = "rank*.safetensors"
 _STEPS_NAME: Final = "steps.json"
 _FILE_BYTES: Final = 1 << 31
 """A file is closed once it has so many: no more than that is held at a time."""
@@ -74,12 +75,39 @@ class FullState:
             StateError: the tensors are not those of this model.
         """
         self._link(json.loads((directory / _STEPS_NAME).read_bytes())["updates"])
-        with torch.no_grad(), _Files(directory) as files:
+        with torch.no_grad(), TensorFiles(directory, _SAVED) as files:
             for name, parameter in self._parameters.items():
                 if name in fresh:
                     continue
                 kinds = (_WEIGHTS, *MOMENTS)
                 self._set(parameter, *(files.read(f"{kind}/{name}").to(parameter.device) for kind in kinds))
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each weight whole and in full precision, by name, to be read before the next; a collective call."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        for name, parameter in self._parameters.items():
+            master = self._masters.get(parameter)
+            yield name, safe_get_full_fp32_param(parameter) if master is None else master.detach()
+
+    @torch.no_grad()
+    def take(self, weights: Iterable[tuple[str, torch.Tensor]], *, forget: bool) -> None:
+        """Goes on from other weights.
+
+        Args:
+            weights: by name, whole; those that are not among them stay as they are.
+            forget: whether the optimizer begins anew.
+        """
+        self._link(0 if forget else None)
+        for name, tensor in weights:
+            parameter = self._parameters[name]
+            whole = tensor.to(parameter.device, torch.float32)
+            parameter.copy_(whole)
+            self._set(parameter, whole)
+        if forget:
+            for state in self._optimizer.state.values():
+                for moment in MOMENTS:
+                    state[moment].zero_()
 
     def _set(self, parameter: torch.nn.Parameter, weights: torch.Tensor, *moments: torch.Tensor) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
@@ -89,7 +117,7 @@ class FullState:
             master.copy_(weights)
         else:
             safe_set_full_fp32_param(parameter, weights)
-        for moment, tensor in zip(MOMENTS, moments, strict=True):
+        for moment, tensor in zip(MOMENTS[: len(moments)], moments, strict=True):
             if master is not None:
                 self._optimizer.state[master][moment].copy_(tensor)
             else:
@@ -134,7 +162,7 @@ def load_weights(parameters: Mapping[str, torch.nn.Parameter], directory: Path) 
     Raises:
         StateError: the tensors are not those of this model.
     """
-    with torch.no_grad(), _Files(directory) as files:
+    with torch.no_grad(), TensorFiles(directory, _SAVED) as files:
         for name, parameter in parameters.items():
             tensor = files.read(f"{_WEIGHTS}/{name}")
             if tensor.shape != parameter.shape:
@@ -144,18 +172,34 @@ def load_weights(parameters: Mapping[str, torch.nn.Parameter], directory: Path) 
 
 def has_weights(directory: Path, name: str) -> bool:
     """Whether something was saved under a name."""
-    with _Files(directory) as files:
+    with TensorFiles(directory, _SAVED) as files:
         return files.has(f"{_WEIGHTS}/{name}")
 
 
-class _Files:
+def require_tensors(files: "TensorFiles", shapes: Mapping[str, torch.Size], directory: Path) -> None:
+    """Compares what files hold with what is expected.
+
+    Raises:
+        StateError: names or shapes differ.
+    """
+    if odd := sorted(files.names() ^ shapes.keys()):
+        where = "lacks" if odd[0] in shapes else "has, beside those of the model,"
+        raise StateError(f"{directory} {where} {odd[0]}; it was made with another model")
+    for name, shape in shapes.items():
+        found = files.read(name)
+        if found.shape != shape:
+            raise StateError(f"{directory}: {name} is {tuple(found.shape)}, the model's {tuple(shape)}")
+
+
+class TensorFiles:
     """The tensors of a directory by name, mapped into memory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, pattern: str = "*.safetensors") -> None:
         self._directory, self._opened = directory, ExitStack()
+        self._paths = sorted(directory.glob(pattern))
 
     def __enter__(self) -> Self:
-        files = [self._opened.enter_context(safe_open(path, framework="pt")) for path in _paths(self._directory)]
+        files = [self._opened.enter_context(safe_open(path, framework="pt")) for path in self._paths]
         self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - not a mapping
         return self
 
@@ -165,6 +209,10 @@ class _Files:
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this name."""
         return name in self._file_of
+
+    def names(self) -> set[str]:
+        """Of all tensors."""
+        return set(self._file_of)
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor.
@@ -176,7 +224,3 @@ class _Files:
             raise StateError(f"{self._directory} lacks {name}; it was made with another model")
         tensor: torch.Tensor = self._file_of[name].get_tensor(name)
         return tensor
-
-
-def _paths(directory: Path) -> list[Path]:
-    return sorted(directory.glob("rank*.safetensors"))

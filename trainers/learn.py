@@ -4,6 +4,7 @@
 
     start   from what earlier learners left to the first announcement: see trainers/start.py
     redo    the steps of the dead line, as the ledger says
+    join    of a federation's site: see trainers/federation/site.py; asked before every step
     loop    wait for a plan → gradient → update → now and then a checkpoint
                           └─ beside: publish → commit of the step before (trainers/outbox.py)
     end     after ``learner.steps`` or a signal: a last checkpoint
@@ -15,9 +16,11 @@ are written and the transaction sent while the next gradient is computed; no upd
 checkpoint finished, before the step before it is committed.
 """
 
+import math
 import signal
 import threading
 import time
+from collections import deque
 from contextlib import ExitStack, closing
 from typing import Final
 
@@ -31,6 +34,7 @@ from schemas.manifests import sha256
 from trainers import metrics
 from trainers.checkpoint import State
 from trainers.engine import Engine, Make
+from trainers.federation.site import Member
 from trainers.log import broker_errors
 from trainers.optimizer import learning_rate
 from trainers.planner import Arrival, Plan
@@ -85,7 +89,7 @@ def lead(config: RunConfig, ranks: Ranks, stop: threading.Event) -> None:
     gauges = metrics.Gauges(config.learner.metrics_port, config.learner.metrics_host)
     with ExitStack() as opened:
         trackers = opened.enter_context(closing(open_trackers(config)))
-        learner = Learner(start(config, ranks, opened), gauges, stop, trackers)
+        learner = opened.enter_context(closing(Learner(start(config, ranks, opened), gauges, stop, trackers)))
         learner.redo()
         learner.loop()
         ranks.broadcast(("end", None))
@@ -106,6 +110,12 @@ def follow(config: RunConfig, ranks: Ranks, make: Make = PolicyGradient) -> None
             ranks.barrier()
         elif order == "check":
             engine.check(argument)
+        elif order == "masters":
+            deque(engine.full_weights(), maxlen=0)
+        elif order == "adopt":
+            engine.adopt(argument[0], forget=argument[1])
+        elif order == "anchor":
+            engine.anchor(argument)
         elif order == "gather":
             engine.state_dict()
             engine.probe(argument)
@@ -121,27 +131,46 @@ class Learner:
         self._config = standing.config
         self._planner, self._admission = standing.planner, standing.admission
         self._waited_s = self._held_s = 0.0
+        self._is_redoing = False
+        self._member = self._join() if self._config.federation.is_site else None
+
+    def _join(self) -> Member:
+        return Member(self._at, self._attend, lambda: self._save_checkpoint(again=True), self._stop)
+
+    def close(self) -> None:
+        """Ends what runs beside it."""
+        if self._member:
+            self._member.close()
 
     def redo(self) -> None:
         """Does the steps of the dead line again, up to the last one that the ledger knows."""
+        self._is_redoing = bool(self._at.to_redo)
+        if self._member:
+            self._member.pull()
         for entry in self._at.to_redo:
             if self._stop.is_set() or self._at.steps_done >= self._config.learner.steps:
+                return
+            if self._member and not self._member.is_behind and not self._member.keep_up():
                 return
             _log.info("redo", step=entry.step, of_generation=entry.generation)
             self._step(self._planner.again(entry, self._at.stream.groups.fetch(entry)))
             self._maybe_checkpoint()
+        self._is_redoing = False
 
     # ------------------------------------------------------------------- loop
 
     def loop(self) -> None:
         """Steps until all are done or a signal comes, then a last checkpoint."""
         while self._at.steps_done < self._config.learner.steps:
-            plan = self._wait_for_plan()
+            is_told = self._member is None or self._member.keep_up()
+            plan = self._wait_for_plan() if is_told else None
             if plan is None:
                 _log.info("signal received, ending after a checkpoint", step=self._at.steps_done)
                 break
             self._step(plan)
             self._maybe_checkpoint()
+        if self._member:
+            self._member.finish()
         self._at.settle()
         self._save_checkpoint()
 
@@ -149,12 +178,8 @@ class Learner:
         started = heard = time.monotonic()
         patience_s = _PATIENCE_S
         while not self._stop.is_set():
-            if self._listen() and not self._planner.is_held_up():
+            if self._attend() and not self._planner.is_held_up():
                 heard, patience_s = time.monotonic(), _PATIENCE_S
-            self._planner.drop_stale(self._at.steps_done)
-            if self._at.settle(wait=False):
-                self._deliver_as_files()
-                self._admit()
             self._gauges.wait(len(self._planner.waiting))
             if self._planner.is_ready():
                 self._waited_s = time.monotonic() - started
@@ -163,6 +188,20 @@ class Learner:
                 self._look_for_fault()
                 patience_s *= 2  # large weights are not read again and again
         return None
+
+    def _attend(self) -> bool:
+        """Takes what has come, and admits what may be; True if anything has come.
+
+        Nothing is taken while steps are done again: what the ledger says of their groups is not known yet.
+        """
+        if self._is_redoing:
+            return False
+        heard = self._listen()
+        self._planner.drop_stale(self._at.steps_done)
+        if self._at.settle(wait=False):
+            self._deliver_as_files()
+            self._admit()
+        return heard
 
     def _listen(self) -> bool:
         """Takes what has come; True if anything has."""
@@ -229,6 +268,8 @@ class Learner:
             "seconds_train": passed_s - self._held_s,
             "seconds_step": passed_s + self._waited_s,
         }
+        if self._member and math.isfinite(self._at.updates.drift):
+            figures["drift"] = self._at.updates.drift
         self._record(plan, figures, trace, applied=outcome is not None and outcome.applied)
 
     def _settle(self) -> None:
@@ -254,6 +295,8 @@ class Learner:
         )
         self._admission.advance(self._at.target)
         if applied:
+            if self._member:
+                self._member.count(entry, plan)
             self._at.skips = 0
             self._at.publish_step(entry, trace, self._show)
         else:
@@ -285,12 +328,15 @@ class Learner:
         if self._at.steps_done % self._config.learner.checkpoint_every == 0:
             self._save_checkpoint()
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self, *, again: bool = False) -> None:
+        """With ``again`` also where there is one of this step."""
         at, before = self._at, self._at.checkpoint
-        if at.skips or at.steps_done == (before.state.step if before else 0):
+        if at.skips or (not again and at.steps_done == (before.state.step if before else 0)):
             return  # weights after which no gradient was finite are nothing to go back to
         with at.checkpoints.new_directory(at.generation, at.steps_done) as directory:
             at.updates.save(directory)
+            if self._member:
+                self._member.save(directory)
             at.settle()  # what a checkpoint says is committed
             parent = before.manifest_sha256 if before else None
             at.checkpoint = at.checkpoints.finish(directory, self._state(), parent)
@@ -317,4 +363,5 @@ class Learner:
             drops=[drop.model_dump(mode="json") for drop in self._planner.drops],
             baselines=at.updates.advantages.baselines,
             pending_positions={str(partition): offset for partition, offset in at.stream.pending_positions().items()},
+            federation=self._member.state() if self._member else None,
         )

@@ -98,6 +98,7 @@ FIGURES: Final[Mapping[str, str]] = {
     "loss": "What is minimised.",
     "grad_norm": "Norm of the gradient before it was scaled down.",
     "learning_rate": "Of the optimizer.",
+    "drift": "With federation.proximal_mu, distance of the weights to the global version, before the update.",
     "updates": "With minibatches, how many changed the weights.",
     "logprob_gap_mean": "Mean of abs(policy - behaviour) in nats: staleness and mismatch of engines together.",
     "clip_fraction": "Share of the tokens where the clip changed the gradient.",

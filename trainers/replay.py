@@ -1,6 +1,7 @@
 """A step of a run trained again from the log, and compared with what the run announced.
 
     ledger ──► surviving line ──► newest usable checkpoint before the step, or the model as it is
+    global versions ──► adopted where the ledger says so (of a federation's site)
     trajectories ──► the groups that the ledger names, step by step ──► Updates ──► manifest ──► equal?
 
 The manifest holds the sha256 of the weights' bytes, so the stored version itself is not needed; where it
@@ -11,10 +12,10 @@ written: no producer is made, and weights go to a temporary directory.
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import structlog
 import torch
@@ -22,10 +23,11 @@ from pydantic import BaseModel
 
 from schemas.config import RunConfig, WeightsConfig
 from schemas.errors import ConfigError, RunError, StateError
-from schemas.ledger import Numerics, StepEntry, surviving_steps
+from schemas.ledger import Numerics, StepEntry, surviving_adoptions, surviving_steps
 from schemas.weights import WeightVersion, version_path
 from trainers.accounts import Accounts, Versions
 from trainers.checkpoint import Checkpoint, newest_usable
+from trainers.federation.copies import Copies
 from trainers.log import broker_errors, read_topic
 from trainers.optimizer import learning_rate
 from trainers.planner import Plan, Planner
@@ -86,7 +88,8 @@ def replay(config: RunConfig, ranks: Ranks, step: int | None = None) -> Replay:
         updates = _load(config, announced.dtype, ranks, checkpoint)
         first = checkpoint.state.step if checkpoint else 0
         again = [entry for entry in line if first < entry.step <= target.step and entry.trained]
-        tokens = sum(_train_all(config, history, ranks, updates, again))
+        with _Globals(config, history, updates, checkpoint) as adopted:
+            tokens = sum(_train_all(config, history, ranks, adopted, again))
     _compute_as(history, announced.generation, ranks)
     digest, stored = _compare(config, updates, announced)
     return Replay(
@@ -146,7 +149,7 @@ def _load(config: RunConfig, dtype: str, ranks: Ranks, checkpoint: Checkpoint | 
 
 
 def _train_all(
-    config: RunConfig, history: History, ranks: Ranks, updates: Updates, entries: list[StepEntry]
+    config: RunConfig, history: History, ranks: Ranks, adopted: "_Globals", entries: list[StepEntry]
 ) -> Iterator[int]:
     """Trains steps again; yields the tokens of each."""
     planner = Planner(config.learner.groups_per_step, config.learner.max_staleness, Accounts(), Versions())
@@ -154,11 +157,53 @@ def _train_all(
         for generation, steps in groupby(entries, key=lambda entry: entry.generation):
             _compute_as(history, generation, ranks)
             for entry in steps:
+                adopted.before(entry)
                 plan = _plan(planner, groups, entry)
                 planned = learning_rate(config.learner, entry.step - 1, config.learner.steps)
-                updates.train(plan, entry.metrics.get("learning_rate", planned))
+                adopted.updates.train(plan, entry.metrics.get("learning_rate", planned))
                 samples = [sample for arrival in plan.arrivals for sample in arrival.samples]
                 yield sum(len(sample.prompt_token_ids) + len(sample.response_token_ids) for sample in samples)
+
+
+class _Globals:
+    """Where the line went on from global versions of a federation.
+
+    A checkpoint is written before the adoption that follows its step.
+    """
+
+    def __init__(self, config: RunConfig, history: History, updates: Updates, checkpoint: Checkpoint | None) -> None:
+        first = checkpoint.state.step if checkpoint else 0
+        self._config, self.updates = config, updates
+        self._to_come = [entry for entry in surviving_adoptions(history.entries) if entry.step >= first]
+        self._known = checkpoint.state.federation if checkpoint else None
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Self:
+        scratch = Path(self._opened.enter_context(tempfile.TemporaryDirectory(prefix="asyncflow-replay-")))
+        store, root = self._config.federation.store, Path(self._config.learner.checkpoint_root)
+        self._near, self._far = (Copies(store, each, keep=1) for each in (root, scratch))
+        if self._known and self._config.federation.proximal_mu:
+            self.updates.anchor(self._directory(self._known["base_version"], self._known["base_sha256"]))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    def before(self, step: StepEntry) -> None:
+        """Adopts what the learner had adopted before a step and after the one before it."""
+        while self._to_come and self._to_come[0].step < step.step:
+            entry = self._to_come.pop(0)
+            directory = self._directory(entry.global_version, entry.manifest_sha256)
+            self.updates.adopt(directory, forget=not self._config.federation.keep_optimizer)
+
+    def _directory(self, version: int, manifest_sha256: str) -> Path:
+        try:
+            return self._near.find(version, manifest_sha256) or self._far.fetch(version, manifest_sha256)
+        except (OSError, StateError) as error:
+            raise RunError(
+                f"global version {version}, which the run went on from, is neither below learner.checkpoint_root nor "
+                f"in federation.store = {self._config.federation.store!r}: {error}"
+            ) from error
 
 
 def _plan(planner: Planner, groups: Groups, entry: StepEntry) -> Plan:

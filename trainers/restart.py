@@ -7,7 +7,15 @@ from typing import Any
 
 from schemas.config import RunConfig
 from schemas.errors import RecordError, StateError
-from schemas.ledger import CheckpointEntry, LedgerEntry, Position, StartEntry, StepEntry, decode_entry
+from schemas.ledger import (
+    CheckpointEntry,
+    LedgerEntry,
+    Position,
+    StartEntry,
+    StepEntry,
+    UpdateEntry,
+    decode_entry,
+)
 from trainers.log import read_topic
 
 
@@ -28,6 +36,10 @@ class History:
     def checkpoints(self) -> list[CheckpointEntry]:
         """All that were recorded."""
         return [entry for entry in self.entries if isinstance(entry, CheckpointEntry)]
+
+    def updates(self) -> list[UpdateEntry]:
+        """All that were written for the federation, of whatever line: they are announced for ever."""
+        return [entry for entry in self.entries if isinstance(entry, UpdateEntry)]
 
     def start_of(self, generation: int) -> StartEntry | None:
         """The entry with which a generation started."""

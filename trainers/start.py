@@ -21,7 +21,7 @@ from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.errors import StateError
-from schemas.ledger import DroppedGroup, Position, Settings, StartEntry, StepEntry
+from schemas.ledger import AdoptEntry, DroppedGroup, Position, Settings, StartEntry, StepEntry
 from schemas.weights import WeightVersion
 from trainers.accounts import Accounts, Versions
 from trainers.admission import Admission
@@ -80,7 +80,8 @@ class Standing:
     @property
     def target(self) -> int:
         """How many prompts may be admitted now."""
-        return self.planner.accounts.released + self.config.learner.admitted_groups
+        under_way = (1 + self.planner.max_staleness) * self.planner.groups_per_step
+        return self.planner.accounts.released + under_way
 
     def frontier(self) -> AdmissionFrontier:
         """What is admitted, to be announced."""
@@ -161,7 +162,10 @@ class Standing:
             if isinstance(record, WeightVersion):
                 self.announced = record
                 self.planner.versions.steps[record.version] = record.step
+                self.planner.versions.generations[record.version] = record.generation
                 self.outbox.chore(partial(self.weights.prune, record.version))
+            elif isinstance(record, StartEntry | AdoptEntry):
+                self.planner.versions.adopted.add(record)
 
 
 def start(config: RunConfig, ranks: Ranks, opened: ExitStack) -> Standing:
@@ -262,6 +266,9 @@ def _restore_planner(config: RunConfig, state: State | None, history: History) -
     for record in read_topic(config, config.topics.weights):
         announced = WeightVersion.decode(record.value)
         versions.steps[announced.version] = announced.step
+        versions.generations[announced.version] = announced.generation
+    for entry in history.entries:
+        versions.adopted.add(entry)
     limits = config.learner
     planner = Planner(
         limits.groups_per_step,
@@ -319,6 +326,14 @@ def _announce(standing: Standing, ranks: Ranks, gives_up: tuple[int, ...]) -> No
     recorded = {each.manifest_sha256 for each in standing.history.checkpoints()}
     late = [checkpoint.entry()] if checkpoint and checkpoint.manifest_sha256 not in recorded else []
     weights = standing.publish(standing.steps_done)
-    standing.admission.advance(standing.target, _FIRST_PROMPTS_S)
+    if not _awaits_global(standing):
+        standing.admission.advance(standing.target, _FIRST_PROMPTS_S)
     standing.commit([*late, entry, weights, standing.frontier()])
     _log.info("started", generation=standing.generation, step=standing.steps_done, version=standing.version)
+
+
+def _awaits_global(standing: Standing) -> bool:
+    """Whether other weights come before the first step: what this model answered would only be too old then."""
+    known = standing.checkpoint.state.federation if standing.checkpoint else None
+    site = standing.config.federation
+    return site.is_site and (known is None or known["federation"] != site.name)

@@ -113,6 +113,34 @@ class Updates:
     def _ask_probe(self) -> dict[str, Any]:
         return {"token_ids": self._probe, "logprobs": self._engine.probe(self._probe)}
 
+    def full_weights(self) -> dict[str, torch.Tensor]:
+        """Copies of the weights in float32, on the CPU, under the names that they are published by."""
+        self._ranks.broadcast(("masters", None))
+        return {name: tensor.to("cpu", torch.float32, copy=True) for name, tensor in self._engine.full_weights()}
+
+    def adopt(self, directory: Path, *, forget: bool) -> None:
+        """Goes on from the weights in a directory that all ranks see, whose hashes were compared.
+
+        Args:
+            directory: of a global version.
+            forget: whether the optimizer begins anew.
+
+        Raises:
+            StateError: they are not those of this model.
+        """
+        self._ranks.broadcast(("adopt", (directory, forget)))
+        self._engine.adopt(directory, forget=forget)
+
+    def anchor(self, directory: Path) -> None:
+        """Is pulled towards the weights in a directory, if the configuration says that it is, and stays where it is."""
+        self._ranks.broadcast(("anchor", directory))
+        self._engine.anchor(directory)
+
+    @property
+    def drift(self) -> float:
+        """How far the weights were from the global version before the last update; not a number if nothing pulls."""
+        return self._engine.drift
+
     def save(self, directory: Path) -> None:
         """Writes what a checkpoint needs, all ranks below the same directory."""
         self._ranks.broadcast(("save", directory))

@@ -90,7 +90,7 @@ def restarts(ledger: Iterable[LedgerEntry]) -> Iterator[Fault]:
             line, saved = [step for step in line if step.step <= keep], {step for step in saved if step <= keep}
         elif isinstance(entry, CheckpointEntry):
             saved.add(entry.step)
-        else:
+        elif isinstance(entry, StepEntry):
             line.append(entry)
         before = entry
 

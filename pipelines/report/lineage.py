@@ -65,7 +65,7 @@ def trace(ledger: Sequence[LedgerEntry], weights: Sequence[WeightVersion]) -> Li
             _cut(found.steps, entry.continues.step if entry.continues else 0)
         elif isinstance(entry, CheckpointEntry):
             _save(found.steps, entry)
-        else:
+        elif isinstance(entry, StepEntry):
             found.steps.append(StepFacts(entry))
             for trained in entry.trained:
                 found.fates[trained.group, trained.at].append(Fate(TRAINED, len(found.steps) - 1))

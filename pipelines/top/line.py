@@ -41,6 +41,7 @@ class Line:
         """One entry of the ledger; returns the steps that leave the line with it."""
         if isinstance(entry, StepEntry):
             self._append(entry)
+        self._ages.adopted.add(entry)
         if not isinstance(entry, StartEntry):
             return []
         kept = entry.continues.step if entry.continues else 0
@@ -53,6 +54,7 @@ class Line:
     def announce(self, version: WeightVersion) -> None:
         """A weight version, after the entry of its step."""
         self._ages.step_of[version.version] = version.step
+        self._ages.generations[version.version] = version.generation
         if self._newest is None or version.supersedes(self._newest):
             self._newest = version
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipelines.local.tiny_model import build_tiny_model
-from tests.support.five_steps import ADAPTER, CASES, PPO, REWARD, STEPS, five_steps, make_engine, take_step
+from tests.support.five_steps import ADAPTER, CASES, PPO, PULLED, REWARD, STEPS, five_steps, make_engine, take_step
 from tests.support.trajectories import shared_ranks
 from trainers.scorers import RewardModel
 
@@ -32,6 +32,7 @@ def others_by_one_rank(model):
         "ppo": weights_by_one_rank(model, **PPO),
         "adapter": weights_by_one_rank(model, **ADAPTER),
         REWARD: weights_by_one_rank(model, RewardModel),
+        "pulled": weights_by_one_rank(model, **PULLED),
     }
 
 
@@ -61,8 +62,9 @@ def test_two_ranks_and_one_lead_to_the_same_weights(by_one_rank, others_by_one_r
         torch.testing.assert_close(weights[name], expected.cpu(), atol=1e-5, rtol=0)
 
 
-def test_values_and_several_updates_lead_somewhere_else(by_one_rank, others_by_one_rank):
-    gaps = [(by_one_rank[name] - tensor).abs().max() for name, tensor in others_by_one_rank["ppo"].items()]
+@pytest.mark.parametrize("other", ["ppo", "pulled"])
+def test_what_else_is_asked_for_leads_somewhere_else(by_one_rank, others_by_one_rank, other):
+    gaps = [(by_one_rank[name] - tensor).abs().max() for name, tensor in others_by_one_rank[other].items()]
     assert max(float(gap) for gap in gaps) > 1e-3
 
 

@@ -17,6 +17,8 @@ DECODERS = {
     "ledger_start": decode_entry,
     "ledger_step": decode_entry,
     "ledger_checkpoint": decode_entry,
+    "ledger_update": decode_entry,
+    "ledger_adopt": decode_entry,
     "feedback": Feedback.decode,
     "dead_letter": DeadLetter.decode,
     "eval": EvalResult.decode,

@@ -26,6 +26,8 @@ PPO = {"objective": {"name": "ppo", "kl_coefficient": 0.1, "kl_place": "reward"}
 """A value head, a pass without gradients before the updates, and several of them."""
 REWARD = "reward model"
 """What is trained in the cases of this name, instead of a policy."""
+PULLED = {"pull": 5.0}
+"""Towards the model of the beginning, as a federation's site is towards a global version."""
 ADAPTER = {"lora": {"rank": 4, "alpha": 8}}
 CASES = {
     **{f"stage-{stage}": {"zero_stage": stage, "micro_batch_tokens": 64} for stage in range(4)},
@@ -41,6 +43,7 @@ CASES = {
     "ppo, stage 3, activations computed again": {**PPO, "zero_stage": 3, "activation_checkpointing": True},
     REWARD: {"micro_batch_tokens": 64},
     f"{REWARD}, stage 3": {"zero_stage": 3, "micro_batch_tokens": 64},
+    **{f"pulled, stage {stage}": {**PULLED, "zero_stage": stage} for stage in range(3)},
 }
 
 
@@ -52,10 +55,14 @@ def five_steps(model, ranks, make=PolicyGradient, **learner):
     return engine
 
 
-def make_engine(model, ranks, saved=None, make=PolicyGradient, **learner):
+def make_engine(model, ranks, saved=None, make=PolicyGradient, pull=0.0, **learner):
     """On this rank."""
-    config = validate({"model": {"path": model, "dtype": "float32"}, "learner": learner}, "test")
-    return Engine(config, "float32", ranks, saved, make)
+    site = {"name": "f", "site": "north", "store": "nowhere", "proximal_mu": pull} if pull else {}
+    tree = {"model": {"path": model, "dtype": "float32"}, "learner": learner, "federation": site}
+    engine = Engine(validate(tree, "test"), "float32", ranks, saved, make)
+    if pull:
+        engine.adopt(Path(model), forget=True)
+    return engine
 
 
 def take_step(engine, ranks, step):

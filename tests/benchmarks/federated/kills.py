@@ -1,0 +1,106 @@
+"""Coordinator and sites killed at random for some minutes, then half of the sites gone for good.
+
+Promises are checked from the topics: the coordinator's audit (no update lost or merged twice) and that of each site's
+run (no sample in two updates).
+"""
+
+import argparse
+import json
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.benchmarks.federated import digits
+from tests.benchmarks.federated.sites import SHOWN, SPEEDS
+from tests.benchmarks.federated.stage import Stage
+
+SLOWEST_S = 0.16
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0, help="of kills")
+    parser.add_argument("--half-s", type=float, default=90.0, help="afterwards, with half of the sites")
+    parser.add_argument("--every-s", type=float, default=8.0, help="mean time between two kills")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/federation"))
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with Stage() as stage:
+        figures = one(stage, options)
+    sys.stdout.write(json.dumps(figures, indent=1) + "\n")
+    return 0 if figures["passed"] else 1
+
+
+def one(stage, options):
+    model = digits.build_model(stage.directory / "model", options.seed)
+    judging, chance = digits.Judge(model), random.Random(options.seed)
+    coordinator = stage.federation(
+        model, seed=options.seed, quorum=1, deadline_s=20.0, strategy={"name": "fedavg", "weigh_by": "equal"},
+        selection={"steps": 4, "gone_after_s": 10.0},
+    )  # fmt: skip
+    loops = [
+        stage.loop(number, model, shown, SLOWEST_S / speed, seed=number, steps=100000, checkpoint_every=3,
+                   federation=coordinator.section(number, codec={"name": "int8"}))
+        for number, (shown, speed) in enumerate(zip(SHOWN, SPEEDS, strict=True))
+    ]  # fmt: skip
+    coordinator.start()
+    for loop in loops:
+        loop.start()
+    killed = kill_for(options, chance, coordinator, loops)
+    at_half = len(coordinator.merges())
+    for loop in loops[: len(loops) // 2]:
+        loop.nursery.kill(signal.SIGKILL)
+        loop.nursery.wait()
+    time.sleep(options.half_s)
+    merged_by_half = len(coordinator.merges()) - at_half
+    codes = [loop.end() for loop in loops[len(loops) // 2 :]]
+    time.sleep(2)
+    coordinator.end()
+    return judge(coordinator, loops, judging, killed, at_half, merged_by_half, codes)
+
+
+def kill_for(options, chance, coordinator, loops):
+    """Kills one after the other, and starts it again at once; returns how often which."""
+    killed, over_s = Counter(), time.monotonic() + options.seconds
+    while time.monotonic() < over_s:
+        time.sleep(min(chance.expovariate(1 / options.every_s), over_s - time.monotonic() + 0.01))
+        number = chance.randrange(len(loops) + 1)
+        if number == len(loops):
+            coordinator.process.kill()
+            coordinator.process.wait()
+            coordinator.start()
+            killed["coordinator"] += 1
+            continue
+        loop = loops[number]
+        if loop.nursery.has_ended():
+            raise RuntimeError(f"a learner ended by itself: {loop.nursery.said()[-4000:]}")
+        loop.nursery.kill(signal.SIGKILL)
+        loop.nursery.wait()
+        loop.learn()
+        killed[f"site{number}"] += 1
+    return killed
+
+
+def judge(coordinator, loops, judging, killed, at_half, merged_by_half, codes):  # noqa: PLR0917
+    merges, verdicts = coordinator.merges(), [loop.verdict() for loop in loops]
+    audit = coordinator.audit()
+    return {
+        "killed": dict(killed), "kills": sum(killed.values()), "merges": at_half,
+        "merges_with_half_of_the_sites": merged_by_half,
+        "updates_merged": sum(len(each.merged) for each in merges),
+        "left_out": dict(Counter(left.reason for each in merges for left in each.left_out)),
+        "audit": audit,
+        "sites": [{"ok": each.ok, "faults": each.faults, "steps": each.steps, "generations": each.generations,
+                   "updates": each.updates, "contributed_twice": each.contributed_twice} for each in verdicts],
+        "accuracy": judging.accuracy(coordinator.file(coordinator.versions()[-1].version)),
+        "codes": codes,
+        "passed": not audit["code"] and all(each.ok for each in verdicts) and merged_by_half > 0 and not any(codes),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
