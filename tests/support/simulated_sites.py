@@ -46,7 +46,7 @@ class SimulatedSites:
         self.speeds = speeds or {}
         self.sequences = dict.fromkeys(self.names, 0)
         self.order = self.announced = None
-        self.layout = self.row = self.first = None
+        self.layout = self.row = self.first = self.taken = None
         self._versions = Versions(config)
         self._producer = connect_producer(config.kafka.producer_options())
         self._consumer = open_consumer(config)
@@ -108,17 +108,18 @@ class SimulatedSites:
     def take_up(self):
         """The newest global version, as numbers."""
         self.layout, self.row = self._versions.read(self.announced)
+        self.taken = self.announced.version
         self.first = self.row if self.first is None else self.first
         return self.row
 
-    def send(self, name, delta, announce=True, **changes):
+    def send(self, name, delta, announce=True, flush=True, **changes):
         """Writes a site's update and announces it, with other fields than it should have if there are any."""
         sequence = changes.pop("sequence", self.sequences[name] + 1)
         self.sequences[name] = max(sequence, self.sequences[name])
         order = self.order
         told = {
             "round": order.round if order and not self.config.asynchronous else None,
-            "base_version": self.announced.version,
+            "base_version": self.taken,
             "samples": 8,
             "tokens": 80,
             "steps": 1,
@@ -129,7 +130,7 @@ class SimulatedSites:
         update = SiteUpdate(site=name, sequence=sequence, codec=self.codec, bytes=0, manifest_sha256="0" * 64, **told)
         update = updates.write(self.config.store, update, arrays).signed(self.config.name, self.key(name))
         if announce:
-            self.announce(update)
+            self.announce(update, flush)
         return update
 
     def announce(self, update, flush=True):
@@ -150,12 +151,13 @@ class SimulatedSites:
             order: of the coordinator.
             each: called after each site.
         """
-        if self.row is None or self.announced.version != order.base_version:
+        if self.taken != order.base_version:
             self.await_version(order.base_version)
         for name, asked in order.sites.items():
             if name not in order.received:
-                self.send(name, self.learn(name, self.row, asked.steps), samples=8 * asked.steps)
+                self.send(name, self.learn(name, self.row, asked.steps), flush=False, samples=8 * asked.steps)
                 each()
+        self._producer.flush()
 
     def play(self, until, beat_s=5.0, each=lambda: None):
         """Follows orders until a function says that it is enough; for ``each`` see :meth:`obey`."""
