@@ -101,7 +101,7 @@ def _ask(kafka: KafkaConfig, timeout_s: float, ask: Callable[[Any], _Answer], fa
 
     deadline = time.monotonic() + timeout_s
     while True:
-        admin = connect(kafka, timeout_s)
+        admin = connect(kafka, max(deadline - time.monotonic(), _ASK_AGAIN_S))
         try:
             return ask(admin)
         except KafkaError as error:

@@ -14,6 +14,11 @@ class Admin:
     def __init__(self, *answers):
         self.answers = list(answers)
         self.closed = 0
+        self.timeouts_s = []
+
+    def connected(self, timeout_s):
+        self.timeouts_s.append(timeout_s)
+        return self
 
     def list_topics(self):
         answer = self.answers.pop(0)
@@ -32,7 +37,7 @@ class Admin:
 def asked(monkeypatch):
     def with_answers(*answers):
         admin = Admin(*answers)
-        monkeypatch.setattr(topics, "connect", lambda kafka, timeout_s: admin)
+        monkeypatch.setattr(topics, "connect", lambda kafka, timeout_s: admin.connected(timeout_s))
         return admin
 
     return with_answers
@@ -49,6 +54,9 @@ def test_one_that_stays_away_is_told_in_words(asked):
     with pytest.raises(BrokerError, match=r"^Kafka at 127.0.0.1:9092 does not show its topic demo.prompts: .*ECONN"):
         topics.topic_partitions(KafkaConfig(), "demo.prompts", timeout_s=0.5)
     assert admin.closed == 50 - len(admin.answers)
+    assert admin.closed > 1
+    assert admin.timeouts_s == sorted(admin.timeouts_s, reverse=True)
+    assert admin.timeouts_s[-1] < admin.timeouts_s[0] <= 0.5, "each attempt has what the others left"
 
 
 def test_a_refusal_is_no_reason_to_ask_again(asked):
