@@ -190,6 +190,8 @@ class TopicSpec:
     name: str
     partitions: int
     settings: dict[str, str]
+    copies: int = 1
+    """Of every partition."""
 
 
 def copies_that_agree(replication: int) -> int:
@@ -204,4 +206,4 @@ def copies_that_agree(replication: int) -> int:
 def _kept_by_most(specs: list[TopicSpec], replication: int) -> list[TopicSpec]:
     agree = copies_that_agree(replication)
     kept = {MIN_IN_SYNC: str(agree)} if agree > 1 else {}
-    return [TopicSpec(spec.name, spec.partitions, {**spec.settings, **kept}) for spec in specs]
+    return [TopicSpec(spec.name, spec.partitions, {**spec.settings, **kept}, replication) for spec in specs]
