@@ -40,8 +40,27 @@ def test_a_first_broker_that_does_not_answer_does_not_take_all_the_time(silent, 
 
 def test_connections_are_given_up_when_nothing_is_acknowledged(broker):
     """What the kernel does then, tests/integration/test_quorum.py shows."""
-    options = KafkaConfig(bootstrap=broker).producer_options()
+    options = KafkaConfig(bootstrap=f"{broker},127.0.0.1:1").client_options()
     assert (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE_AFTER_S) in options["socket_options"]
-    client = patient_client(**KafkaConfig(bootstrap=broker).client_options())
+    client = options["kafka_client"](**options)
     assert client._manager.config["socket_connection_setup_timeout_ms"] == 1000 * CONNECT_S
     client.close()
+
+
+@pytest.mark.parametrize("bootstrap", ["127.0.0.1:9092", "127.0.0.1:9092,127.0.0.1:9092"])
+def test_a_single_broker_is_waited_for_as_kafka_python_does(bootstrap):
+    for options in (
+        KafkaConfig(bootstrap=bootstrap).consumer_options(),
+        KafkaConfig(bootstrap=bootstrap).producer_options(),
+    ):
+        assert not {"socket_options", "kafka_client"} & options.keys()
+
+
+def test_how_long_a_broker_may_take_grows_with_its_failures():
+    client = patient_client(bootstrap_servers="127.0.0.1:1")
+    manager, taken_s = client._manager, []
+    for _ in range(5):
+        taken_s.append(manager.socket_connection_setup_timeout_ms("1") / 1000)
+        manager.update_backoff("1")
+    client.close()
+    assert taken_s == [pytest.approx(expected_s, rel=0.2001) for expected_s in (3, 3, 6, 12, 12)]
