@@ -123,7 +123,7 @@ class Member:
         if self._is_behind:
             _log.error("the checkpoint knows less than was handed to the federation, going on from a global version",
                        handed_over=last, checkpoint=self.contribution and self.contribution.sequence)  # fmt: skip
-        elif checkpoint:
+        elif checkpoint and self.contribution:
             self._residual = _read_residual(checkpoint.directory)
 
     def _fits(self, last: int) -> bool:

@@ -1,6 +1,8 @@
 """A learner as a federation's site, on a real broker; tests/support/federation.py plays the coordinator."""
 
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import closing, contextmanager
@@ -10,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from pipelines.audit import audit
+from pipelines.local.broker import Broker
 from pipelines.log import RunReader
 from schemas.config import validate
 from schemas.crash_points import SITE_POINTS, VARIABLE, arm, hits
 from schemas.ledger import UpdateEntry, surviving_adoptions, surviving_steps
+from schemas.lora import LoraConfig, adapter_shapes
 from schemas.weights import version_path
 from tests.support.federation import Federation
 from tests.support.learners import Nursery
@@ -45,7 +49,7 @@ class Stage:
     def configure(self, federation=None, **learner):
         """A run's configuration; ``federation`` changes its section of that name."""
         config = self.make_config(**{"checkpoint_every": 100, "max_staleness": 1, **learner})
-        section = self.federation.section("north", **(federation or {}))
+        section = self.federation.section("north") | (federation or {})
         return validate(config.model_dump() | {"federation": section}, "test")
 
     @contextmanager
@@ -243,6 +247,55 @@ def test_a_site_pauses_while_the_store_is_away_and_loses_nothing(stage):
         stage.federation.order("north", steps=2)
         stage.ends()
     assert_each_step_is_in_one_update(config, stage.federation)
+
+
+def test_a_site_pauses_while_the_federation_s_broker_is_away_and_loses_nothing(stage, tmp_path):
+    with Broker(tmp_path / "kafka-of-federation") as broker:
+        elsewhere = Federation(broker.bootstrap, stage.directory, stage.model_dir)
+        kafka = {"bootstrap": broker.bootstrap, "request_timeout_s": 1.0}
+        config = stage.configure(steps=4, federation=elsewhere.section("north", kafka=kafka))
+        with stage.playing(config), closing(elsewhere):
+            elsewhere.order("north", steps=2)
+            wait_until(lambda: len(surviving_adoptions(read_ledger(config))) == 1)
+            os.kill(broker.pid, signal.SIGSTOP)
+            wait_until(lambda: len(updates_of(config)) == 1)
+            wait_until(lambda: "the federation's broker is away, trying again" in stage.nursery.said())
+            assert not stage.nursery.has_ended()
+            os.kill(broker.pid, signal.SIGCONT)
+            wait_until(lambda: elsewhere.updates() or stage._has_ended())
+            elsewhere.merge()
+            elsewhere.order("north", steps=2)
+            stage.ends()
+            assert_each_step_is_in_one_update(config, elsewhere)
+
+
+def test_a_site_hands_over_an_adapter(stage):
+    lora = {"rank": 4, "alpha": 8}
+    adapter = stage.directory / "adapter"
+    adapter.mkdir()
+    save_file(adapter_tensors(stage.model_dir, lora), adapter / "model.safetensors")
+    with closing(Federation(stage.federation.bootstrap, stage.directory, adapter)) as of_adapters:
+        config = stage.configure(steps=2, lora=lora, federation=of_adapters.section("north"))
+        with stage.playing(config):
+            of_adapters.order("north", steps=2)
+            stage.ends()
+        (entry,) = updates_of(config)
+        made, base = of_adapters.numbers(entry.update), of_adapters.weights(1)
+        version = surviving_steps(read_ledger(config))[-1].version
+        learned = load_file(Path(version_path(config.weights.root, version)) / "adapter_model.safetensors")
+        assert made.keys() == learned.keys() == base.keys()
+        assert all(np.array_equal(learned[name] - base[name], made[name]) for name in base)
+        assert max(float(np.abs(each).max()) for each in made.values()) > 0
+
+
+def adapter_tensors(model_dir, lora):
+    """Of an adapter that changes nothing yet."""
+    shapes = {name: tensor.shape for name, tensor in load_file(model_dir / "model.safetensors").items()}
+    draw = np.random.default_rng(0)
+    return {
+        name: np.zeros(shape, np.float32) if ".lora_B." in name else draw.normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in adapter_shapes(LoraConfig(**lora), shapes).items()
+    }
 
 
 @pytest.mark.parametrize("idle", ["wait", "train"])
