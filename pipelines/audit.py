@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from pathlib import Path
 from typing import Self
 
 from pydantic import BaseModel
@@ -435,18 +436,19 @@ def _staleness(log: RunLog, line: list[StepEntry], ages: Ages) -> tuple[int, int
     return max(found), max(late)
 
 
-def run(run: str, bootstrap: str | None = None) -> int:
+def run(run: str | None, bootstrap: str | None = None, file: Path | None = None) -> int:
     """Audits a run and prints the verdict as JSON.
 
     Args:
         run: a run directory, or the name of a run.
         bootstrap: where its log is served; null for where its configuration says. The log of a
             finished run of this machine is served for the time of the audit.
+        file: with its configuration, instead of ``run``.
 
     Returns:
         0 if every promise is kept, else 1.
     """
-    with served(run, bootstrap) as config, RunReader(config.kafka, config.name) as reader:
+    with served(run, bootstrap, file) as config, RunReader(config.kafka, config.name) as reader:
         verdict = audit(config.name, reader.advance())
     print(verdict.model_dump_json(indent=2))  # noqa: T201 - the product of this command
     return 0 if verdict.ok else 1

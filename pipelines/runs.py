@@ -12,6 +12,8 @@ from schemas.config import RunConfig, load
 from schemas.errors import ConfigError, RunError
 from schemas.suggestions import did_you_mean
 
+NAME = "NAME"
+"""How a message calls a run that a verb takes without a flag."""
 CONFIG_NAME = "config.toml"
 KAFKA_NAME = "kafka"
 
@@ -43,24 +45,32 @@ def find_config(
     return with_bootstrap(RunConfig(name=run), bootstrap), None
 
 
-def find_run(run: str | None, file: Path | None, bootstrap: str | None = None) -> RunConfig:
-    """The configuration of a run that a user named in one of two ways.
+def find_run(run: str | None, file: Path | None, bootstrap: str | None = None, *, flag: str = "--run") -> RunConfig:
+    """The configuration of a run that a user named in one of two ways; see :func:`find_place`."""
+    return find_place(run, file, bootstrap, flag=flag)[0]
+
+
+def find_place(
+    run: str | None, file: Path | None, bootstrap: str | None = None, *, flag: str = "--run"
+) -> tuple[RunConfig, Path | None]:
+    """The configuration of a run that a user named in one of two ways, and its directory if that was how.
 
     Args:
-        run: directory or name of the run, as --run.
+        run: directory or name of the run.
         file: with its configuration, as --config.
         bootstrap: where its log is served; null for where its configuration says.
+        flag: as which the first was to be given, for the message.
 
     Raises:
         ConfigError: it was named in no way, or in both, or the file is wrong.
         RunError: there is no such run.
     """
     if (run is None) == (file is None):
-        raise ConfigError("name the run by exactly one of --run and --config")
+        raise ConfigError(f"name the run by exactly one of {flag} and --config")
     if run is not None:
-        return find_config(run, bootstrap)[0]
+        return find_config(run, bootstrap, or_else="its name and --bootstrap, or its configuration with --config")
     assert file is not None
-    return with_bootstrap(load(file), bootstrap)
+    return with_bootstrap(load(file), bootstrap), None
 
 
 def with_bootstrap(config: RunConfig, bootstrap: str | None) -> RunConfig:
@@ -128,19 +138,22 @@ def _bootstrap_of(directory: Path) -> str:
 
 
 @contextmanager
-def served(run: str, bootstrap: str | None = None) -> Iterator[RunConfig]:
-    """The configuration of a run whose log can be read while the context lasts.
+def served(
+    run: str | None, bootstrap: str | None = None, file: Path | None = None, *, flag: str = NAME
+) -> Iterator[RunConfig]:
+    """The configuration of a run whose log can be read while the context lasts; arguments as of :func:`find_place`.
 
     The log of a finished run of this machine is served by a broker of its own for that time.
 
     Raises:
+        ConfigError: the run was named in no way, or in both, or the file is wrong.
         RunError: there is no such run, or another process is about to serve it.
         BrokerError: its log can be read nowhere.
     """
     from pipelines.local.broker import Broker
     from pipelines.local.ports import accepts
 
-    config, directory = find_config(run, bootstrap)
+    config, directory = find_place(run, file, bootstrap, flag=flag)
     if bootstrap or directory is None or not (directory / KAFKA_NAME).is_dir() or accepts(_port_of(config)):
         yield config
         return

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
+from schemas.connections import connection_options
 from schemas.limits import MAX_TRAJECTORY_BYTES
 from schemas.roles import RoleName
 from schemas.secrets import holds_only_references, is_secret, reveal
@@ -61,6 +62,7 @@ class KafkaConfig(Section):
             "reconnect_backoff_ms": 50,
             "reconnect_backoff_max_ms": 500,
             "retry_backoff_ms": 50,
+            **connection_options(),
             **given,
         }
 

@@ -19,6 +19,10 @@ _REFERENCE: Final = re.compile(r"\{(env|file):([^{}]+)\}")
 _REFERENCES: Final = re.compile(rf"({_REFERENCE.pattern})+")
 _SECRET: Final = re.compile(r"password|secret|(^|[_-])token$|credential|(api|access|private)[_-]?key", re.IGNORECASE)
 _HIDDEN: Final = "***"
+_SHORTEST: Final = 4
+"""Characters. What is shorter would be found in every other word, and is no secret anyhow."""
+_revealed: dict[str, str] = {}
+"""What references of this process's configuration stood for last, by reference."""
 
 
 def is_secret(key: str) -> bool:
@@ -48,7 +52,19 @@ def reveal(key: str, value: Any) -> Any:
     """
     if not is_reference(value):
         return value
-    return _REFERENCE.sub(lambda found: _look_up(key, found[1], found[2]), value)
+    _revealed[value] = _REFERENCE.sub(lambda found: _look_up(key, found[1], found[2]), value)
+    return _revealed[value]
+
+
+def without_secrets(text: str) -> str:
+    """What somebody else said, for logs and topics: what this process has revealed is hidden in it.
+
+    A server may repeat the headers of a request, and so its key. Hide before you cut: half a key is one too.
+    """
+    for secret in sorted(map(str.strip, tuple(_revealed.values())), key=len, reverse=True):
+        if len(secret) >= _SHORTEST:
+            text = text.replace(secret, _HIDDEN)
+    return text
 
 
 def _look_up(key: str, kind: str, where: str) -> str:

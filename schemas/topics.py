@@ -11,6 +11,8 @@ _BRIEFLY: Final = {"retention.ms": "3600000", "segment.ms": "600000"}
 _APPENDED: Final = {"message.timestamp.type": "LogAppendTime"}
 """For what is joined by time: the broker's clock never goes back within a partition, and no producer can set it."""
 _MARGIN_BYTES: Final = 1 << 20
+MIN_IN_SYNC: Final = "min.insync.replicas"
+"""How many copies have a record before it is acknowledged. Kafka's own is 1: the only one that has it may be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +110,16 @@ class Topics:
         """The transactional id of one share of the rollout pipeline."""
         return f"{self.run}.rollout.{share}"
 
-    def specs(self, partitions: int) -> list["TopicSpec"]:
-        """Every topic with its partitions and settings."""
+    def specs(self, partitions: int, replication: int = 1) -> list["TopicSpec"]:
+        """Every topic with its partitions and settings.
+
+        Args:
+            partitions: of the divided ones.
+            replication: copies of each.
+        """
         large = {"max.message.bytes": str(MAX_TRAJECTORY_BYTES + _MARGIN_BYTES)}
         prompts = {"max.message.bytes": str(MAX_PROMPTS_MESSAGE_BYTES)}
-        return [
+        specs = [
             TopicSpec(self.prompts, partitions, {**prompts, **_FOREVER}),
             TopicSpec(self.trajectories, partitions, {**large, **_FOREVER}),
             TopicSpec(self.pending, partitions, {**large, **_FOREVER, **_APPENDED}),
@@ -126,6 +133,7 @@ class Topics:
             TopicSpec(self.evals, 1, _FOREVER),
             TopicSpec(self.dead_letters, 1, _FOREVER),
         ]
+        return _kept_by_most(specs, replication)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,15 +167,20 @@ class FederationTopics:
         """The coordinator's transactional id: a second one fences the first."""
         return f"{self.federation}.coordinator"
 
-    def specs(self) -> list["TopicSpec"]:
-        """Every topic with its settings; each has one partition, so that everybody reads the same order."""
+    def specs(self, replication: int = 1) -> list["TopicSpec"]:
+        """Every topic with its settings; each has one partition, so that everybody reads the same order.
+
+        Args:
+            replication: copies of each.
+        """
         large = {"max.message.bytes": str(MAX_TRAJECTORY_BYTES + _MARGIN_BYTES)}
-        return [
+        specs = [
             TopicSpec(self.sites, 1, {**_BRIEFLY, **_APPENDED}),
             TopicSpec(self.updates, 1, _FOREVER),
             TopicSpec(self.rounds, 1, {**large, **_FOREVER}),
             TopicSpec(self.weights, 1, _FOREVER),
         ]
+        return _kept_by_most(specs, replication)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +190,14 @@ class TopicSpec:
     name: str
     partitions: int
     settings: dict[str, str]
+
+
+def copies_that_agree(replication: int) -> int:
+    """How many of ``replication`` copies must have a record before it is acknowledged: all but the one that may go."""
+    return max(1, replication - 1)
+
+
+def _kept_by_most(specs: list[TopicSpec], replication: int) -> list[TopicSpec]:
+    agree = copies_that_agree(replication)
+    kept = {MIN_IN_SYNC: str(agree)} if agree > 1 else {}
+    return [TopicSpec(spec.name, spec.partitions, {**spec.settings, **kept}) for spec in specs]

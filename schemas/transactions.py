@@ -33,6 +33,7 @@ def open_producer(kafka: KafkaConfig, transactional_id: str, **options: Any) -> 
     """
     producer = connect_producer({**kafka.producer_options(transactional_id), **options})
     _keep_requests(producer._sender._client)
+    _ask_again(producer._sender._client)
     producer.init_transactions()
     return producer
 
@@ -56,6 +57,30 @@ def _keep_requests(client: Any) -> None:
             return False
 
     client.await_ready = patient
+
+
+def _ask_again(client: Any) -> None:
+    """Has a request that nobody answered in time count as one whose connection was lost, which is tried again.
+
+    kafka-python 3.0.12 closes the connection of a request that takes too long, and tries again what else was on its
+    way there, but gives up the producer for ever if the request was a transactional one
+    (``TxnRequestHandler.on_complete``): a broker that is cut off would end whoever writes.
+    """
+    from kafka.errors import KafkaConnectionError, RequestTimedOutError
+    from kafka.future import Future
+
+    send = client.send
+
+    def send_again(*arguments: Any, **named: Any) -> Any:
+        answer, told = send(*arguments, **named), Future()
+
+        def fail(error: Exception) -> None:
+            told.failure(KafkaConnectionError(str(error)) if isinstance(error, RequestTimedOutError) else error)
+
+        answer.add_callback(told.success).add_errback(fail)
+        return told
+
+    client.send = send_again
 
 
 @contextlib.contextmanager

@@ -7,7 +7,13 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: tests fetch nothing
 
-pytest_plugins = ["tests.support.installed", "tests.support.kafka", "tests.support.learners", "tests.support.locks"]
+pytest_plugins = [
+    "tests.support.hosts",
+    "tests.support.installed",
+    "tests.support.kafka",
+    "tests.support.learners",
+    "tests.support.locks",
+]
 
 
 @pytest.fixture

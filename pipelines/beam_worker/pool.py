@@ -1,7 +1,8 @@
 """The pool: starts a worker when a runner asks for one, and ends it when the runner lets go of it.
 
 Whoever reaches its port can have it run code: the pipelines that runners send are programs. So it listens on the
-loopback interface unless told otherwise, beside Flink's task manager in one pod for instance.
+loopback interface unless told otherwise, beside Flink's task manager in one pod for instance. Workers find a Prism on
+another machine through a relay here, see :mod:`pipelines.beam_worker.relay`.
 """
 
 import signal
@@ -17,6 +18,7 @@ from apache_beam.runners.worker.worker_pool_main import kill_process_gracefully
 from apache_beam.utils.thread_pool_executor import shared_unbounded_instance
 
 from pipelines.beam_worker.options import PoolAddress
+from pipelines.beam_worker.relay import Relays, Way
 from schemas.errors import PortError
 
 _LOG = structlog.get_logger(__name__)
@@ -31,6 +33,8 @@ class _Started(NamedTuple):
     runner: str
     """The other end of its connection."""
     process: "subprocess.Popen[bytes]"
+    way: Way | None
+    """To a runner on another machine that calls itself localhost."""
 
 
 class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
@@ -40,16 +44,20 @@ class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: i
         self._metrics_port = metrics_port
         self._started: list[_Started] = []
         self._lock = threading.Lock()
+        self._relays = Relays()
 
     def StartWorker(self, request: Any, context: Any) -> Any:  # noqa: N802 - the name of the protocol
         """Starts one that asks a runner for work."""
         worker_id, control = request.worker_id, request.control_endpoint.url
         command = [sys.executable, "-m", "pipelines.beam_worker.worker", control, worker_id, str(self._metrics_port)]
+        way = None
         try:
+            way = self._relays.open(control, context.peer())
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr.fileno())
         except OSError as error:
+            self._relays.close(way)
             return beam_fn_api_pb2.StartWorkerResponse(error=str(error))
-        started = _Started(worker_id, context.peer(), process)
+        started = _Started(worker_id, context.peer(), process, way)
         with self._lock:
             self._started.append(started)
         _LOG.info("beam_worker_started", worker=worker_id, runner=control, pid=process.pid)
@@ -82,6 +90,7 @@ class Workers(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: i
     def _await_end(self, started: _Started) -> None:
         """Leaves no zombie of one that ends by itself, as it does when its runner dies."""
         code = started.process.wait()
+        self._relays.close(started.way)
         with self._lock:
             if started in self._started:
                 self._started.remove(started)

@@ -1,8 +1,8 @@
 """``asyncflow export``."""
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from pipelines.cli.options import parse
-from schemas.config import RunConfig, load
+from schemas.config import RunConfig
 from schemas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,18 +87,10 @@ def _weights(options: ExportOptions, target: Path) -> "Exported":
         return export(served, wanted, target, as_adapter=options.adapter)
 
 
-@contextmanager
-def _served(options: ExportOptions) -> Iterator[RunConfig]:
-    from pipelines.runs import served, with_bootstrap
+def _served(options: ExportOptions) -> AbstractContextManager[RunConfig]:
+    from pipelines.runs import served
 
-    if (options.run is None) == (options.config is None):
-        raise ConfigError("name the run by exactly one of --run and --config")
-    if options.config is not None:
-        yield with_bootstrap(load(options.config), options.bootstrap)
-        return
-    assert options.run is not None
-    with served(options.run, options.bootstrap) as config:
-        yield config
+    return served(options.run, options.bootstrap, options.config, flag="--run")
 
 
 def _with_evaluation(config: RunConfig, name: str | None) -> RunConfig:

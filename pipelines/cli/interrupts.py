@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from pipelines.local.supervisor import SAME_S
@@ -52,20 +52,6 @@ def describe(interrupt: KeyboardInterrupt) -> str:
     number = _number(interrupt)
     how = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     return "; ".join((f"ended by {how}", *getattr(interrupt, "__notes__", ())))
-
-
-def end_fork_server() -> None:
-    """Kills the process from which this one forks those that compute rewards, with its children.
-
-    It would outlive this one by some seconds: it imports their modules before it looks whether anyone still wants them.
-    """
-    import psutil
-
-    for child in psutil.Process().children():
-        with suppress(psutil.Error):
-            if any("multiprocessing.forkserver" in word for word in child.cmdline()):
-                for each in (*child.children(recursive=True), child):
-                    each.kill()
 
 
 def _number(interrupt: KeyboardInterrupt) -> int:

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -22,12 +24,15 @@ if the weights are equal, 1 if they are not. The log of a finished run is served
 class ReplayOptions:
     """Arguments of the verb."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]] = None
     """Directory or name of the run."""
     step: int | None = None
     """The step; by default the last one."""
     bootstrap: str | None = None
     """Brokers as host:port; by default those of the run's configuration."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """TOML file with the run's configuration, instead of NAME: of a run without a directory here whose brokers ask who
+    one is (kafka.client)."""
     json: bool = False
     """Taken, so that programs can say it everywhere: what is printed is JSON in any case."""
     debug: bool = False
@@ -39,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(ReplayOptions, "replay", arguments, _DESCRIPTION)
     from pipelines.runs import served
 
-    with served(options.run, options.bootstrap) as config:
+    with served(options.run, options.bootstrap, options.config) as config:
         from trainers.ranks import Ranks
         from trainers.replay import replay
 

@@ -18,6 +18,7 @@ for the time. The page opens without a network. Examples:
 
   asyncflow report demo
   asyncflow report team-run --bootstrap kafka.example:9092 --out team-run.html
+  asyncflow report --config prod.toml
 """
 
 
@@ -25,12 +26,15 @@ for the time. The page opens without a network. Examples:
 class ReportOptions:
     """Arguments of the verb."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]] = None
     """Directory or name of the run."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """The page; by default report.html in the run's directory, or RUN-report.html here if it has none."""
     bootstrap: str | None = None
     """Brokers as host:port, for a run without a directory here; by default those of its configuration."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """TOML file with the run's configuration, instead of NAME: of a run without a directory here whose brokers ask who
+    one is (kafka.client)."""
     json: bool = False
     """Print one JSON object: the page, its bytes, the audit's verdict and the faults in words."""
     debug: bool = False
@@ -41,10 +45,10 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     options = parse(ReportOptions, "report", arguments, _DESCRIPTION)
     from pipelines.report.page import REPORT_NAME, write_report
-    from pipelines.runs import find_config, served
+    from pipelines.runs import NAME, find_place, served
 
-    _, directory = find_config(options.run, options.bootstrap)
-    with served(options.run, options.bootstrap) as config:
+    _, directory = find_place(options.run, options.config, options.bootstrap, flag=NAME)
+    with served(options.run, options.bootstrap, options.config) as config:
         out = options.out or (directory / REPORT_NAME if directory else Path(f"{config.name}-{REPORT_NAME}"))
         facts = write_report(config, directory, out)
     faults = [fault.text for fault in facts.faults]

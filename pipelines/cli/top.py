@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -16,7 +17,7 @@ a finished run is served while it is shown. Ctrl-C ends it. Examples:
 
   asyncflow top demo
   asyncflow top prod --bootstrap kafka-1:9092 --metrics http://learner:9101 http://rollout:9100
-  asyncflow top demo --once --json
+  asyncflow top --config prod.toml --once --json
 """
 
 
@@ -24,10 +25,13 @@ a finished run is served while it is shown. Ctrl-C ends it. Examples:
 class TopOptions:
     """Arguments of the verb."""
 
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]] = None
     """Directory or name of the run."""
     bootstrap: str | None = None
     """Brokers as host:port, for a run without a directory here; by default those of its configuration."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """TOML file with the run's configuration, instead of NAME: of a run without a directory here whose brokers ask who
+    one is (kafka.client)."""
     metrics: Annotated[tuple[str, ...], tyro.conf.arg(metavar="URL...")] = ()
     """Further Prometheus endpoints of its processes; /metrics may be left out."""
     once: bool = False
@@ -43,4 +47,5 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(TopOptions, "top", arguments, _DESCRIPTION)
     from pipelines.top.screen import run
 
-    return run(options.run, options.bootstrap, options.metrics, once=options.once, as_json=options.json)
+    given = (options.run, options.bootstrap, options.config)
+    return run(given, options.metrics, once=options.once, as_json=options.json)

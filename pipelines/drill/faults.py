@@ -39,7 +39,7 @@ def _died(scene: Scene, process: str, pid: int) -> bool:
 def kill(process: str, scene: Scene, blow: Blow) -> Iterator[None]:
     """SIGKILL."""
     pid = yield from _end(process, signal.SIGKILL, scene, blow)
-    _witness(blow, _died(scene, process, pid), f"{process} {pid} ended by SIGKILL")
+    blow.witness(_died(scene, process, pid), f"{process} {pid} ended by SIGKILL")
     blow.over_at = blow.detected_at
 
 
@@ -60,7 +60,7 @@ def stop(process: str, scene: Scene, blow: Blow) -> Iterator[None]:
     blow.began_at = datetime.now(UTC)
     pid = scene.signal(process, signal.SIGSTOP)
     yield from scene.until(lambda: scene.states(process) == {"stopped"}, _STOP_S)
-    _witness(blow, scene.states(process) == {"stopped"}, f"{process} {pid} and its children in state stopped")
+    blow.witness(scene.states(process) == {"stopped"}, f"{process} {pid} and its children in state stopped")
     yield from scene.pause(_STOP_S)
     scene.signal(process, signal.SIGCONT)
     blow.over_at = datetime.now(UTC)
@@ -77,7 +77,7 @@ def slow(process: str, scene: Scene, blow: Blow) -> Iterator[None]:
         stopped += "stopped" in scene.states(process)
         scene.signal(process, signal.SIGCONT)
         yield from scene.pause(_SLOW_WORK_S)
-    _witness(blow, stopped > 1, f"{process} was seen stopped {stopped} times in {_SLOW_S:g} s")
+    blow.witness(stopped > 1, f"{process} was seen stopped {stopped} times in {_SLOW_S:g} s")
     blow.over_at = datetime.now(UTC)
 
 
@@ -85,7 +85,7 @@ def restart_broker(scene: Scene, blow: Blow) -> Iterator[None]:
     """SIGTERM to the broker, which is started again."""
     pid = yield from _end(BROKER, signal.SIGTERM, scene, blow)
     yield from scene.when_up(BROKER)
-    _witness(blow, scene.pid(BROKER) not in (None, pid), f"broker {pid} ended, {scene.pid(BROKER)} took its place")
+    blow.witness(scene.pid(BROKER) not in (None, pid), f"broker {pid} ended, {scene.pid(BROKER)} took its place")
     blow.over_at = datetime.now(UTC)
 
 
@@ -96,7 +96,7 @@ def crash(point: str, process: str, scene: Scene, blow: Blow) -> Iterator[None]:
         blow.began_at = datetime.fromtimestamp(found[0].stat().st_ctime, UTC)
         yield from scene.until(lambda: _died(scene, process, pid))
         blow.detects()
-    _witness(blow, bool(found), f"{process} {pid} left {', '.join(path.name for path in found)}")
+    blow.witness(bool(found), f"{process} {pid} left {', '.join(path.name for path in found)}")
     blow.over_at = blow.detected_at or datetime.now(UTC)
 
 
@@ -118,7 +118,7 @@ def freeze_in_transaction(scene: Scene, blow: Blow) -> Iterator[None]:
     scene.signal(LEARNER, signal.SIGCONT)
     yield from scene.until(lambda: _died(scene, LEARNER, pid))
     blow.detects()
-    _witness(blow, scene.said(LEARNER, "newer learner", since), f"learner {pid} woke and was fenced")
+    blow.witness(scene.said(LEARNER, "newer learner", since), f"learner {pid} woke and was fenced")
     blow.over_at = datetime.now(UTC)
 
 
@@ -126,7 +126,7 @@ def _stop_learner_at(point: str, scene: Scene, blow: Blow) -> Generator[None, No
     pid, _ = yield from _hit(point, "stop", LEARNER, scene)
     blow.began_at = datetime.now(UTC)
     yield from scene.until(lambda: scene.states(LEARNER) == {"stopped"}, 5)
-    _witness(blow, scene.states(LEARNER) == {"stopped"}, f"learner {pid} stopped at {point}")
+    blow.witness(scene.states(LEARNER) == {"stopped"}, f"learner {pid} stopped at {point}")
     return pid
 
 
@@ -139,9 +139,9 @@ def second_learner(scene: Scene, blow: Blow) -> Iterator[None]:
     yield from scene.until(lambda: _died(scene, LEARNER, pid or 0))
     blow.detects()
     yield from scene.until(lambda: other.poll() is not None)
-    _witness(blow, other.poll() is not None, f"the first learner ended, then the second with code {other.poll()}")
+    blow.witness(other.poll() is not None, f"the first learner ended, then the second with code {other.poll()}")
     yield from scene.until(lambda: _generations(scene) >= generations + 2)
-    _witness(blow, _generations(scene) >= generations + 2, "two more generations in the ledger")
+    blow.witness(_generations(scene) >= generations + 2, "two more generations in the ledger")
     blow.over_at = datetime.now(UTC)
 
 
@@ -158,9 +158,9 @@ def second_pipeline(scene: Scene, blow: Blow) -> Iterator[None]:
     other = scene.start_another("rollout", flags)
     yield from scene.until(lambda: _died(scene, ROLLOUT, pid or 0))
     blow.detects()
-    _witness(blow, scene.said(ROLLOUT, "newer rollout pipeline", since), f"pipeline {pid} was fenced and ended")
+    blow.witness(scene.said(ROLLOUT, "newer rollout pipeline", since), f"pipeline {pid} was fenced and ended")
     yield from scene.until(lambda: other.poll() is not None)
-    _witness(blow, other.poll() is not None, f"the second pipeline ended with code {other.poll()}")
+    blow.witness(other.poll() is not None, f"the second pipeline ended with code {other.poll()}")
     blow.over_at = datetime.now(UTC)
 
 
@@ -175,7 +175,7 @@ def garbage_worker(scene: Scene, blow: Blow) -> Iterator[None]:
     yield from scene.pause(_ROGUE_S)
     scene.rogue.switch_off()
     served = sum(scene.rogue.served.values()) - before
-    _witness(blow, served > 2, f"{served} answers of rubbish")
+    blow.witness(served > 2, f"{served} answers of rubbish")
     blow.over_at = datetime.now(UTC)
 
 
@@ -191,7 +191,7 @@ def full_disk(what: str, scene: Scene, blow: Blow) -> Iterator[None]:
     disk.fill()
     yield from scene.until(lambda: scene.said(LEARNER, "cannot be written", since))
     blow.detects()
-    _witness(blow, scene.said(LEARNER, "cannot be written", since), f"{disk.free_bytes()} bytes free for {what}")
+    blow.witness(scene.said(LEARNER, "cannot be written", since), f"{disk.free_bytes()} bytes free for {what}")
     yield from scene.pause(_FULL_S)
     disk.empty()
     blow.over_at = datetime.now(UTC)
@@ -207,7 +207,7 @@ def rotten_weights(scene: Scene, blow: Blow) -> Iterator[None]:
     scene.signal(LEARNER, signal.SIGCONT)
     yield from scene.until(lambda: scene.said(WORKER, "version_refused", since))
     blow.detects()
-    _witness(blow, scene.said(WORKER, "version_refused", since), f"version {int(directory.name)} was refused")
+    blow.witness(scene.said(WORKER, "version_refused", since), f"version {int(directory.name)} was refused")
     blow.over_at = datetime.now(UTC)
 
 
@@ -225,7 +225,7 @@ def rotten_checkpoint(scene: Scene, blow: Blow) -> Iterator[None]:
     yield from scene.when_up(LEARNER)
     yield from scene.until(lambda: scene.said(LEARNER, "checkpoint cannot be used", since), _FALLBACK_S)
     fell_back = scene.said(LEARNER, "checkpoint cannot be used", since)
-    _witness(blow, fell_back, f"{newest.name} was passed over for an older one")
+    blow.witness(fell_back, f"{newest.name} was passed over for an older one")
     blow.over_at = datetime.now(UTC)
 
 
@@ -245,7 +245,7 @@ def copied_record(scene: Scene, blow: Blow) -> Iterator[None]:
     at = yield from _inject(scene, blow, lambda value: value)
     yield from scene.until(lambda: at in _dropped(scene))
     blow.detects()
-    _witness(blow, at in _dropped(scene), f"the copy at {at} was dropped as a duplicate")
+    blow.witness(at in _dropped(scene), f"the copy at {at} was dropped as a duplicate")
     blow.over_at = datetime.now(UTC)
 
 
@@ -254,7 +254,7 @@ def rotten_record(scene: Scene, blow: Blow) -> Iterator[None]:
     at = yield from _inject(scene, blow, _with_a_wrong_byte)
     yield from scene.until(lambda: _has_letter(scene, at))
     blow.detects()
-    _witness(blow, _has_letter(scene, at), f"the record at {at} is a dead letter")
+    blow.witness(_has_letter(scene, at), f"the record at {at} is a dead letter")
     blow.over_at = datetime.now(UTC)
 
 
@@ -286,7 +286,7 @@ def _inject(scene: Scene, blow: Blow, change: Callable[[bytes], bytes]) -> Gener
     at = (place[0], copy.get(timeout=30).offset)
     producer.close()
     scene.injected += sum(group.at == place for group in scene.watch.log.groups)
-    blow.saw(f"record {place} of {partition.topic} was written again at {at}")
+    blow.witness(True, f"record {place} of {partition.topic} was written again at {at}")
     return at
 
 
@@ -298,10 +298,6 @@ def _has_letter(scene: Scene, at: tuple[int, int]) -> bool:
     letters = scene.watch.log.dead_letters
     place = f"{scene.config.topics.trajectories}[{at[0]}] offset {at[1]}"
     return any(place in letter.detail for letter in letters if letter.stage == "learn")
-
-
-def _witness(blow: Blow, happened: bool, text: str) -> None:
-    (blow.witnesses if happened else blow.missing).append(text)
 
 
 FAULTS: Final[dict[str, Fault]] = {

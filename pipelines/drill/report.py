@@ -29,10 +29,11 @@ class Report:
         given_up: dead letters of good prompts, by reason; not lost, but not answered either.
         torn: directories whose manifest says that they are whole, and that are not.
         repeated: groups that the pipeline wrote more than once.
-        replay_equal: whether the last step, trained again from the log, gave the same bits.
+        replay_equal: whether the last step, trained again from the log, gave the same bits; None if nobody tried.
         productive_share: of the learner's time spent in steps that survive, without faults and with them; a step
             in which the learner was stopped counts whole.
         steps_per_minute: that survive, without faults and with them.
+        groups_per_s: that surviving steps trained, without faults and with them.
         seconds: from the first fault to the end.
         ended: why the drill ended early; empty if it did not.
     """
@@ -46,9 +47,10 @@ class Report:
     given_up: dict[str, int] = field(default_factory=dict)
     torn: list[str] = field(default_factory=list)
     repeated: int = 0
-    replay_equal: bool = False
+    replay_equal: bool | None = None
     productive_share: dict[str, float] = field(default_factory=dict)
     steps_per_minute: dict[str, float] = field(default_factory=dict)
+    groups_per_s: dict[str, float] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     ended: str = ""
@@ -76,7 +78,8 @@ class Report:
     def ok(self) -> bool:
         """Whether every count is 0, and there was something to count."""
         passed = self.verdict is not None and self.verdict.ok
-        return bool(passed and self.replay_equal and self.struck and not any(self.counts.values()) and not self.ended)
+        replayed = self.replay_equal is not False
+        return bool(passed and replayed and self.struck and not any(self.counts.values()) and not self.ended)
 
     def to_json(self) -> dict[str, Any]:
         """The whole account."""
@@ -92,6 +95,7 @@ class Report:
             "replay_equal": self.replay_equal,
             "productive_share": self.productive_share,
             "steps_per_minute": self.steps_per_minute,
+            "groups_per_s": self.groups_per_s,
             "tokens": self.tokens,
             "given_up": self.given_up,
             "rows": [asdict(row) for row in rows_of(self.blows)],
@@ -201,7 +205,8 @@ def _summary(report: Report) -> str:
         shares = {name: f"{100 * share:.1f} %" for name, share in report.productive_share.items()}
         lines.append(f"productive share of the learner's time: {shares}; steps a minute: {report.steps_per_minute}")
     lines.append(f"good prompts that became dead letters, by reason: {report.given_up or 'none'}")
-    lines.append(f"the last step, trained again from the log: {'equal' if report.replay_equal else 'NOT EQUAL'}")
+    if report.replay_equal is not None:
+        lines.append(f"the last step, trained again from the log: {'equal' if report.replay_equal else 'NOT EQUAL'}")
     lines += [f"not 0: {wrong}"] if wrong else ["every count is 0"]
     lines += [f"  {blow.fault}: missing: {text}" for blow in report.struck for text in blow.missing]
     lines += [f"  {text}" for text in (*report.torn, *report.bad_weight_loads, *report.defaulted_rewards)][:20]

@@ -12,8 +12,8 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -26,10 +26,10 @@ from pipelines.drill.report import Report, show
 from pipelines.drill.scene import Blow, Scene, torn
 from pipelines.drill.watch import is_good
 from pipelines.local.paths import DEFAULT_RUNS, build_once, cache_dir
+from pipelines.local.stack import Stack
 from pipelines.local.supervisor import TICK_S
 from pipelines.local.tiny_model import build_tiny_model
 from pipelines.log import RunReader
-from pipelines.runs import served
 from schemas.config import RunConfig, validate
 from schemas.errors import AsyncFlowError, ConfigError
 from schemas.suggestions import did_you_mean
@@ -41,8 +41,6 @@ _RECOVER_S: Final = 180.0
 _AUDIT_S: Final = 60.0
 _QUIET_S: Final = 90.0
 _REPLAY_S: Final = 120.0
-_TWO_AT_ONCE: Final = 0.25
-"""Share of the blows that are followed by the next one at once."""
 _LOG = structlog.get_logger(__name__)
 
 
@@ -60,6 +58,10 @@ class Plan:
         config: of the run.
         runs: where the run gets its directory.
         patience_s: how long a fault waits for what has to be seen of it.
+        more: faults that only this drill knows, by name.
+        make_stack: makes what is drilled, if it is to be another stack than that of this machine.
+        pairs: share of the blows that are followed by the next one at once.
+        replays: whether the last step is trained again in the end, which one rank alone does bit for bit.
     """
 
     seed: int
@@ -70,6 +72,10 @@ class Plan:
     config: RunConfig
     runs: Path = DEFAULT_RUNS
     patience_s: float = 120.0
+    more: Mapping[str, Fault] = field(default_factory=dict)
+    make_stack: Callable[..., Stack] = Stack
+    pairs: float = 0.25
+    replays: bool = True
 
 
 def drill_config(name: str, seed: int) -> RunConfig:
@@ -93,13 +99,17 @@ def _build_model(target: Path) -> None:
     build_tiny_model(target)
 
 
-def choose(names: Sequence[str]) -> dict[str, Fault]:
+def choose(names: Sequence[str], more: Mapping[str, Fault] | None = None) -> dict[str, Fault]:
     """The faults of these names.
+
+    Args:
+        names: of faults and of sets of them.
+        more: faults of this drill alone.
 
     Raises:
         ConfigError: there is none of a name.
     """
-    every = {**FAULTS, **CRASHES}
+    every = {**FAULTS, **CRASHES, **(more or {})}
     sets = {"all": FAULTS, "crashes": CRASHES, "every": every}
     chosen: dict[str, Fault] = {}
     for name in names:
@@ -128,13 +138,13 @@ def run(plan: Plan, *, as_json: bool = False) -> int:
 def drill(plan: Plan) -> Report:
     """Drills and returns the account."""
     report = Report(plan.config.name, plan.seed)
-    with Scene(plan.config, plan.runs, plan.patience_s) as scene:
+    with Scene(plan.config, plan.runs, plan.patience_s, plan.make_stack) as scene:
         try:
             _Driver(plan, scene, report).run()
         except AsyncFlowError as error:
             report.ended = f"{type(error).__name__}: {error}"
         injected = scene.injected
-    with served(str(plan.runs / plan.config.name)) as config, RunReader(config.kafka, config.name) as reader:
+    with scene.stack.served() as config, RunReader(config.kafka, config.name) as reader:
         report.verdict = audit(config.name, reader.advance())
     report.repeated = max(0, report.verdict.repeated - injected)
     return report
@@ -160,11 +170,13 @@ class _Driver:
         for pair in self._pairs(struck):
             self._strike(pair)
         self._drain()
-        self._replay()
+        if self._plan.replays:
+            self._replay()
         ended = datetime.now(UTC)
         report.seconds = (ended - struck).total_seconds()
         windows = {"without": (begin, struck), "with": (struck, ended)}
         report.productive_share = {name: self._share(*window) for name, window in windows.items()}
+        report.groups_per_s = {name: scene.watch.groups_per_s(*window) for name, window in windows.items()}
         report.steps_per_minute = {name: scene.watch.steps_per_minute(*window) for name, window in windows.items()}
         self._account()
 
@@ -175,13 +187,13 @@ class _Driver:
             first = next(names, None)
             if first is None:
                 return
-            second = next(names, None) if self._random.random() < _TWO_AT_ONCE else None
+            second = next(names, None) if self._random.random() < self._plan.pairs else None
             yield [first, second] if second else [first]
 
     def _names(self) -> Iterator[str]:
         rounds = 0
         while self._plan.times is None or rounds < self._plan.times:
-            names = list(choose(self._plan.faults))
+            names = list(choose(self._plan.faults, self._plan.more))
             self._random.shuffle(names)
             yield from names
             rounds += 1
@@ -196,7 +208,7 @@ class _Driver:
         letters = len(watch.log.dead_letters)
         blows = [Blow(name, datetime.now(UTC)) for name in names]
         self._report.blows += blows
-        faults = choose(names)
+        faults = choose(names, self._plan.more)
         _LOG.info("fault", names=names)
         self._drive([faults[blow.fault](self._scene, blow) for blow in blows])
         self._look_for_torn()
@@ -227,7 +239,9 @@ class _Driver:
         watch, since = self._scene.watch, blow.over_at or datetime.now(UTC)
         self._tick_until(lambda: watch.recovered_at(since) is not None, _RECOVER_S)
         blow.recovered_at = watch.recovered_at(since)
-        if blow.recovered_at is None:
+        if blow.recovered_at:
+            blow.stall_s = watch.longest_stall_s(blow.began_at, blow.recovered_at)
+        else:
             blow.missing.append(f"the loop did not work again within {_RECOVER_S:g} s")
         _LOG.info("recovered", fault=blow.fault, detect_s=blow.detect_s, recover_s=blow.recover_s)
 

@@ -54,9 +54,12 @@ class Blow:
     not_possible: str = ""
     """Why it could not be tried here."""
 
-    def saw(self, text: str) -> None:
-        """Notes a witness."""
-        self.witnesses.append(text)
+    stall_s: float | None = None
+    """The longest time without a surviving step from ``began_at`` to ``recovered_at``; None if it did not recover."""
+
+    def witness(self, happened: bool, text: str) -> None:
+        """Notes that something was seen, or that it was not and should have been."""
+        (self.witnesses if happened else self.missing).append(text)
 
     def detects(self) -> None:
         """Notes that some part of the system noticed, if it is the first to."""
@@ -82,9 +85,12 @@ class Scene:
         config: of the run.
         runs: where the run gets its directory.
         patience_s: how long a fault waits for what has to happen, such as a process to come up.
+        make_stack: makes the stack, if it is to be another than that of this machine.
     """
 
-    def __init__(self, config: RunConfig, runs: Path, patience_s: float) -> None:
+    def __init__(
+        self, config: RunConfig, runs: Path, patience_s: float, make_stack: Callable[..., Stack] = Stack
+    ) -> None:
         directory = (runs / config.name).absolute()
         self.rogue = Rogue(free_ports(1)[0])
         self.points = directory / "crash-points"
@@ -94,7 +100,7 @@ class Scene:
         """Weight versions and checkpoints that the drill itself spoilt."""
         self.injected = 0
         """Groups of which the drill itself wrote a copy."""
-        self._config, self._runs, self._patience_s = config, runs, patience_s
+        self._config, self._runs, self._patience_s, self._make_stack = config, runs, patience_s, make_stack
         self._exits = ExitStack()
         self._others: list[subprocess.Popen[bytes]] = []
 
@@ -105,7 +111,8 @@ class Scene:
             self._exits.callback(os.environ.pop, VARIABLE)
             for disk in (self.checkpoints, self.weights):
                 self._exits.enter_context(disk)
-            self.stack = self._exits.enter_context(Stack(self._config_with_rogue(), runs=self._runs, restarts=_FOREVER))
+            stack = self._make_stack(self._config_with_rogue(), runs=self._runs, restarts=_FOREVER)
+            self.stack = self._exits.enter_context(stack)
             self._exits.callback(self._end_others)
             self._exits.callback(self.rogue.switch_off)
             self._exits = self._exits.pop_all()
@@ -127,7 +134,7 @@ class Scene:
     def start(self, seed: int) -> None:
         """Starts everything; returns when the pipeline is on its way."""
         self.stack.start_serving()
-        self.watch = Watch(self.config)
+        self.watch = Watch(self.config, self.stack.workers())
         self.feed = Feed(self.config, self.watch, seed)
         self.watch.start()
         self._exits.callback(self.watch.stop)

@@ -1,18 +1,20 @@
 """What an outsider sees of the run while it is being hurt: the log, audited again and again.
 
     topics ──► RunReader ──► audit ──► counts (what two audits in a row agree about)
-    worker ──► /metrics, /asyncflow/status ──► tokens generated, versions served
+    workers ──► /metrics, /asyncflow/status ──► tokens generated, versions served
 
-Nothing here asks the processes whether they are right; only the log counts. The worker is asked what
-it serves, because a version that must not be served would never reach the log if no prompt met it.
+Nothing here asks the processes whether they are right; only the log counts. Workers are asked what
+they serve, because a version that must not be served would never reach the log if no prompt met it.
 """
 
 import base64
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, Final
 from urllib.request import urlopen
 
@@ -62,22 +64,26 @@ def agreed(now: Verdict, before: Verdict) -> dict[str, int]:
 class Watch:
     """Two threads that only read.
 
+    Args:
+        config: of the run.
+        workers: base URLs of those that are asked what they serve.
+
     Attributes:
         verdict: of the newest audit; None before the first.
         audited_at: when the newest audit began.
         admitted: prompts that may be answered.
         defaulted: samples whose reward is not what it has to be.
-        served: every weight version that the worker said it serves.
-        tokens_generated: by the worker's engine, as far as it was seen.
+        served: every weight version that a worker said it serves.
+        tokens_generated: by the workers' engines, as far as it was seen.
         tokens_committed: of all groups in the log.
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, workers: Sequence[str] = ()) -> None:
         self._config = config
         self._ended = threading.Event()
         self._generated: dict[tuple[GroupId, str], datetime] = {}
         self._before: Verdict | None = None
-        self._counter = 0
+        self._counters = dict.fromkeys(workers, 0)
         self.verdict: Verdict | None = None
         self.counts: dict[str, int] = dict.fromkeys(COUNTS, 0)
         self.audited_at = datetime.min.replace(tzinfo=UTC)
@@ -117,6 +123,16 @@ class Watch:
         """Seconds that the learner trained, or waited for a step's commit, in surviving steps of a time."""
         steps = [step for step in self.line if begin < step.at <= end]
         return sum(step.metrics["seconds_train"] + step.metrics["seconds_held"] for step in steps)
+
+    def longest_stall_s(self, begin: datetime, end: datetime) -> float:
+        """The longest time between two times in which no surviving step was committed."""
+        times = [begin, *(step.at for step in self.line if begin < step.at < end), end]
+        return max((later - earlier).total_seconds() for earlier, later in pairwise(times))
+
+    def groups_per_s(self, begin: datetime, end: datetime) -> float:
+        """Groups that surviving steps trained between two times."""
+        count = sum(len(step.trained) for step in self.line if begin < step.at <= end)
+        return round(count / max(1e-9, (end - begin).total_seconds()), 3)
 
     def steps_per_minute(self, begin: datetime, end: datetime) -> float:
         """Surviving steps that were committed between two times."""
@@ -159,18 +175,19 @@ class Watch:
             if not is_reward_right(sample):
                 self.defaulted.append(f"{sample.rollout_id}: {sample.reward} for {sample.prompt_id}")
 
-    # ---- the worker ---------------------------------------------------------------------------------
+    # ---- the workers --------------------------------------------------------------------------------
 
     def _look_on(self) -> None:
-        url = f"http://{self._config.worker.host}:{self._config.worker.port}"
         while not self._ended.wait(_LOOK_PAUSE_S):
-            self.served.add(int(_get_json(f"{url}/asyncflow/status")["version"]))
-            self._count(read_counter(_get(f"{url}/metrics"), "vllm:generation_tokens_total"))
+            for url in self._counters:
+                with suppress(OSError):  # it is away, and the others are not
+                    self.served.add(int(_get_json(f"{url}/asyncflow/status")["version"]))
+                    self._count(url, read_counter(_get(f"{url}/metrics"), "vllm:generation_tokens_total"))
 
-    def _count(self, total: int) -> None:
+    def _count(self, url: str, total: int) -> None:
         """Adds what came since the last look; a counter that went back belongs to a new process."""
-        self.tokens_generated += total - self._counter if total >= self._counter else total
-        self._counter = total
+        before, self._counters[url] = self._counters[url], total
+        self.tokens_generated += total - before if total >= before else total
 
 
 def is_reward_right(sample: Sample) -> bool:

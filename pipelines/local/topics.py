@@ -1,15 +1,18 @@
 """The topics of a run or a federation: created with the settings that the promises need, and checked if they exist."""
 
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 from schemas.config import KafkaConfig, RunConfig
 from schemas.errors import BrokerError
 from schemas.federating import FederationConfig
 from schemas.reach import told, unreachable
-from schemas.topics import TopicSpec
+from schemas.topics import MIN_IN_SYNC, TopicSpec
 
+_Answer = TypeVar("_Answer")
 _LONGEST_PAUSE_S: Final = 1.0
+_ASK_AGAIN_S: Final = 0.2
 
 
 def wait_for_broker(kafka: KafkaConfig, timeout_s: float) -> None:
@@ -59,23 +62,18 @@ def inspect_topics(config: RunConfig | FederationConfig, timeout_s: float = 10.0
     Raises:
         BrokerError: Kafka cannot be reached, or does not say.
     """
-    from kafka.errors import KafkaError
 
-    admin = connect(config.kafka, timeout_s)
-    try:
+    def inspect(admin: Any) -> dict[str, list[str]]:
         existing = set(admin.list_topics())
-        wanted = (
-            config.topics.specs(config.kafka.partitions) if isinstance(config, RunConfig) else config.topics.specs()
-        )
-        return _compare([spec for spec in wanted if spec.name in existing], admin)
-    except KafkaError as error:
-        raise BrokerError(f"Kafka at {config.kafka.bootstrap} does not show its topics: {told(error)}") from error
-    finally:
-        admin.close()
+        return _compare([spec for spec in _specs_of(config) if spec.name in existing], admin)
+
+    return _ask(config.kafka, timeout_s, inspect, "does not show its topics")
 
 
 def _specs_of(config: RunConfig | FederationConfig) -> list[TopicSpec]:
-    return config.topics.specs(config.kafka.partitions) if isinstance(config, RunConfig) else config.topics.specs()
+    if isinstance(config, RunConfig):
+        return config.topics.specs(config.kafka.partitions, config.kafka.replication)
+    return config.topics.specs(config.kafka.replication)
 
 
 def topic_partitions(kafka: KafkaConfig, topic: str, timeout_s: float = 10.0) -> int:
@@ -84,13 +82,34 @@ def topic_partitions(kafka: KafkaConfig, topic: str, timeout_s: float = 10.0) ->
     Raises:
         BrokerError: Kafka cannot be reached, or has no such topic.
     """
-    admin = connect(kafka, timeout_s)
-    try:
+
+    def count(admin: Any) -> int:
         if topic not in admin.list_topics():
             raise BrokerError(f"Kafka at {kafka.bootstrap} has no topic {topic}; create it with asyncflow topics")
         return len(admin.describe_topics([topic])[0]["partitions"])
-    finally:
-        admin.close()
+
+    return _ask(kafka, timeout_s, count, f"does not show its topic {topic}")
+
+
+def _ask(kafka: KafkaConfig, timeout_s: float, ask: Callable[[Any], _Answer], fault: str) -> _Answer:
+    """The answer to a question that changes nothing; it is asked again if the broker that was asked has just gone.
+
+    Raises:
+        BrokerError: Kafka cannot be reached within ``timeout_s``, or refuses: the fault is told in these words.
+    """
+    from kafka.errors import KafkaConnectionError, KafkaError
+
+    deadline = time.monotonic() + timeout_s
+    while True:
+        admin = connect(kafka, timeout_s)
+        try:
+            return ask(admin)
+        except KafkaError as error:
+            if not isinstance(error, KafkaConnectionError) or time.monotonic() + _ASK_AGAIN_S > deadline:
+                raise BrokerError(f"Kafka at {kafka.bootstrap} {fault}: {told(error)}") from error
+        finally:
+            admin.close()
+        time.sleep(_ASK_AGAIN_S)
 
 
 def connect(kafka: KafkaConfig, timeout_s: float) -> Any:
@@ -161,7 +180,7 @@ def _faults(spec: TopicSpec, partitions: int, settings: dict[str, Any]) -> list[
     wrong = [
         f"{spec.name}: {key} is {given[key]}, expected {expected[key]}"
         for key in expected
-        if given[key] != expected[key]
+        if given[key] != expected[key] and not (key == MIN_IN_SYNC and int(given[key]) > int(expected[key]))
     ]
     if partitions != spec.partitions:
         wrong.insert(0, f"{spec.name}: {partitions} partitions, expected {spec.partitions}")

@@ -82,11 +82,16 @@ def _environment(submission: Submission, _: RunConfig) -> _Checks:
     needs = bool(wants) and not (address or submission.option("environment_options"))
     needs = needs or kind not in _ENVIRONMENTS
     remedy = f"expected {wants}" if needs else ""
-    if kind == "EXTERNAL" and submission.runner == "prism" and address and not address.startswith(_LOOPBACK):
-        remedy = "Prism tells its workers to look for it at localhost: a pool of this machine, at 127.0.0.1:PORT"
     if kind == "LOOPBACK" and submission.makes_jar:
         remedy = "the jar runs when this process is gone: give --environment_type=EXTERNAL, DOCKER or PROCESS"
-    yield _found("workers", f"--environment_type={kind}: {what}{f', {address}' if address else ''}", remedy)
+    formula = f"--environment_type={kind}: {what}{f', {address}' if address else ''}"
+    if not remedy and kind == "EXTERNAL" and submission.runner == "prism" and not address.startswith(_LOOPBACK):
+        told = (
+            "Prism tells its workers to look for it at localhost: asyncflow beam-worker finds it from another machine"
+        )
+        yield Check("workers", formula, "warning", f"{told}, Beam's own pool does not")
+        return
+    yield _found("workers", formula, remedy)
 
 
 _ENVIRONMENTS: Final = {

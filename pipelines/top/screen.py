@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.live import Live
 
-from pipelines.runs import find_config, served
+from pipelines.runs import NAME, find_place, served
 from pipelines.top.draw import render
 from pipelines.top.endpoints import endpoints_of
 from pipelines.top.explain import explain
@@ -29,12 +30,15 @@ REFRESH_S: Final = 0.5
 LINE_S: Final = 10.0
 
 
-def run(name: str, bootstrap: str | None, metrics: Sequence[str], *, once: bool, as_json: bool) -> int:
+Given = tuple[str | None, str | None, Path | None]
+"""How a user names a run: its name or directory, where its log is served, a file with its configuration."""
+
+
+def run(given: Given, metrics: Sequence[str], *, once: bool, as_json: bool) -> int:
     """Shows a run until Ctrl-C; of one that has ended, without a screen, only how it stands.
 
     Args:
-        name: of the run, or its directory.
-        bootstrap: where its log is served; null for where its configuration says.
+        given: which run.
         metrics: further Prometheus pages.
         once: look twice, so that rates can be told, and end.
         as_json: print snapshots instead of drawing them.
@@ -43,7 +47,7 @@ def run(name: str, bootstrap: str | None, metrics: Sequence[str], *, once: bool,
         RunError: there is no such run.
         BrokerError: its log can be read nowhere.
     """
-    with find(name, bootstrap, metrics) as watched, Watch(watched) as watch:
+    with find(given, metrics) as watched, Watch(watched) as watch:
         drawn = not as_json and can_draw(Console())
         if once or not (drawn or watched.is_live):  # a log that nobody writes any more says nothing new
             time.sleep(2 * PAUSE_S)
@@ -61,14 +65,15 @@ def can_draw(console: Console) -> bool:
 
 
 @contextmanager
-def find(name: str, bootstrap: str | None, metrics: Sequence[str]) -> Iterator[Watched]:
+def find(given: Given, metrics: Sequence[str]) -> Iterator[Watched]:
     """The run, its log and its endpoints; the log of a finished run is served meanwhile."""
-    given: dict[str, Process] = dict.fromkeys((page_of(url) for url in metrics), "unknown")
-    own, directory = find_config(name, bootstrap)
-    with served(name, bootstrap) as config:
+    named: dict[str, Process] = dict.fromkeys((page_of(url) for url in metrics), "unknown")
+    name, bootstrap, file = given
+    own, directory = find_place(name, file, bootstrap, flag=NAME)
+    with served(name, bootstrap, file) as config:
         is_live = config.kafka.bootstrap == own.kafka.bootstrap
         known = endpoints_of(config) if directory and is_live else {}
-        yield Watched(config, known | given, is_here=directory is not None, is_live=is_live)
+        yield Watched(config, known | named, is_here=directory is not None, is_live=is_live)
 
 
 def follow_on_screen(watch: Watch) -> None:

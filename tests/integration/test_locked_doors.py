@@ -167,6 +167,31 @@ def test_the_verb_gives_rights_and_tells_what_it_did(run, locks, tmp_path, capsy
     }  # fmt: skip
 
 
+@pytest.fixture
+def reader_file(run, locks, tmp_path):
+    """The configuration of whoever may read the run and do nothing else."""
+    file = tmp_path / "reader.toml"
+    reader = run.model_copy(update={"kafka": locks.kafka("reader")})
+    file.write_text(tomli_w.dumps(reader.model_dump(mode="json", exclude_none=True)))
+    return str(file)
+
+
+def test_a_run_elsewhere_is_read_with_its_configuration(reader_file, tmp_path, capsys):
+    """Of which nothing is here but a file."""
+    assert main(["audit", "--config", reader_file]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"]
+    assert main(["top", "--config", reader_file, "--once", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == NAME
+    page = tmp_path / "page.html"
+    assert main(["report", "--config", reader_file, "--out", str(page), "--json"]) == 0
+    assert NAME in page.read_text()
+
+
+def test_a_name_and_an_address_do_not_open_a_locked_broker(locks, capsys):
+    assert main(["audit", NAME, "--bootstrap", locks.broker.bootstrap]) == 2
+    assert "compare kafka.client" in capsys.readouterr().err
+
+
 def test_only_an_administrator_gives_rights(run, locks):
     with pytest.raises(BrokerError, match=r"did not take the ACLs of locked: .*super.users"):
         create_acls(run.model_copy(update={"kafka": locks.kafka("operator")}))

@@ -1,13 +1,18 @@
 """Transactions on a broker that comes and goes."""
 
+import os
+import signal
 import threading
+import time
 
 import pytest
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 from kafka.net.compat import KafkaNetClient
 
+from pipelines.local.broker import Broker
 from pipelines.local.topics import create_topics
+from schemas.config import KafkaConfig, RunConfig
 from schemas.errors import FencedError
 from schemas.transactions import open_producer, transaction
 
@@ -67,3 +72,36 @@ def test_what_failed_is_taken_back_whole_and_can_be_tried_again(config):
     consumer = KafkaConsumer(config.topics.ledger, **config.kafka.consumer_options() | options)
     assert [record.value for record in consumer] == [b"again"]
     consumer.close()
+
+
+def test_a_transaction_ends_although_nobody_answered_for_longer_than_a_request_may_take(tmp_path):
+    with Broker(tmp_path) as broker:
+        kafka = KafkaConfig(bootstrap=broker.bootstrap, request_timeout_s=1.0)
+        config = RunConfig(name="silent", kafka=kafka)
+        create_topics(config)
+        producer = open_producer(kafka, config.topics.learner_id)
+        transact(producer, config)
+        thread = threading.Thread(target=transact, args=(producer, config), daemon=True)
+        os.kill(broker.pid, signal.SIGSTOP)
+        thread.start()
+        time.sleep(2.5)
+        assert thread.is_alive(), "it has given up, or was not held up at all"
+        os.kill(broker.pid, signal.SIGCONT)
+        thread.join(60)
+        assert not thread.is_alive(), "the transaction hangs"
+        transact(producer, config)
+        producer.close()
+        assert len(read(config)) == 3
+
+
+def read(config):
+    """What is committed in the ledger's topic."""
+    consumer = KafkaConsumer(**config.kafka.consumer_options())
+    partition = TopicPartition(config.topics.ledger, 0)
+    consumer.assign([partition])
+    consumer.seek(partition, 0)
+    end, records = consumer.end_offsets([partition])[partition], []
+    while consumer.position(partition) < end:
+        records += [record for found in consumer.poll(500).values() for record in found]
+    consumer.close()
+    return records

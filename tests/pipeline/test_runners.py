@@ -36,6 +36,21 @@ def tokens_times(sample: Sample, arguments: Arguments) -> Reward:
     return Reward(arguments.scale * sum(sample.prompt_token_ids))
 """
 """A file of the user, which no worker elsewhere has."""
+HANGS = """
+import os, time
+from schemas.trajectories import Sample
+from transforms.rewards.registry import Arguments, Reward, reward
+
+class Told(Arguments):
+    file: str
+
+@reward("hangs")
+def hangs(sample: Sample, arguments: Told) -> Reward:
+    with open(arguments.file, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(600)
+    return Reward(1.0)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +133,31 @@ def test_every_runner_makes_equal_groups(kind, config, tmp_path, request):
     assert {content(samples) for samples in topics.groups()} == expected(config)
     assert len(topics.groups()) == PROMPTS
     assert [letter.reason for letter in topics.letters()] == ["unknown_reward"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_a_pool_whose_reward_hangs(number, config, pool, tmp_path):
+    (tmp_path / "mine.py").write_text(HANGS)
+    config = config.model_copy(update={"rewards": config.rewards.model_copy(update={"timeout_s": 600.0})})
+    topics, told = Topics(config), tmp_path / "told"
+    reward = {"name": "hangs", "args": {"file": str(told)}}
+    topics.send_prompts([json.dumps({"token_ids": [7], "reward": reward}).encode()])
+    topics.admit(1000, 1000)
+    arguments = ["--environment_type=EXTERNAL", f"--environment_config={pool.address}"]
+    with RolloutProcess(config, tmp_path, arguments, tmp_path) as process:
+        hangs = int(wait_for(lambda: told.exists() and told.read_text(), process=process))
+        below = pool.process.children(recursive=True)
+        assert hangs in {each.pid for each in below}
+        pool.process.send_signal(number)
+        pool.process.wait(60)
+        wait_for(lambda: not any(map(runs, below)), 60)
+
+
+def runs(process):
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def expected(config):

@@ -31,9 +31,11 @@ class DrillEngine(SimulatedEngine):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    given = parser.parse_args()
     engine = DrillEngine(fixed_tokens=24, mean_s=0.1, obliging=True)
-    web.run_app(engine.application(), host="127.0.0.1", port=parser.parse_args().port, print=None, access_log=None)
+    web.run_app(engine.application(), host=given.host, port=given.port, print=None, access_log=None)
 
 
 if __name__ == "__main__":

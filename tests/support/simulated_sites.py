@@ -46,7 +46,7 @@ class SimulatedSites:
         self.speeds = speeds or {}
         self.sequences = dict.fromkeys(self.names, 0)
         self.order = self.announced = None
-        self.layout = self.row = self.first = None
+        self.layout = self.row = self.first = self.taken = None
         self._versions = Versions(config)
         self._producer = connect_producer(config.kafka.producer_options())
         self._consumer = open_consumer(config)
@@ -108,6 +108,7 @@ class SimulatedSites:
     def take_up(self):
         """The newest global version, as numbers."""
         self.layout, self.row = self._versions.read(self.announced)
+        self.taken = self.announced.version
         self.first = self.row if self.first is None else self.first
         return self.row
 
@@ -118,7 +119,7 @@ class SimulatedSites:
         order = self.order
         told = {
             "round": order.round if order and not self.config.asynchronous else None,
-            "base_version": self.announced.version,
+            "base_version": self.taken,
             "samples": 8,
             "tokens": 80,
             "steps": 1,
@@ -150,7 +151,7 @@ class SimulatedSites:
             order: of the coordinator.
             each: called after each site.
         """
-        if self.row is None or self.announced.version != order.base_version:
+        if self.taken != order.base_version:
             self.await_version(order.base_version)
         for name, asked in order.sites.items():
             if name not in order.received:

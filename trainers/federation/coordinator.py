@@ -105,6 +105,8 @@ class Coordinator:
         self._examiner = Examiner(config, self._layout)
         self._inbox = Inbox(config, self._state.position)
         self._gathered = Gathered(position=self._state.position)
+        self._told = 0
+        """The round of which the log has said already that it missed its quorum, or waits for sites."""
 
     @property
     def _open(self) -> RoundOrder | None:
@@ -213,10 +215,14 @@ class Coordinator:
 
     def _order_again(self) -> None:
         """Begins a round where there is none, or another where the deadline passed without a quorum."""
-        if self._open is not None:
-            _log.warning("a round missed its quorum", round=self._open.round, quorum=self._open.quorum,
+        following, missed = self._order(self._state.version), self._open
+        if missed is not None and self._told != missed.round:
+            self._told = missed.round
+            _log.warning("a round missed its quorum", round=missed.round, quorum=missed.quorum,
                          updates=len(self._gathered.candidates), left_out=len(self._gathered.left_out))  # fmt: skip
-        following = self._order(self._state.version)
+        if following is None and self._told != self._state.round + 1:
+            self._told = self._state.round + 1
+            _log.info("waiting for sites", heard_of=sorted(self._inbox.heard)[:10], quorum=self._config.quorum)
         if following is not None:
             self._writer.commit([following])
             self._state.take(following)

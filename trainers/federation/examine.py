@@ -13,7 +13,7 @@ from typing import Final
 
 from schemas.errors import RecordError
 from schemas.federating import FederationConfig
-from schemas.federation import LeftOutReason, LeftOutUpdate, SiteUpdate
+from schemas.federation import LeftOutReason, LeftOutUpdate, SiteUpdate, weights_root
 from trainers.federation import privacy, updates
 from trainers.federation.layout import Layout, Row
 from trainers.federation.state import State
@@ -80,6 +80,8 @@ class Examiner:
             raise LeftOut("duplicate", f"sequence {update.sequence} came before")
         if self._config.asynchronous:
             self._check_age(update, state)
+            if self._config.privacy.noise_multiplier and update.site in here:
+                raise LeftOut("duplicate", "noise is measured for one update of a site in a merge")
         else:
             _check_round(update, state)
             if update.site in here:
@@ -102,11 +104,15 @@ class Examiner:
         """What an update says, and its norm.
 
         Raises:
-            LeftOut: its files are not what was announced, or hold what cannot be merged.
+            LeftOut: its files are not what was announced, cannot be opened, or hold what cannot be merged.
             OSError: the store does not answer.
         """
         try:
             row = updates.read(self._files, self._root, update, self._layout)
+        except OSError as error:
+            if not self._store_answers():
+                raise
+            raise LeftOut("bad_manifest", f"its files cannot be opened: {error}") from error
         except RecordError as error:
             reason: LeftOutReason = "wrong_shape" if error.reason == "wrong_shape" else "bad_manifest"
             raise LeftOut(reason, error.detail) from error
@@ -117,6 +123,13 @@ class Examiner:
         if most is not None and length > most:
             raise LeftOut("too_large", f"norm {length:.4g}, checks.max_norm is {most:g}")
         return row, length
+
+    def _store_answers(self) -> bool:
+        """Whether it is the update's files alone that cannot be read: no site may keep the others waiting."""
+        try:
+            return bool(self._files.exists(weights_root(self._root)))
+        except OSError:
+            return False
 
     def outliers(self, candidates: Iterable[Candidate], state: State) -> set[int]:
         """Offsets of those whose norm is far beyond what is usual; see ``checks.max_times_median``."""

@@ -111,11 +111,14 @@ def _entry(files: Any, directory: str, update: SiteUpdate) -> FileEntry:
 
 def _cat(files: Any, path: str, most: int) -> bytes:
     """A file, of which no more is read than was to be expected."""
+    name = path.rsplit("/", 1)[-1]
     try:
+        if files.info(path)["type"] != "file":
+            raise RecordError("bad_manifest", f"{name} is no file")  # opening a pipe would wait for ever
         with files.open(path, "rb") as stream:
             value: bytes = stream.read(most + 1)
     except FileNotFoundError as error:
-        raise RecordError("bad_manifest", f"{path.rsplit('/', 1)[-1]} is missing") from error
+        raise RecordError("bad_manifest", f"{name} is missing") from error
     return value
 
 

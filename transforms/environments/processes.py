@@ -28,7 +28,7 @@ from schemas.prompts import EnvironmentSpec
 from transforms.environments import host
 from transforms.environments.host import Order, Reply
 from transforms.environments.registry import Answer, Step
-from transforms.rewards.processes import kill_tree
+from transforms.rewards.killing import kill_tree
 
 _LOG = structlog.get_logger(__name__)
 _START_S: Final = 60.0

@@ -19,6 +19,7 @@ import msgspec
 
 from schemas import crash_points
 from schemas.errors import EngineError, EngineLost, EngineRefusal, EngineUnavailable
+from schemas.secrets import without_secrets
 from schemas.trace_context import HEADER
 from schemas.trajectories import Sample, Span, find_fault
 from transforms.generation.request import Request
@@ -27,6 +28,9 @@ from transforms.statuses import REFUSALS, UNAVAILABLE
 ROUTE: Final = "/inference/v1/generate"
 MIN_VERSION_HEADER: Final = "X-AsyncFlow-Min-Version"
 _CONNECT_TIMEOUT_S: Final = 5.0
+_EXCERPT_CHARACTERS: Final = 500
+_READ_BYTES: Final = 16 << 10
+"""Of a body that is no JSON: what is cut off here is not shown, though half a key were in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +119,9 @@ def faults_told(url: str) -> Iterator[None]:
         raise EngineError(f"{url}: no answer in time") from error
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError) as error:
         raise EngineLost(f"{url}: {error!r}") from error
-    except aiohttp.ClientResponseError as error:  # its repr shows the request's headers, and the workers' key there
-        said = " ".join(error.message.split())
-        raise EngineError(f"{url}: {type(error).__name__}: {error.status} {said}") from error
+    except aiohttp.ClientResponseError as error:  # it shows the request's headers, and the workers' key there
+        said = " ".join(without_secrets(error.message).split())
+        raise EngineError(f"{url}: {type(error).__name__}: {error.status} {said}") from None
     except aiohttp.ClientError as error:
         raise EngineError(f"{url}: {error!r}") from error
 
@@ -137,11 +141,15 @@ def raise_for_status(url: str, status: int, body: bytes) -> None:
 
 
 def _read_message(body: bytes) -> str:
-    text = body[:2000].decode(errors="replace")
     try:
-        return str(json.loads(body)["error"]["message"])[:500]
+        return excerpt(str(json.loads(body)["error"]["message"]))
     except (ValueError, KeyError, TypeError):
-        return text[:500]
+        return excerpt(body[:_READ_BYTES].decode(errors="replace"))
+
+
+def excerpt(text: str) -> str:
+    """Of what a server says, for logs and dead letters."""
+    return without_secrets(text)[:_EXCERPT_CHARACTERS]
 
 
 class Entry(msgspec.Struct):
@@ -194,7 +202,8 @@ def read_completions(url: str, body: bytes, group_size: int, vocabulary_tokens: 
             raise EngineError(f"{url}: {len(choices)} choices, expected {group_size}")
         return [read_choice(choice, vocabulary_tokens) for choice in choices]
     except (ValueError, RecursionError) as error:
-        raise EngineError(f"{url}: the answer is not one of vLLM's: {error!r}, {body[:100]!r}") from error
+        begins = excerpt(body[:_READ_BYTES].decode(errors="backslashreplace"))[:100]
+        raise EngineError(f"{url}: the answer is not one of vLLM's: {error!r}, {begins!r}") from error
 
 
 def read_choice(choice: Choice, vocabulary_tokens: int) -> Completion:

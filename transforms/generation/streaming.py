@@ -23,6 +23,7 @@ from transforms.generation.engine import (
     Entry,
     Logprobs,
     Version,
+    excerpt,
     faults_told,
     headers_of,
     raise_for_status,
@@ -128,6 +129,6 @@ def _read_tokens(choice: _Choice, vocabulary_tokens: int) -> list[int]:
 
 
 def _fault(url: str, fault: _Fault) -> EngineError:
-    message = f"{url}: {fault.code} {fault.message[:500]}"
+    message = f"{url}: {fault.code} {excerpt(fault.message)}"
     broken = not isinstance(fault.code, int) or fault.code >= HTTPStatus.INTERNAL_SERVER_ERROR
     return EngineLost(message) if broken else EngineError(message)

@@ -41,7 +41,8 @@ import structlog
 from schemas.config import RewardsConfig
 from schemas.errors import ProcessDied
 from transforms.modules import is_file
-from transforms.rewards import registry
+from transforms.rewards import fork_server, registry
+from transforms.rewards.killing import kill_below, kill_tree
 from transforms.rewards.sandbox import launch
 
 _LOG = structlog.get_logger(__name__)
@@ -51,12 +52,11 @@ _BATCH_S: Final = 0.02
 """After this time a process sends what it has; the calls that it did not begin go to whoever is free."""
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
-_SEARCH_S: Final = 2.0
-"""How long descendants are looked for: long enough to stop all of them, unless they fork faster than that."""
 _WAIT_S: Final = 0.005
 _LAST_WORDS_S: Final = 1.0
 """How long a process that closed its pipe may take to end."""
 _PRELOAD: Final = (
+    "transforms.rewards.fork_server",
     "__main__",
     "transforms.rewards.processes",
     "transforms.rewards.scoring",
@@ -67,55 +67,11 @@ _PRELOAD: Final = (
 )
 
 
-def kill_session(pid: int) -> None:
-    """Kills all processes of the session that ``pid`` leads; nothing if there are none."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def kill_tree(pid: int) -> None:
-    """Kills a process, its session, and all below it, whatever session they are in."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(pid)
-        root.suspend()  # it can neither fork nor end, so its orphans stay below it
-        _kill_below(root)
-        root.kill()
-    kill_session(pid)
-
-
-def _kill_below(root: psutil.Process, spared: Collection[int] = ()) -> None:
-    """Stops descendants until no new one is found, for what is stopped does not fork; then kills them."""
-    stopped: set[psutil.Process] = set()
-    deadline = time.monotonic() + _SEARCH_S
-    while (found := _below(root, spared) - stopped) and time.monotonic() < deadline:
-        for process in found:
-            _signal(process, signal.SIGSTOP)
-        stopped |= found
-    for process in stopped:
-        _signal(process, signal.SIGKILL)
-
-
-def _below(root: psutil.Process, spared: Collection[int]) -> set[psutil.Process]:
-    """All descendants of a process but those of its spared children, and these."""
-    if not spared:
-        return set(root.children(recursive=True))
-    found = {child for child in root.children() if child.pid not in spared}
-    for child in tuple(found):
-        with contextlib.suppress(psutil.NoSuchProcess):  # its children are ours now, and are found next time
-            found.update(child.children(recursive=True))
-    return found
-
-
-def _signal(process: psutil.Process, number: signal.Signals) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-        process.send_signal(number)
-
-
 def end_children() -> None:
     """Kills and reaps all that this process started and that it adopted, but for its sandbox, which waits for code."""
     spared = launch.kept()
     while _has_children(spared):
-        _kill_below(psutil.Process(), spared)
+        kill_below(psutil.Process(), spared)
         while _reap():
             pass
         time.sleep(_WAIT_S)
@@ -161,6 +117,7 @@ def run_contained(function: Callable[..., Any], *arguments: Any) -> Any:
 def prepare_process(memory_bytes: int, modules: tuple[str, ...]) -> None:
     """Runs first in every process: own session, limits, rewards imported, no output."""
     os.setsid()
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)  # the fork server's own
     if sys.platform == "linux":  # the fork server ends with the pipeline, and this process with the fork server
         library = ctypes.CDLL(None)
         library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -254,7 +211,8 @@ class _RewardProcess:
         self._pipe, theirs = context.Pipe()
         self._running = _Running(context)
         self._process = context.Process(target=_serve, args=(theirs, self._running, config), name="rewards")
-        self._process.start()
+        with fork_server.running():
+            self._process.start()
         atexit.register(self.kill)  # before multiprocessing waits for its children
         theirs.close()
         self._receive(None)
@@ -366,7 +324,7 @@ class RewardProcesses:
     def _start(self) -> _RewardProcess:
         try:
             return _RewardProcess(self._config)
-        except OSError as error:  # no process, memory or file to be had: those who wait hear of it
+        except (OSError, EOFError) as error:  # no process, memory or file to be had: those who wait hear of it
             raise _CallFailed(0, ProcessDied(f"no process for rewards can be started: {error}")) from error
 
     def _take(self) -> list[_Call]:

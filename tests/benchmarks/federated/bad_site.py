@@ -13,6 +13,7 @@ import statistics
 import sys
 import tempfile
 import threading
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -118,11 +119,10 @@ def play(broker, room, seed, case, rounds):
 class Learner:
     """Trains at each site on its own digits; the bad site then spoils what it learned."""
 
-    def __init__(self, seed, attack, digits=600):
+    def __init__(self, seed, attack):
         self.attack, self.sites = attack, None
         self._chance = np.random.default_rng(seed)
-        self._data = {name: draw(self._chance, shares(number), digits) for number, name in enumerate(NAMES)}
-        self._held_out = draw(self._chance, np.full(CLASSES, 1 / CLASSES), 1000)
+        self._data, self._held_out = drawings(seed)
 
     def __call__(self, name, row, steps):
         weights = {key: tensor.copy() for key, tensor in self.sites.layout.unflatten(row).items()}
@@ -189,6 +189,14 @@ def descend(weights, images, digits, rate=RATE):
 
 
 # ----------------------------------------------------------------------- digits
+
+
+@cache
+def drawings(seed, number=600, held_out=1000):
+    """What each site has, and what all are held against."""
+    chance = np.random.default_rng(seed + 1000)
+    own = {name: draw(chance, shares(place), number) for place, name in enumerate(NAMES)}
+    return own, draw(chance, np.full(CLASSES, 1 / CLASSES), held_out)
 
 
 def draw(chance, mix, number):

@@ -6,7 +6,7 @@ import pytest
 
 from schemas.config import KafkaConfig, WorkerConfig, validate
 from schemas.errors import ConfigError
-from schemas.secrets import is_secret, masked, reveal
+from schemas.secrets import is_secret, masked, reveal, without_secrets
 from schemas.tokens import token_provider
 
 
@@ -110,3 +110,16 @@ def test_a_key_of_workers_that_is_written_out_is_refused_and_not_repeated():
     with pytest.raises(ConfigError, match=r"worker.api_key = \*\*\*: the key is written out") as caught:
         validate({"worker": {"api_key": "hunter2"}}, "run.toml")
     assert "hunter2" not in str(caught.value)
+
+
+def test_what_was_revealed_is_hidden_in_what_others_say(monkeypatch, tmp_path):
+    (tmp_path / "key").write_text(" hunter2-and-more \n")
+    for name, value in (("PW", "hunter2"), ("SHORT", "abc")):
+        monkeypatch.setenv(name, value)
+    assert without_secrets("hunter2") == "hunter2", "nobody has looked there yet"
+    for reference in ("{env:PW}", "{env:SHORT}", f"{{file:{tmp_path}/key}}"):
+        reveal("key", reference)
+    assert without_secrets("you sent hunter2 and hunter2-and-more, abc") == "you sent *** and ***, abc"
+    monkeypatch.setenv("PW", "another")
+    reveal("key", "{env:PW}")
+    assert without_secrets("hunter2 is forgotten, another is not") == "hunter2 is forgotten, *** is not"

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from pipelines.cli import learn, logs
-from pipelines.cli.interrupts import Interrupted, end_fork_server, sigterm_is_ctrl_c
+from pipelines.cli.interrupts import Interrupted, sigterm_is_ctrl_c
 from pipelines.cli.main import main
 from pipelines.local.supervisor import signals_wait
 from pipelines.runs import is_locked, lock_run
@@ -76,24 +76,6 @@ def test_a_signal_while_a_process_is_started_comes_when_it_is_known():
         time.sleep(0.01)
         known.append("pid")
     assert known == ["pid"]
-
-
-def test_a_fork_server_is_ended_with_its_children_and_others_are_not():
-    forks = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
-    server = subprocess.Popen(
-        [sys.executable, "-c", forks, "multiprocessing.forkserver"], stdout=subprocess.PIPE, text=True
-    )
-    other = subprocess.Popen(["sleep", "60"])
-    try:
-        assert server.stdout.readline() == "up\n"
-        (child,) = psutil.Process(server.pid).children()
-        end_fork_server()
-        assert server.wait(60) == -signal.SIGKILL
-        assert other.poll() is None
-        child.wait(60)
-    finally:
-        other.kill()
-        other.wait()
 
 
 def test_the_lock_of_a_process_that_was_killed_is_none(tmp_path):

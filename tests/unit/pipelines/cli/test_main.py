@@ -169,6 +169,15 @@ def test_submit_wants_exactly_one_way_to_name_the_run(asyncflow, tmp_path):
     assert refused(asyncflow("submit", file, "--run", "x", "--out", file), "--out writes to a file")
 
 
+@pytest.mark.parametrize("verb", ["audit", "report", "top", "replay"])
+def test_who_reads_a_run_names_it_in_exactly_one_way(asyncflow, tmp_path, verb):
+    file = tmp_path / "run.toml"
+    file.write_text('name = "x"\n')
+    for given in ((), ("x", "--config", file)):
+        assert refused(asyncflow(verb, *given, cwd=tmp_path), "exactly one of NAME and --config")
+    assert refused(asyncflow(verb, "--config", tmp_path / "none.toml", cwd=tmp_path), "none.toml")
+
+
 def test_submit_writes_a_task_to_a_file(asyncflow, tmp_path):
     data, out = write_data(tmp_path), tmp_path / "prompts.jsonl"
     done = asyncflow(

@@ -48,7 +48,7 @@ MISTAKES = [
     ("topics --config unset.toml", "the environment variable ASYNCFLOW_UNSET is not set"),
     ("topics --kafka.client security_protokol SSL", "kafka.client: kafka-python refuses these settings"),
     ("learn --learner.steps many", "--learner.steps 'many': expected a whole number"),
-    ("learn --steps 3", "unknown flag --steps; did you mean --learner.steps or --scorer.steps?"),
+    ("learn --steps 3", "unknown flag --steps; did you mean --learner.steps or --scorer.steps or --federation.steps?"),
     ("rollout --learner.steps many", "--learner.steps 'many': expected a whole number"),
     ("up --preset gpu-2", "no preset 'gpu-2'; did you mean gpu-"),
     ("up --name taken", "run 'taken' exists already", "--resume", "--if-exists new"),

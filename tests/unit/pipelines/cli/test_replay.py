@@ -23,7 +23,7 @@ def asyncflow(monkeypatch, capsys):
     calls = []
 
     @contextmanager
-    def served(run, bootstrap):
+    def served(run, bootstrap, file):
         calls.append((run, bootstrap))
         yield RunConfig(name="demo")
 

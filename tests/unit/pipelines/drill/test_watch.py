@@ -37,7 +37,7 @@ def frontier(number):
 
 @pytest.fixture
 def watch():
-    return Watch(RunConfig())
+    return Watch(RunConfig(), ["http://worker"])
 
 
 def test_the_loop_works_again_when_what_was_generated_after_the_fault_is_trained(watch):
@@ -103,7 +103,7 @@ def test_a_counter_is_the_sum_of_its_series():
 
 def test_tokens_of_a_restarted_engine_are_added(watch):
     for total in (100, 250, 40, 60):
-        watch._count(total)
+        watch._count("http://worker", total)
     assert watch.tokens_generated == 310
 
 

@@ -50,8 +50,6 @@ def test_nothing_is_wrong_with_what_is_chosen(pipeline, arguments):
         ("join-feedback", ("--runner=FnApiRunner",), {}, "runner", ("keyed state", "name another --runner")),
         ("rollout", FLINK[:2], {}, "workers", ("DOCKER", "one with this project in it")),
         ("rollout", ("--environment_type=EXTERNAL",), {}, "workers", ("EXTERNAL", "HOST:PORT, where asyncflow")),
-        ("rollout", ("--environment_type=EXTERNAL", "--environment_config=pool:50000"), {}, "workers",
-         ("pool:50000", "at localhost: a pool of this machine")),
         ("rollout", ("--environment_type=EXTRENAL",), {}, "workers", ("EXTRENAL", "expected one of LOOPBACK, EXT")),
         ("rollout", ("--runner=FnApiRunner", *WORKERS), {}, "workers", ("in this process", "leave it out")),
         ("rollout", (*GOOGLE, *WORKERS), {}, "workers", ("--sdk_container_image for that: leave it out",)),
@@ -86,6 +84,13 @@ def test_wrong_combinations_are_named(pipeline, arguments, settings, name, parts
 @pytest.mark.parametrize(
     ("pipeline", "arguments", "settings", "name", "part"),
     [
+        (
+            "rollout",
+            ("--environment_type=EXTERNAL", "--environment_config=pool:50000"),
+            {},
+            "workers",
+            "Beam's own pool does not",
+        ),
         ("rollout", (*FLINK, "--parallelism=3"), {}, "parallelism", "1 get nothing to do: raise rollout.shares to 3"),
         ("rollout", (*FLINK, "--parallelism=1"), {}, "parallelism", "one after the other: raise it to 2"),
         ("join-feedback", (*FLINK, "--parallelism=4"), {}, "parallelism", "leave it 1"),

@@ -1,6 +1,7 @@
 """Files of updates: the same bytes for the same update, and everything that can be wrong with them."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -103,6 +104,16 @@ def test_files_that_are_gone_cut_or_flipped_are_refused(tmp_path, written):
     (file.parent / "MANIFEST.json").write_text(json.dumps({"files": []}))
     with pytest.raises(RecordError, match="manifest has sha256"):
         read(tmp_path, written)
+
+
+def test_a_pipe_or_a_directory_is_no_file(tmp_path, written):
+    file = tmp_path / "updates/north/00000007/update.safetensors"
+    file.unlink()
+    for make in (os.mkfifo, os.mkdir):
+        make(file)
+        with pytest.raises(RecordError, match=r"update.safetensors is no file"):
+            read(tmp_path, written)
+        file.unlink() if file.is_fifo() else file.rmdir()
 
 
 def test_removing_what_is_gone_is_nothing(tmp_path, written):

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import json
 import traceback
 
 import pytest
 
 from schemas import traces
-from schemas.errors import EngineError
+from schemas.config import WorkerConfig
+from schemas.errors import EngineError, EngineRefusal
 from tests.support.spans import tracing
 from tests.unit.transforms.generation.test_engine import REQUEST
 from transforms.generation.engine import generate, open_session
@@ -17,6 +19,26 @@ from transforms.generation.workers import Worker, Workers
 CANARY = "canary-of-the-workers"
 GARBAGE = b"SSH-2.0-OpenSSH\r\n\r\n"
 REDIRECT = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /again\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+def echo(status, body):
+    """The response of a server that repeats what it was asked."""
+    head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    return head.encode() + body
+
+
+HEADER = f"Authorization: Bearer {CANARY}"
+FAR = "x" * 490 + HEADER
+"""The key would be cut in two."""
+ECHOES = {
+    "plain text": echo(500, HEADER.encode()),
+    "where it is cut": echo(400, FAR.encode()),
+    "an error of vLLM": echo(400, json.dumps({"error": {"message": HEADER}}).encode()),
+    "an error, where it is cut": echo(503, json.dumps({"error": {"message": FAR}}).encode()),
+    "no answer": echo(200, HEADER.encode()),
+    "an event": echo(200, b'data: {"error": {"code": 500, "message": "%s"}}\n\n' % HEADER.encode()),
+    "a status line": f"HTTP/1.1 200 OK\r\n{HEADER}\r\n{CANARY}\r\n\r\n".encode(),
+}
 
 
 @contextlib.asynccontextmanager
@@ -58,6 +80,18 @@ async def test_the_key_is_in_no_message(tmp_path, ask, said, told):
     assert CANARY.encode() in asked[0]
     seen = [repr(raised.value), str(raised.value), span.fault, *traceback.format_exception(raised.value)]
     assert CANARY not in "".join(seen)
+
+
+@pytest.mark.parametrize("ask", [plain, streamed])
+@pytest.mark.parametrize("said", ECHOES.values(), ids=list(ECHOES))
+async def test_a_key_that_is_echoed_is_in_no_message(monkeypatch, ask, said):
+    monkeypatch.setenv("CANARY", CANARY)
+    key = WorkerConfig(api_key="{env:CANARY}").key()
+    async with answering(said) as (url, asked), open_session(60, key) as session:
+        with pytest.raises((EngineError, EngineRefusal)) as raised:
+            await ask(session, url)
+    assert CANARY.encode() in asked[0]
+    assert CANARY[:9] not in "".join([repr(raised.value), *traceback.format_exception(raised.value)])
 
 
 async def test_a_look_follows_no_redirect():
