@@ -26,7 +26,8 @@ def step(generation, number, version, group=None):
 
 
 def adopt(generation, number, version, global_version=1):
-    return AdoptEntry(generation=generation, step=number, version=version, federation="f", global_version=global_version,
+    return AdoptEntry(generation=generation, step=number, version=version, federation="f",
+                      global_version=global_version,
                       manifest_sha256=DIGEST)  # fmt: skip
 
 
