@@ -218,9 +218,9 @@ class RoundOrder(Record):
     """A counter that never goes back."""
     base_version: _Number
     sites: dict[SiteName, Order] = Field(min_length=1)
-    received: tuple[SiteName, ...] = ()
-    """Those of them whose update from this version came already, in a round that missed its quorum: they do nothing.
-    Another site that has sent one has to send a new one, because that one was left out."""
+    again: tuple[SiteName, ...] = ()
+    """Those of them whose update from this version was left out since the order before: they send another one. Whoever
+    has sent one and is not among them does nothing."""
     quorum: int = Field(ge=1)
     """Updates without which nothing is merged."""
     deadline_at: Instant
