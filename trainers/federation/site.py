@@ -172,6 +172,12 @@ class Member:
             self._contribute(known)
 
     @property
+    def is_called(self) -> bool:
+        """Whether an order came while it trains by itself."""
+        found = None if self._is_at_work else self._link.heard.order_for(self._config.site)
+        return found is not None and not self._has_answered(found[0])
+
+    @property
     def is_behind(self) -> bool:
         """Whether an earlier learner handed over more than this one knows of: what it did is done again, uncounted."""
         return self._is_behind
