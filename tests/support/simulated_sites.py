@@ -112,7 +112,7 @@ class SimulatedSites:
         self.first = self.row if self.first is None else self.first
         return self.row
 
-    def send(self, name, delta, announce=True, **changes):
+    def send(self, name, delta, announce=True, flush=True, **changes):
         """Writes a site's update and announces it, with other fields than it should have if there are any."""
         sequence = changes.pop("sequence", self.sequences[name] + 1)
         self.sequences[name] = max(sequence, self.sequences[name])
@@ -130,7 +130,7 @@ class SimulatedSites:
         update = SiteUpdate(site=name, sequence=sequence, codec=self.codec, bytes=0, manifest_sha256="0" * 64, **told)
         update = updates.write(self.config.store, update, arrays).signed(self.config.name, self.key(name))
         if announce:
-            self.announce(update)
+            self.announce(update, flush)
         return update
 
     def announce(self, update, flush=True):
@@ -155,8 +155,9 @@ class SimulatedSites:
             self.await_version(order.base_version)
         for name, asked in order.sites.items():
             if name not in order.received:
-                self.send(name, self.learn(name, self.row, asked.steps), samples=8 * asked.steps)
+                self.send(name, self.learn(name, self.row, asked.steps), flush=False, samples=8 * asked.steps)
                 each()
+        self._producer.flush()
 
     def play(self, until, beat_s=5.0, each=lambda: None):
         """Follows orders until a function says that it is enough; for ``each`` see :meth:`obey`."""

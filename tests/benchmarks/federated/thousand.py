@@ -80,8 +80,12 @@ def measure(config, directory, options):
             memory.append((time.time(), watched.memory_info().rss))
         return process.poll() is not None
 
-    sites.play(is_over, each=lambda: is_over(None))
-    sites.close()
+    try:
+        sites.play(is_over, each=lambda: is_over(None))
+    finally:
+        process.kill()
+        process.wait()
+        sites.close()
     assert process.returncode == 0, (directory / "log").read_text()[-3000:]
     return summary(config, memory)
 
