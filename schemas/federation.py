@@ -208,7 +208,7 @@ class RoundOrder(Record):
     Example::
 
         {"schema": 1, "kind": "round", "generation": 1, "round": 9, "base_version": 12,
-         "sites": {"north": {"steps": 10, "groups_per_step": null}}, "received": [], "quorum": 1,
+         "sites": {"north": {"steps": 10, "groups_per_step": null}}, "again": [], "quorum": 1,
          "deadline_at": "2026-01-31T12:10:00.000Z", "at": "2026-01-31T12:00:00.000Z"}
     """
 
