@@ -125,6 +125,8 @@ def _entry(files: Any, directory: str, update: SiteUpdate) -> FileEntry:
         raise RecordError("bad_manifest", str(error)) from error
     if [entry.name for entry in manifest.files] != [UPDATE_NAME]:
         raise RecordError("bad_manifest", f"it names {len(manifest.files)} files, expected {UPDATE_NAME} alone")
+    if manifest.files[0].piece_bytes is not None:  # a site could ask for a hash of every byte
+        raise RecordError("bad_manifest", f"{UPDATE_NAME} is hashed in pieces, expected one hash of the whole file")
     for fact in ("site", "sequence", "base_version", "codec"):
         if manifest.facts.get(fact) != getattr(update, fact):
             told = f"its {fact} is {str(manifest.facts.get(fact))[:80]!r}, announced was {getattr(update, fact)!r}"

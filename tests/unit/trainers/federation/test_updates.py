@@ -116,6 +116,21 @@ def test_a_pipe_or_a_directory_is_no_file(tmp_path, written):
         file.unlink() if file.is_fifo() else file.rmdir()
 
 
+@pytest.mark.parametrize("piece_bytes", [1, 8 << 20])
+def test_no_site_chooses_how_much_is_hashed(tmp_path, written, piece_bytes):
+    directory = tmp_path / "updates/north/00000007"
+    manifest = Manifest.model_validate_json((directory / "MANIFEST.json").read_bytes())
+    (entry,) = manifest.files
+    value = (directory / "update.safetensors").read_bytes()
+    digests = [bytes.fromhex(sha256(value[begin:begin + piece_bytes])) for begin in range(0, len(value), piece_bytes)]
+    in_pieces = entry.model_copy(update={"piece_bytes": piece_bytes, "sha256": sha256(b"".join(digests))})
+    told = manifest.model_copy(update={"files": (in_pieces,)}).encode()
+    (directory / "MANIFEST.json").write_bytes(told)
+    with pytest.raises(RecordError, match="is hashed in pieces") as raised:
+        read(tmp_path, written.model_copy(update={"manifest_sha256": sha256(told)}))
+    assert raised.value.reason == "bad_manifest"
+
+
 def test_removing_what_is_gone_is_nothing(tmp_path, written):
     for _ in range(2):
         updates.remove(*url_to_fs(str(tmp_path)), "north", 7)
