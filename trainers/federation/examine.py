@@ -5,8 +5,11 @@
 What passes is kept in the spool; what does not is left out with the reason, and is no error of anybody here.
 """
 
+import errno
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from math import isfinite
 from statistics import median
 from typing import Final
@@ -15,11 +18,19 @@ from schemas.errors import RecordError
 from schemas.federating import FederationConfig
 from schemas.federation import LeftOutReason, LeftOutUpdate, SiteUpdate, weights_root
 from trainers.federation import privacy, updates
+from trainers.federation.away import is_away
 from trainers.federation.layout import Layout, Row
 from trainers.federation.state import State
 
 _COMPARED: Final = 3
 """Norms, without which the one in the middle says nothing."""
+_TRIES: Final = 3
+"""For files that cannot be opened though the store answers: nobody else's update is looked at meanwhile."""
+_PAUSE_S: Final = 1.0
+_LASTING: Final = frozenset({
+    errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO,
+})  # fmt: skip
+"""What no second look changes."""
 
 
 class LeftOut(Exception):
@@ -105,14 +116,10 @@ class Examiner:
 
         Raises:
             LeftOut: its files are not what was announced, cannot be opened, or hold what cannot be merged.
-            OSError: the store does not answer.
+            Exception: the store does not answer, see :func:`trainers.federation.away.is_away`.
         """
         try:
-            row = updates.read(self._files, self._root, update, self._layout)
-        except OSError as error:
-            if not self._store_answers():
-                raise
-            raise LeftOut("bad_manifest", f"its files cannot be opened: {error}") from error
+            row = self._read(update)
         except RecordError as error:
             reason: LeftOutReason = "wrong_shape" if error.reason == "wrong_shape" else "bad_manifest"
             raise LeftOut(reason, error.detail) from error
@@ -124,11 +131,27 @@ class Examiner:
             raise LeftOut("too_large", f"norm {length:.4g}, checks.max_norm is {most:g}")
         return row, length
 
+    def _read(self, update: SiteUpdate) -> Row:
+        """As :func:`trainers.federation.updates.read`; files that alone cannot be opened are tried a few times."""
+        for attempt in count(1):
+            try:
+                return updates.read(self._files, self._root, update, self._layout)
+            except Exception as error:
+                if not is_away(error) or not self._store_answers():
+                    raise
+                if attempt == _TRIES or getattr(error, "errno", None) in _LASTING:
+                    raise LeftOut("bad_manifest", f"its files cannot be opened: {error}") from error
+            time.sleep(_PAUSE_S)
+        raise AssertionError("unreachable")
+
     def _store_answers(self) -> bool:
         """Whether it is the update's files alone that cannot be read: no site may keep the others waiting."""
         try:
+            self._files.invalidate_cache()
             return bool(self._files.exists(weights_root(self._root)))
-        except OSError:
+        except Exception as error:
+            if not is_away(error):
+                raise
             return False
 
     def outliers(self, candidates: Iterable[Candidate], state: State) -> set[int]:

@@ -1,5 +1,8 @@
 """What keeps a coordinator from waiting for one site's files, and what noise allows."""
 
+import os
+
+import numpy as np
 import pytest
 
 from schemas.federating import FederationConfig
@@ -31,18 +34,94 @@ def examiner(tmp_path):
     return make
 
 
-def test_files_that_cannot_be_opened_are_left_out_while_the_store_answers(tmp_path, examiner, monkeypatch):
-    looks = examiner()
+class Reads:
+    """Stands in for the reading of files: fails so many times."""
 
-    def fails(*_):
-        raise OSError(5, "Input/output error")
+    def __init__(self, error, times):
+        self.error, self.left, self.tries = error, times, 0
 
-    monkeypatch.setattr("trainers.federation.updates.read", fails)
+    def __call__(self, *_):
+        self.tries += 1
+        self.left -= 1
+        if self.left >= 0:
+            raise self.error
+        return np.ones(3, dtype=np.float32)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    def make(error, times):
+        reads = Reads(error, times)
+        monkeypatch.setattr("trainers.federation.updates.read", reads)
+        monkeypatch.setattr("trainers.federation.examine._PAUSE_S", 0.0)
+        return reads
+
+    return make
+
+
+IO_ERROR = OSError(5, "Input/output error")
+
+
+def test_files_that_cannot_be_opened_are_left_out_while_the_store_answers(tmp_path, examiner, failing):
+    looks, reads = examiner(), failing(IO_ERROR, 99)
     with pytest.raises(OSError, match="Input/output error"):
         looks.numbers(update())
     (tmp_path / "weights").mkdir()
     with pytest.raises(LeftOut, match="its files cannot be opened") as raised:
         looks.numbers(update())
+    assert (raised.value.reason, reads.tries) == ("bad_manifest", 1 + 3)
+
+
+def test_a_store_that_fails_once_costs_nobody_an_update(tmp_path, examiner, failing):
+    (tmp_path / "weights").mkdir()
+    failing(IO_ERROR, 2)
+    assert examiner().numbers(update())[0].tolist() == [1, 1, 1]
+
+
+def test_what_a_stores_library_raises_is_as_good_as_an_oserror(tmp_path, examiner, failing):
+    (tmp_path / "weights").mkdir()
+    unreachable = type("EndpointConnectionError", (Exception,), {"__module__": "botocore.exceptions"})
+    failing(unreachable("nobody there"), 99)
+    with pytest.raises(LeftOut, match="nobody there"):
+        examiner().numbers(update())
+
+
+def test_a_programming_error_is_nobodys_bad_update(tmp_path, examiner, failing):
+    (tmp_path / "weights").mkdir()
+    failing(ZeroDivisionError("oops"), 99)
+    with pytest.raises(ZeroDivisionError):
+        examiner().numbers(update())
+
+
+def a_loop(manifest):
+    manifest.symlink_to(manifest)
+
+
+def a_directory(manifest):
+    manifest.mkdir()
+
+
+def a_pipe(manifest):
+    os.mkfifo(manifest)
+
+
+def in_a_file(manifest):
+    manifest.parent.rmdir()
+    manifest.parent.write_bytes(b"")
+
+
+@pytest.mark.parametrize("make", [a_loop, a_directory, a_pipe, in_a_file])
+def test_no_site_keeps_the_others_waiting(tmp_path, examiner, make, monkeypatch):
+    def slept(_):
+        raise AssertionError("waits for what no second look changes")
+
+    monkeypatch.setattr("trainers.federation.examine.time.sleep", slept)
+    (tmp_path / "weights").mkdir()
+    manifest = tmp_path / "updates" / "north" / "00000001" / "MANIFEST.json"
+    manifest.parent.mkdir(parents=True)
+    make(manifest)
+    with pytest.raises(LeftOut) as raised:
+        examiner().numbers(update())
     assert raised.value.reason == "bad_manifest"
 
 
