@@ -217,8 +217,8 @@ class ChecksConfig(Section):
     max_norm: Annotated[float, Field(gt=0)] | None = None
     """Longest Euclidean norm of an update; null for any."""
     max_times_median: Annotated[float, Field(gt=1)] | None = 10.0
-    """Most that the norm of an update may be, as a multiple of the median of its round (of the last merged ones in an
-    asynchronous federation); null for any. Looked at where there are three or more to compare."""
+    """Most that the norm of an update may be, as a multiple of the median of its round (in an asynchronous federation of
+    the last one of each site); null for any. Looked at where there are three or more to compare."""
 
 
 class FederationConfig(Section):

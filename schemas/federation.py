@@ -170,7 +170,7 @@ class MergedUpdate(_Part):
 class LeftOutUpdate(_Part):
     """An update, or a site, that a global version was made without.
 
-    Example: ``{"site": "south", "sequence": 3, "at": 32, "reason": "nonfinite"}``.
+    Example: ``{"site": "south", "sequence": 3, "at": 32, "reason": "nonfinite", "norm": null}``.
     """
 
     site: str = Field(max_length=64)
@@ -180,6 +180,8 @@ class LeftOutUpdate(_Part):
     at: _Counter | None = None
     """Offset in ``F.updates``; null for a site that was silent."""
     reason: LeftOutReason
+    norm: float | None = Field(default=None, ge=0)
+    """Euclidean norm of an update that is ``too_large`` beside others'; null for everything else."""
 
 
 class CoordinatorStart(Record):
@@ -236,7 +238,7 @@ class Merge(Record):
         {"schema": 1, "kind": "merge", "generation": 1, "round": 9, "base_version": 12, "version": 13,
          "strategy": "fedavg", "merged": [{"site": "north", "sequence": 7, "at": 31, "samples": 640, "weight": 1.0,
          "norm": 1.5, "staleness": 0}], "left_out": [{"site": "south", "sequence": null, "at": null,
-         "reason": "silent"}], "position": 33, "server_sha256": null, "metrics": {"bytes": 134789213.0,
+         "reason": "silent", "norm": null}], "position": 33, "server_sha256": null, "metrics": {"bytes": 134789213.0,
          "seconds": 4.2}, "at": "2026-01-31T12:09:00.000Z"}
     """
 

@@ -285,6 +285,7 @@ class Coordinator:
         gathered, order = self._gathered, self._open
         for each in gathered.set_aside(self._examiner.outliers(gathered.candidates, self._state)):
             self._spool.free(each.slot)
+            self._state.note_norm(each.update.site, each.norm)
             _log.warning("update left out", site=each.update.site, sequence=each.update.sequence, reason="too_large",
                          detail=f"norm {each.norm:.4g}")  # fmt: skip
         if not self._is_enough():

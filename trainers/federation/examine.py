@@ -55,7 +55,8 @@ class Candidate:
 
     def left_out(self, reason: LeftOutReason) -> LeftOutUpdate:
         """What the log says if it is not merged after all."""
-        return LeftOutUpdate(site=self.update.site, sequence=self.update.sequence, at=self.at, reason=reason)
+        return LeftOutUpdate(site=self.update.site, sequence=self.update.sequence, at=self.at, reason=reason,
+                             norm=self.norm)  # fmt: skip
 
 
 class Examiner:
@@ -155,13 +156,16 @@ class Examiner:
             return False
 
     def outliers(self, candidates: Iterable[Candidate], state: State) -> set[int]:
-        """Offsets of those whose norm is far beyond what is usual; see ``checks.max_times_median``."""
+        """Offsets of those whose norm is far beyond what is usual; see ``checks.max_times_median``.
+
+        Where the one in the middle is zero nothing is usual, and nobody is left out.
+        """
         found, most = list(candidates), self._config.checks.max_times_median
-        usual = [each.norm for each in found] if not self._config.asynchronous else list(state.norms)
+        usual = list(state.norms.values()) if self._config.asynchronous else [each.norm for each in found]
         if most is None or len(usual) < _COMPARED:
             return set()
         limit = most * median(usual)
-        return {each.at for each in found if each.norm > limit}
+        return {each.at for each in found if each.norm > limit} if limit else set()
 
     def remove(self, site: str, sequence: int) -> None:
         """Removes the files of an update that the log is done with."""

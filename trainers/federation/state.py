@@ -17,7 +17,7 @@ from schemas.federation import LeftOutReason, Merge, RoundOrder, RoundsEntry, de
 NOT_THE_SITES: Final[tuple[LeftOutReason, ...]] = ("forged", "unknown_site")
 """Reasons of updates that somebody else announced: they say nothing of the site's sequence, and its files stay."""
 _NORMS: Final = 50
-"""Of the last merged updates: what is usual in an asynchronous federation."""
+"""Sites whose last norm is known."""
 
 
 @dataclass
@@ -45,7 +45,9 @@ class State:
     """Merges that each site was part of."""
     orders: int = 0
     """Rounds ordered."""
-    norms: deque[float] = field(default_factory=lambda: deque(maxlen=_NORMS))
+    norms: dict[str, float] = field(default_factory=dict)
+    """What is usual in an asynchronous federation: one norm of each site, so that none outvotes the others, of its last
+    update that was merged or too large, so that all of them may change. The one heard of last is the last."""
     versions: deque[int] = field(default_factory=deque)
     """Global versions, oldest first."""
 
@@ -77,11 +79,21 @@ class State:
             if left.sequence is not None and left.reason not in NOT_THE_SITES:
                 self.note(left.site, left.sequence)
         self.parts.update(each.site for each in entry.merged)
-        self.norms.extend(each.norm for each in entry.merged)
+        fates = sorted((*entry.merged, *entry.left_out), key=lambda each: -1 if each.at is None else each.at)
+        for each in fates:
+            if each.norm is not None:
+                self.note_norm(each.site, each.norm)
 
     def note(self, site: str, sequence: int) -> None:
         """A site's update was looked at: it is a duplicate from now on."""
         self.sequences[site] = max(sequence, self.sequences.get(site, 0))
+
+    def note_norm(self, site: str, norm: float) -> None:
+        """An update of a site had this norm."""
+        self.norms.pop(site, None)
+        self.norms[site] = norm
+        if len(self.norms) > _NORMS:
+            self.norms.pop(next(iter(self.norms)))
 
     def staleness(self, base_version: int) -> int | None:
         """Merges since a global version; null if it is too old, or never was."""

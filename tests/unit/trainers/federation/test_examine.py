@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from schemas.federating import FederationConfig
-from schemas.federation import CoordinatorStart, SiteUpdate
+from schemas.federation import CoordinatorStart, Merge, MergedUpdate, SiteUpdate
 from trainers.federation.examine import Candidate, Examiner, LeftOut
 from trainers.federation.layout import Layout
 from trainers.federation.state import State
@@ -141,12 +141,50 @@ def test_the_middle_is_asked_only_where_there_are_three(examiner, state):
     assert looks.outliers(candidates[1:], state) == set()
 
 
-def test_in_an_asynchronous_federation_the_usual_is_what_was_merged(examiner, state):
+def test_where_the_middle_is_zero_nobody_is_too_large(examiner, state):
+    looks = examiner(checks={"max_times_median": 5.0})
+    candidates = [Candidate(update(f"s{number}"), number, norm, 0) for number, norm in enumerate((0.0, 0.0, 1.0))]
+    assert looks.outliers(candidates, state) == set()
+
+
+def entry(version, *merged, left_out=()):
+    parts = [MergedUpdate(site=site, sequence=version, at=10 * version + number, samples=1, weight=1, norm=norm)
+             for number, (site, norm) in enumerate(merged)]  # fmt: skip
+    return Merge(generation=1, base_version=version - 1, version=version, strategy="fedbuff", merged=parts,
+                 left_out=left_out, position=10 * version + 9)  # fmt: skip
+
+
+def test_in_an_asynchronous_federation_the_usual_is_what_sites_sent_last(examiner, state):
     looks = examiner(asynchronous=True, checks={"max_times_median": 5.0})
     candidate = Candidate(update(), 0, 11.0, 0)
     assert looks.outliers([candidate], state) == set()
-    state.norms.extend([1.0, 2.0, 2.0])
+    state.take(entry(2, ("east", 1.0), ("south", 2.0), ("west", 2.0)))
     assert looks.outliers([candidate], state) == {0}
+
+
+def test_no_site_says_what_is_usual_however_much_it_sends(examiner, state):
+    looks = examiner(asynchronous=True, checks={"max_times_median": 5.0})
+    state.take(entry(2, ("east", 1.0), ("north", 1.0)))
+    for version in range(3, 60):
+        state.take(entry(version, ("liar", 1e-9)))
+    assert looks.outliers([Candidate(update(), 0, 2.0, 0)], state) == set()
+
+
+def test_what_is_usual_may_change_for_all(examiner, state):
+    looks = examiner(asynchronous=True, checks={"max_times_median": 5.0})
+    state.take(entry(2, ("east", 1.0), ("north", 1.0), ("south", 1.0)))
+    for version, site in enumerate(("east", "north"), start=3):
+        candidate = Candidate(update(site, sequence=9), 40, 100.0, 0)
+        assert looks.outliers([candidate], state) == {40}
+        state.take(entry(version, left_out=[candidate.left_out("too_large")]))
+    assert looks.outliers([Candidate(update("south"), 0, 100.0, 0)], state) == set()
+
+
+def test_no_more_norms_are_kept_than_are_asked_for(state):
+    for number in range(200):
+        state.note_norm(f"s{number}", 1.0)
+    state.note_norm("s150", 2.0)
+    assert (len(state.norms), list(state.norms)[-1]) == (50, "s150")
 
 
 def test_a_base_that_never_was_is_old(examiner, state):
