@@ -218,7 +218,8 @@ class ChecksConfig(Section):
     """Longest Euclidean norm of an update; null for any."""
     max_times_median: Annotated[float, Field(gt=1)] | None = 10.0
     """Most that the norm of an update may be, as a multiple of the median of its round (in an asynchronous federation of
-    the last one of each site); null for any. Looked at where there are three or more to compare."""
+    the last one of each site); null for any. Looked at where there are three or more to compare, and never where noise
+    is added: whose update is merged would depend on the others'."""
 
 
 class FederationConfig(Section):

@@ -158,11 +158,12 @@ class MergedUpdate(_Part):
     at: _Counter
     """Offset of its record in ``F.updates``."""
     samples: _Counter
+    """As it says; 0 where noise is added."""
     weight: float
     """Its share; the shares of a merge add up to 1, or to less where staleness takes some away. Trimmed mean and median
     give every update the same."""
     norm: float = Field(ge=0)
-    """Euclidean norm of its tensors together, as it came."""
+    """Euclidean norm of its tensors together, as it came; 0 where noise is added."""
     staleness: _Counter = 0
     """Global versions between its base and the version that it was merged into."""
 

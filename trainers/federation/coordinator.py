@@ -76,7 +76,12 @@ def strategy_of(config: FederationConfig) -> Strategy:
     if config.privacy.noise_multiplier and not strategy.adds_up:
         raise ConfigError(
             f"privacy.noise_multiplier = {config.privacy.noise_multiplier} with strategy {strategy.name}: the noise is "
-            "measured for strategies that add updates up; take fedavg, fedavgm, fedadam, fedasync or fedbuff"
+            "measured for strategies that add updates up; take fedavg, fedavgm, fedadam or fedbuff"
+        )
+    if config.privacy.noise_multiplier and strategy.mixes:
+        raise ConfigError(
+            f"privacy.noise_multiplier = {config.privacy.noise_multiplier} with strategy {strategy.name}: the way from "
+            "the present version to an update's base is added too, and not clipped; take fedbuff"
         )
     if config.asynchronous and strategy.mixes and config.keep <= config.max_staleness:
         raise ConfigError(

@@ -158,9 +158,12 @@ class Examiner:
     def outliers(self, candidates: Iterable[Candidate], state: State) -> set[int]:
         """Offsets of those whose norm is far beyond what is usual; see ``checks.max_times_median``.
 
-        Where the one in the middle is zero nothing is usual, and nobody is left out.
+        Where the one in the middle is zero nothing is usual, and nobody is left out. With noise nobody is either: whose
+        update is merged would depend on what others sent, which clipping does not bound.
         """
         found, most = list(candidates), self._config.checks.max_times_median
+        if self._config.privacy.noise_multiplier:
+            return set()
         usual = list(state.norms.values()) if self._config.asynchronous else [each.norm for each in found]
         if most is None or len(usual) < _COMPARED:
             return set()

@@ -71,8 +71,11 @@ class Merger:
     def weights(self, kept: Sequence[Candidate], state: State, order: RoundOrder | None) -> list[float]:
         """The share of each update, with what its staleness leaves of it.
 
-        With noise each counts one in as many as could have come, so that nobody's share tells of others.
+        With noise each counts one in as many as could have come, so that nobody's share tells of others. A strategy
+        that does not take shares counts all alike.
         """
+        if "shares_S" not in self._strategy.takes:
+            return [1 / len(kept)] * len(kept)
         config = self._config.strategy
         by = config.weigh_by
         shares = sizes_to_shares([1 if by == "equal" else getattr(each.update, by) for each in kept])
@@ -116,7 +119,7 @@ class Merger:
             base_version=state.version,
             version=version,
             strategy=self._strategy.name,
-            merged=tuple(_merged(*each, state) for each in zip(gathered.candidates, weights, strict=True)),
+            merged=tuple(self._merged(*each, state) for each in zip(gathered.candidates, weights, strict=True)),
             left_out=(*gathered.left_out, *(LeftOutUpdate(site=site, reason="silent") for site in silent)),
             position=gathered.position,
             server_sha256=server_sha256,
@@ -145,11 +148,12 @@ class Merger:
         times = [parts[site] + 1 for site in sites] or [max(parts.values(), default=0) + 1]
         return privacy.spent(private.noise_multiplier, max(*times, *parts.values(), 1), private.delta)
 
-
-def _merged(each: Candidate, weight: float, state: State) -> MergedUpdate:
-    update = each.update
-    return MergedUpdate(site=update.site, sequence=update.sequence, at=each.at, samples=update.samples, weight=weight,
-                        norm=each.norm, staleness=_staleness(each, state))  # fmt: skip
+    def _merged(self, each: Candidate, weight: float, state: State) -> MergedUpdate:
+        """With noise without what tells of the site's data: the log has readers."""
+        update, noise = each.update, self._config.privacy.noise_multiplier
+        samples, norm = (0, 0.0) if noise else (update.samples, each.norm)
+        return MergedUpdate(site=update.site, sequence=update.sequence, at=each.at, samples=samples, weight=weight,
+                            norm=norm, staleness=_staleness(each, state))  # fmt: skip
 
 
 def _staleness(each: Candidate, state: State) -> int:

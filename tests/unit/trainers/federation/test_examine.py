@@ -147,6 +147,13 @@ def test_where_the_middle_is_zero_nobody_is_too_large(examiner, state):
     assert looks.outliers(candidates, state) == set()
 
 
+def test_with_noise_nobody_is_measured_by_the_others(examiner, state):
+    looks = examiner(checks={"max_times_median": 5.0}, privacy={"clip_norm": 1.0, "noise_multiplier": 1.0},
+                     strategy={"weigh_by": "equal"})  # fmt: skip
+    candidates = [Candidate(update(f"s{number}"), number, norm, 0) for number, norm in enumerate((1.0, 1.0, 99.0))]
+    assert looks.outliers(candidates, state) == set()
+
+
 def entry(version, *merged, left_out=()):
     parts = [MergedUpdate(site=site, sequence=version, at=10 * version + number, samples=1, weight=1, norm=norm)
              for number, (site, norm) in enumerate(merged)]  # fmt: skip
