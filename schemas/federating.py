@@ -5,6 +5,7 @@ FederationConfig  the file of ``asyncflow federate``, the coordinator: a TOML fi
 """
 
 import re
+from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -184,6 +185,12 @@ class SelectionConfig(Section):
     gone_after_s: Seconds = 60.0
     """A site that was silent for so long is not asked."""
 
+    def most(self, sites: int) -> int:
+        """How many of so many sites are asked: at least one where there are any."""
+        if self.by == "all" or not sites:
+            return sites
+        return max(1, ceil(self.share * sites))
+
 
 class PrivacyConfig(Section):
     """Clipping, and Gaussian noise on what is merged."""
@@ -290,8 +297,28 @@ class FederationConfig(Section):
                 f"sites {', '.join(unsigned)} have no key and others have: whoever can write to the topic could speak "
                 "for them; give all of them a key, or none"
             )
-        if len(self.sites) and self.quorum > len(self.sites):
-            raise ValueError(f"quorum = {self.quorum} exceeds the {len(self.sites)} sites: no round would be merged")
+        return self
+
+    @model_validator(mode="after")
+    def _has_sites_enough(self) -> Self:
+        count, private = len(self.sites), self.privacy.noise_multiplier
+        if not count:
+            return self
+        if self.asynchronous and private and self.buffer > count:
+            raise ValueError(
+                f"buffer = {self.buffer} exceeds the {count} sites, and with noise each is part of a merge once: nothing "
+                "would be merged; lower buffer"
+            )
+        if self.asynchronous:
+            return self
+        if self.quorum > count:
+            raise ValueError(f"quorum = {self.quorum} exceeds the {count} sites: no round would be merged")
+        if self.quorum > self.selection.most(count):
+            raise ValueError(
+                f"quorum = {self.quorum} exceeds the {self.selection.most(count)} sites that a round asks, with "
+                f"selection.share = {self.selection.share:g} of {count}: no round would begin; raise the share, or lower "
+                "quorum"
+            )
         return self
 
     @property

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from math import ceil
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -37,7 +36,7 @@ def select(sites: Sequence[Site], config: SelectionConfig, chance: random.Random
         independently: whether ``random`` throws for each site by itself, as the accounting of privacy supposes; then
             nobody may be chosen.
     """
-    count = max(1, ceil(config.share * len(sites))) if sites else 0
+    count = config.most(len(sites))
     if config.by == "random" and independently:
         return [site for site in sites if chance.random() < config.share]
     if config.by == "random":

@@ -62,6 +62,10 @@ def test_a_site_may_write_what_it_says_and_nothing_else():
         ('[sites.north]\nkey = "secret"', "the key is written out"),
         ('[sites.north]\nkey = "{env:N}"\n[sites.south]', "sites south have no key and others have"),
         ("quorum = 2\n[sites.north]", "quorum = 2 exceeds the 1 sites"),
+        ('quorum = 2\nselection = { by = "speed", share = 0.3 }\n[sites.a]\n[sites.b]\n[sites.c]',
+         "quorum = 2 exceeds the 1 sites that a round asks, with selection.share = 0.3 of 3"),
+        ('asynchronous = true\nbuffer = 2\nstrategy.weigh_by = "equal"\n[privacy]\nnoise_multiplier = 1.0\n'
+         "clip_norm = 1.0\n[sites.a]", "buffer = 2 exceeds the 1 sites"),
         ("[privacy]\nnoise_multiplier = 1.0", "needs clip_norm"),
         ("[privacy]\nnoise_multiplier = 1.0\nclip_norm = 1.0", 'set strategy.weigh_by = "equal"'),
         ("[privacy]\nmax_epsilon = 1.0", "without noise there is no budget"),
@@ -72,6 +76,15 @@ def test_configurations_of_a_coordinator_that_cannot_work(text, said):
     with pytest.raises(ConfigError) as caught:
         section_of(FederationConfig, [layer_of("f.toml", text)], "f.toml")
     assert said in str(caught.value)
+
+
+def test_as_many_sites_as_are_needed_are_enough():
+    text = 'quorum = 2\nselection = { by = "speed", share = 0.4 }\n[sites.a]\n[sites.b]\n[sites.c]'
+    assert section_of(FederationConfig, [layer_of("f.toml", text)], "f.toml").quorum == 2
+    text = "quorum = 3\nselection = { share = 0.1 }\n[sites.a]\n[sites.b]\n[sites.c]"
+    assert section_of(FederationConfig, [layer_of("f.toml", text)], "f.toml").selection.most(3) == 3, "all are asked"
+    text = "quorum = 3\nasynchronous = true\n[sites.a]"
+    assert section_of(FederationConfig, [layer_of("f.toml", text)], "f.toml").asynchronous, "which has no quorum"
 
 
 @pytest.mark.parametrize(
