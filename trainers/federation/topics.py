@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import structlog
 from kafka import TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import KafkaError, OffsetOutOfRangeError
 
 from schemas.crash_points import crash_point
 from schemas.errors import BrokerError, RecordError
@@ -56,7 +56,7 @@ class Inbox:
             OffsetOutOfRangeError: records that were not read yet are gone.
         """
         if not self._waiting:
-            polled: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+            polled = self._poll(timeout_s)
             for record in polled.get(self._said, []):
                 self._note(record)
             self._waiting.extend(polled.get(self._updates, []))
@@ -65,6 +65,18 @@ class Inbox:
         record = self._waiting.popleft()
         self._given = record.offset + 1
         return record
+
+    def _poll(self, timeout_s: float) -> dict[TopicPartition, list[Any]]:
+        """What sites say is kept for an hour: who looks away for longer goes on with what is there."""
+        try:
+            polled: dict[TopicPartition, list[Any]] = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        except OffsetOutOfRangeError as error:
+            if set(error.args[0]) != {self._said}:
+                raise
+            _log.warning("what sites said meanwhile is gone, going on with what they say now")
+            self._consumer.seek_to_beginning(self._said)
+            return {}
+        return polled
 
     @property
     def has_caught_up(self) -> bool:
