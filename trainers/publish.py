@@ -158,7 +158,7 @@ class WeightStore:
                 carried = beside.submit(self._carry, directory, tensors, facts, as_files=as_files)
                 told = {**facts.tell(), "probe": probe()}
                 manifest = self._finish(directory, carried.result(), told)
-        except DiskError:
+        except (DiskError, OSError):
             self._remove(directory)  # half a version would keep the disk full
             raise
         self._last = (facts.version, sha256(manifest))
@@ -234,18 +234,23 @@ class WeightStore:
     # ------------------------------------------------------------------ prune
 
     def prune(self, announced: int) -> None:
-        """Removes all but the newest versions, those that readers hold, and what their deltas are based on.
+        """Removes all but the newest whole versions, those that readers hold, and what their deltas are based on.
 
         Never the one announced last. Evaluations hold the best version, and the one that they are about to ask.
         """
         versions = self._versions()
-        kept = {version for version in versions if version >= announced} | set(versions[-self._config.keep :])
+        whole = [version for version in versions if self._is_whole(version)]
+        kept = {version for version in versions if version >= announced} | set(whole[-self._config.keep :])
         kept |= set(versions) & set(chain.from_iterable(held_versions(self._files, self._root).values()))
         for version in sorted(kept, reverse=True):
             kept |= self._bases_of(version)
         for version in versions:
             if version not in kept:
                 self._remove(version_path(self._root, version))
+
+    def _is_whole(self, version: int) -> bool:
+        """Whether it has a manifest, which is written last."""
+        return bool(self._files.exists(f"{version_path(self._root, version)}/{MANIFEST_NAME}"))
 
     def _bases_of(self, version: int) -> set[int]:
         """The versions that have to be there to rebuild one."""

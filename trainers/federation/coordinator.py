@@ -4,7 +4,7 @@
     order    who is there → a selection of them → RoundOrder
     gather   announcement → examine → spool, until all have answered or the deadline has passed
     merge    strategy → new version in the store → one transaction: Merge + WeightVersion + the next RoundOrder
-    clean    files of merged updates, old versions
+    clean    files of merged updates, old versions; at the start too, what was left of them
 
 What it knows is in its topics and in the store, so it can be killed at any instant: updates are read again from the
 position of the last merge, and one that is in a merge is a duplicate for ever. An asynchronous federation has no
@@ -13,7 +13,7 @@ orders: updates are gathered until ``buffer`` of them are there.
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -26,6 +26,7 @@ from schemas.federating import FederationConfig
 from schemas.federation import CoordinatorStart, LeftOutUpdate, Merge, RoundOrder, SiteUpdate
 from schemas.records import now
 from schemas.weights import WeightVersion
+from trainers.federation.away import is_away
 from trainers.federation.bases import Bases
 from trainers.federation.examine import Candidate, Examiner, LeftOut
 from trainers.federation.layout import Layout, Row
@@ -41,6 +42,8 @@ from trainers.log import broker_errors, stream_topic
 _POLL_S: Final = 0.2
 _OVERDUE_S: Final = 10.0
 """So long after its deadline a round ends even though announcements still come in."""
+_TELL_S: Final = 30.0
+"""Between two lines of the log that say what is waited for."""
 _PAUSE_S: Final = 1.0
 _LONGEST_PAUSE_S: Final = 30.0
 _log = structlog.get_logger(__name__)
@@ -110,8 +113,8 @@ class Coordinator:
         self._examiner = Examiner(config, self._layout)
         self._inbox = Inbox(config, self._state.position)
         self._gathered = Gathered(position=self._state.position)
-        self._told = 0
-        """The round of which the log has said already that it missed its quorum, or waits for sites."""
+        self._told: tuple[int | None, float] = (None, 0.0)
+        """The round that was waiting for something when the log said so last, and when that was (monotonic, s)."""
 
     @property
     def _open(self) -> RoundOrder | None:
@@ -175,28 +178,29 @@ class Coordinator:
     def run(self) -> None:
         """Until the configured number of merges is done, or no budget is left."""
         try:
-            while not self._is_done():
+            self._remove(self._sweep)
+            while (why := self._why_it_ends()) is None:
                 record = self._inbox.next(_POLL_S)
                 if record is not None:
                     self._take(record)
                 idle = record is None
                 if self._is_complete() or (self._is_due(idle=idle) and self._is_enough()):
                     self._merge()
-                if self._is_due(idle=idle):
+                elif self._is_due(idle=idle):
                     self._order_again()
+            _log.info(why, merges=self._state.merges, version=self._state.version)
         finally:
             self._inbox.close()
             self._spool.close()
 
-    def _is_done(self) -> bool:
+    def _why_it_ends(self) -> str | None:
+        """Null while it goes on."""
         if self._config.rounds is not None and self._state.merges >= self._config.rounds:
-            _log.info("all rounds are done", merges=self._state.merges, version=self._state.version)
-            return True
+            return "all rounds are done"
         most = self._config.privacy.max_epsilon
         if most is not None and self._merger.epsilon(self._state, set()) > most:
-            _log.info("the next merge could spend more than the budget of privacy", max_epsilon=most)
-            return True
-        return False
+            return f"the next merge could spend more than privacy.max_epsilon = {most:g}"
+        return None
 
     def _is_enough(self) -> bool:
         return len(self._gathered.candidates) >= self._needed
@@ -221,21 +225,28 @@ class Coordinator:
 
     def _order_again(self) -> None:
         """Begins a round where there is none, or another where the deadline passed without a quorum."""
-        following, missed = self._order(self._state.version), self._open
-        if missed is not None and self._told != missed.round:
-            self._told = missed.round
+        following, missed = self._order(), self._open
+        if missed is not None and (following or self._is_untold()):
             _log.warning("a round missed its quorum", round=missed.round, quorum=missed.quorum,
                          updates=len(self._gathered.candidates), left_out=len(self._gathered.left_out))  # fmt: skip
-        if following is None and self._told != self._state.round + 1:
-            self._told = self._state.round + 1
-            _log.info("waiting for sites", heard_of=sorted(self._inbox.heard)[:10], quorum=self._config.quorum)
+        if following is None and self._is_untold():
+            self._told = (self._state.round, time.monotonic())
+            here = [each.site for each in present(self._inbox.heard, now(), self._config.selection.gone_after_s)]
+            _log.warning("waiting for sites: a round asks fewer than its quorum", quorum=self._config.quorum,
+                         selection=self._config.selection.by, share=self._config.selection.share, here=len(here),
+                         names=here[:10], gone=len(self._inbox.heard) - len(here))  # fmt: skip
         if following is not None:
             self._writer.commit([following])
             self._state.take(following)
             self._gathered.judged = len(self._gathered.left_out)
             crash_point("round_ordered")
 
-    def _order(self, base_version: int) -> RoundOrder | None:
+    def _is_untold(self) -> bool:
+        """Whether the log has not said for a while what this round waits for."""
+        told, at = self._told
+        return told != self._state.round or time.monotonic() - at > _TELL_S
+
+    def _order(self) -> RoundOrder | None:
         """The next round; null while there are too few sites.
 
         Sites whose update for this version has come already stay part of it.
@@ -245,15 +256,15 @@ class Coordinator:
         chosen = select(here, config.selection, self._chance, independently=bool(config.privacy.noise_multiplier))
         asked = orders(chosen, config.selection)
         again: set[str] = set()
-        if self._open and base_version == self._state.version:
+        if self._open:
             asked |= {site: self._open.sites[site] for site in self._gathered.sites}
             again = self._gathered.spoilt & asked.keys()
         if len(asked) < config.quorum:
             return None
         deadline = now() + timedelta(seconds=config.deadline_s)
-        return RoundOrder(generation=self._state.generation, round=self._state.round + 1, base_version=base_version,
-                          sites=asked, again=tuple(sorted(again)), quorum=config.quorum,
-                          deadline_at=deadline)  # fmt: skip
+        return RoundOrder(generation=self._state.generation, round=self._state.round + 1,
+                          base_version=self._state.version, sites=asked, again=tuple(sorted(again)),
+                          quorum=config.quorum, deadline_at=deadline)  # fmt: skip
 
     # ------------------------------------------------------------------ gather
 
@@ -262,7 +273,7 @@ class Coordinator:
         self._gathered.position = record.offset + 1
         try:
             update = self._examiner.announced(record.value, self._state, self._gathered.sites)
-            self._bases.require(update)
+            patiently(lambda: self._bases.require(update), f"version {update.base_version}")
             row, norm = patiently(lambda: self._examiner.numbers(update), f"update {update.sequence} of {update.site}")
         except RecordError as error:
             self._leave_out(record, LeftOut("bad_manifest", str(error)))
@@ -316,12 +327,11 @@ class Coordinator:
         return announced, digest
 
     def _commit(self, entry: Merge, announced: WeightVersion) -> None:
-        rounds = self._config.rounds
-        ends = rounds is not None and self._state.merges + 1 >= rounds
-        following = None if ends or self._config.asynchronous else self._order(entry.version)
+        self._state.take(entry)
+        goes_on = not self._config.asynchronous and self._why_it_ends() is None
+        following = self._order() if goes_on else None
         self._writer.commit([entry, announced, *([following] if following else [])])
         crash_point("merge_committed")
-        self._state.take(entry)
         if following:
             self._state.take(following)
         figures = {name: round(value, 4) for name, value in entry.metrics.items()}
@@ -335,14 +345,27 @@ class Coordinator:
         gathered, self._gathered = self._gathered, Gathered(position=self._gathered.position)
         for each in gathered.candidates:
             self._spool.free(each.slot)
+        self._remove(lambda: self._remove_files(_files_of(gathered.candidates, gathered.left_out)))
+
+    def _remove_files(self, done_with: Iterable[tuple[str, int]]) -> None:
+        for site, sequence in () if self._config.keep_updates else done_with:
+            self._examiner.remove(site, sequence)
+        crash_point("updates_removed")
+        self._versions.prune(self._state.version)
+
+    def _sweep(self) -> None:
+        """Removes what a coordinator left that was killed before it could."""
+        if not self._config.keep_updates:
+            self._examiner.sweep(self._state.sequences)
+        self._versions.prune(self._state.version)
+
+    @staticmethod
+    def _remove(job: Callable[[], None]) -> None:
         try:
-            for site, sequence in (
-                [] if self._config.keep_updates else _files_of(gathered.candidates, gathered.left_out)
-            ):
-                self._examiner.remove(site, sequence)
-            crash_point("updates_removed")
-            self._versions.prune(self._state.version)
-        except OSError as error:
+            job()
+        except Exception as error:
+            if not is_away(error):
+                raise
             _log.warning("old files not removed", error=str(error))
 
 
@@ -369,7 +392,9 @@ def patiently(job: Callable[[], _T], what: str) -> _T:
     while True:
         try:
             return job()
-        except OSError as error:
+        except Exception as error:
+            if not is_away(error):
+                raise
             _log.warning("the federation's store does not answer, trying again", what=what, error=str(error))
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -7,7 +7,7 @@ What passes is kept in the spool; what does not is left out with the reason, and
 
 import errno
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from math import isfinite
@@ -173,6 +173,10 @@ class Examiner:
     def remove(self, site: str, sequence: int) -> None:
         """Removes the files of an update that the log is done with."""
         updates.remove(self._files, self._root, site, sequence)
+
+    def sweep(self, sequences: Mapping[str, int]) -> None:
+        """Removes the files of all updates up to these sequences, by site: the log is done with them."""
+        updates.sweep(self._files, self._root, sequences)
 
 
 def _check_round(update: SiteUpdate, state: State) -> None:

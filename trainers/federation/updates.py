@@ -163,3 +163,14 @@ def remove(files: Any, root: str, site: str, sequence: int) -> None:
     directory = update_path(root, site, sequence)
     if files.exists(directory):
         files.rm(directory, recursive=True)
+
+
+def sweep(files: Any, root: str, sequences: Mapping[str, int]) -> None:
+    """Removes all updates of each site up to a sequence."""
+    files.invalidate_cache()
+    for site, newest in sequences.items():
+        directory = update_path(root, site, 0).rsplit("/", 1)[0]
+        there = files.ls(directory, detail=False) if files.exists(directory) else []
+        names = (path.rstrip("/").rsplit("/", 1)[-1] for path in there)
+        for name in [each for each in names if each.isdecimal() and int(each) <= newest]:
+            files.rm(f"{directory}/{name}", recursive=True)

@@ -125,6 +125,18 @@ def test_version_without_room_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_version_that_a_failing_store_cut_leaves_nothing(tmp_path, monkeypatch):
+    store = WeightStore(WeightsConfig(root=str(tmp_path)))
+
+    def fails(directory, manifest):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(store, "_write_manifest", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        write(store, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_both_ways_of_writing_tensors_give_the_same_bytes(tmp_path):
     # A replay writes to a local directory what the run may have written to an object store.
     root = f"memory://{uuid.uuid4().hex}"
@@ -139,6 +151,16 @@ def test_prune_keeps_the_newest_and_never_removes_the_announced_one(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000003", "00000004", "00000005"]
     store.prune(announced=5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000004", "00000005"]
+
+
+def test_prune_does_not_count_versions_that_were_cut(tmp_path):
+    store = WeightStore(WeightsConfig(root=str(tmp_path), keep=2))
+    for version in (1, 2, 5):
+        write(store, version)
+    for version in (3, 4, 6):
+        (tmp_path / f"{version:08d}").mkdir()
+    store.prune(announced=5)
+    assert store._versions() == [2, 5, 6], "6 may be one that is being written"
 
 
 def test_every_so_many_versions_are_whole_and_the_others_are_deltas(tmp_path):

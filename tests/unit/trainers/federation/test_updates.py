@@ -131,6 +131,14 @@ def test_no_site_chooses_how_much_is_hashed(tmp_path, written, piece_bytes):
     assert raised.value.reason == "bad_manifest"
 
 
+def test_sweeping_removes_what_the_log_is_done_with_and_nothing_else(tmp_path):
+    for name in ("north/00000001", "north/00000002", "north/00000003", "north/notes", "south/00000001"):
+        (tmp_path / "updates" / name).mkdir(parents=True)
+    updates.sweep(*url_to_fs(str(tmp_path)), {"north": 2, "gone": 7})
+    left = sorted(str(path.relative_to(tmp_path / "updates")) for path in tmp_path.glob("updates/*/*"))
+    assert left == ["north/00000003", "north/notes", "south/00000001"]
+
+
 def test_removing_what_is_gone_is_nothing(tmp_path, written):
     for _ in range(2):
         updates.remove(*url_to_fs(str(tmp_path)), "north", 7)
