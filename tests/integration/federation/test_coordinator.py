@@ -8,6 +8,7 @@ from safetensors.numpy import load_file
 
 from schemas.errors import FencedError
 from schemas.federation import Merge, decode_rounds_entry
+from trainers.federation.bases import Bases
 from trainers.federation.layout import Layout
 from trainers.federation.privacy import spent
 from trainers.log import read_topic
@@ -15,9 +16,12 @@ from trainers.log import read_topic
 NAMES = ("east", "north", "south", "west")
 
 
+def entries(config):
+    return [decode_rounds_entry(record.value) for record in read_topic(config, config.topics.rounds)]
+
+
 def merges(config):
-    entries = [decode_rounds_entry(record.value) for record in read_topic(config, config.topics.rounds)]
-    return [entry for entry in entries if isinstance(entry, Merge)]
+    return [entry for entry in entries(config) if isinstance(entry, Merge)]
 
 
 def reasons(config):
@@ -230,3 +234,48 @@ def test_noise_is_added_and_its_budget_ends_the_federation(configure, lead, play
     moved = np.linalg.norm(sites.await_version(counts["versions"]) - before)
     assert moved > 0.1, "updates of norm 0.003 move the weights by no more than their noise"
     assert not merges(config)[0].left_out
+    assert isinstance(entries(config)[-1], Merge), "no order that nobody answers"
+
+
+def test_after_the_last_merge_nothing_is_ordered(configure, lead, play):
+    config = configure(rounds=1, quorum=1, deadline_s=1.0)
+    sites = play(config, ["east", "north"])
+    sites.beat()
+    leading = lead(config)
+    sites.await_version(1)
+    sites.await_order()
+    sites.send("east", np.ones(12))
+    leading.end()
+    assert isinstance(entries(config)[-1], Merge)
+
+
+def test_a_base_that_cannot_be_read_for_a_moment_is_waited_for(configure, lead, play, monkeypatch):
+    config = configure(asynchronous=True, rounds=2, max_staleness=2, keep=3, strategy={"name": "fedasync"})
+    monkeypatch.setattr("trainers.federation.coordinator._PAUSE_S", 0.0)
+    leading, sites = lead(config), play(config, ["east"])
+    sites.await_version(1)
+    read, failures = Bases.require, iter([OSError(5, "Input/output error")])
+
+    def fails_once(bases, update):
+        for error in failures:
+            raise error
+        read(bases, update)
+
+    monkeypatch.setattr(Bases, "require", fails_once)
+    sites.send("east", np.ones(12))
+    sites.await_version(2)
+    sites.send("east", np.ones(12), base_version=1)
+    assert leading.end()["merged"] == 2
+
+
+def test_a_coordinator_that_starts_removes_what_was_left_before(configure, lead, play, tmp_path):
+    config = configure(rounds=1, quorum=1)
+    leading, sites = lead(config), play(config, ["only"])
+    sites.await_version(1)
+    sites.await_order()
+    sites.send("only", np.ones(12))
+    leading.end()
+    left = tmp_path / "store" / "updates" / "only" / "00000001"
+    left.mkdir()
+    lead(config).end()
+    assert not left.exists()
