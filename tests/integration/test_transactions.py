@@ -9,11 +9,12 @@ import pytest
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaConnectionError, MessageSizeTooLargeError
 from kafka.net.compat import KafkaNetClient
+from structlog.testing import capture_logs
 
 from pipelines.local.broker import Broker
 from pipelines.local.topics import create_topics
 from schemas.config import KafkaConfig, RunConfig
-from schemas.errors import FencedError
+from schemas.errors import BrokerError, FencedError
 from schemas.transactions import open_producer, transaction
 
 
@@ -92,6 +93,29 @@ def test_a_transaction_ends_although_nobody_answered_for_longer_than_a_request_m
         transact(producer, config)
         producer.close()
         assert len(read(config)) == 3
+
+
+def test_a_coordinator_that_stays_silent_ends_the_producer_in_words(tmp_path):
+    with Broker(tmp_path) as broker:
+        kafka = KafkaConfig(bootstrap=broker.bootstrap, request_timeout_s=1.0, transaction_timeout_s=4.0)
+        config = RunConfig(name="mute", kafka=kafka)
+        create_topics(config)
+        producer = open_producer(kafka, config.topics.learner_id)
+        transact(producer, config)
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            with capture_logs() as said, pytest.raises(BrokerError, match="cannot be aborted"):
+                transact(producer, config)
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        producer.close(timeout=5)
+        told = [(each["log_level"], each["event"]) for each in said]
+        assert told.count(("warning", "a broker does not answer, asking again")) >= 1
+        assert told.count(("error", "a broker does not answer, giving up")) == 1
+        newer = open_producer(kafka, config.topics.learner_id)
+        transact(newer, config, b"newer")
+        newer.close()
+        assert [record.value for record in read(config)] == [b"{}", b"newer"]
 
 
 def read(config):
