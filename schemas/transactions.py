@@ -1,13 +1,15 @@
 """Kafka producers with a transactional id, for all who write in transactions: learner, pipelines and curriculum.
 
     open_producer ──► fences whoever had the id before, and aborts what they left open ──► ready
-    transaction   ──► what is sent within is committed whole, or nothing of it
+    transaction   ──► what is sent within is committed whole, or nothing of it; none follows one whose end was asked for
+                      again, for the first request could still come, and end it early
 
 kafka-python is imported when a producer is opened.
 """
 
 import contextlib
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -23,8 +25,19 @@ _ENDS: Final = "EndTxnRequest"
 _TRANSACTIONAL: Final = (
     "InitProducerIdRequest", "AddPartitionsToTxnRequest", "AddOffsetsToTxnRequest", "TxnOffsetCommitRequest", _ENDS,
 )  # fmt: skip
+_IN_DOUBT: Final = (
+    "Kafka did not answer in time when an earlier transaction was to end, and did when it was asked again: the first "
+    "request could still end a later one early, so this process ends and the next one fences it; if it happens often, "
+    "raise kafka.request_timeout_s"
+)
 _FINDS_COORDINATOR: Final = "FindCoordinatorRequest"
 _LOG = structlog.get_logger(__name__)
+_in_doubt: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+"""Producers that asked again to end a transaction, because nobody had answered in time.
+
+The first request may lie with a broker that was stopped, and would end whatever transaction of the same epoch is open
+when it goes on: half of it. After a connection that was lost kafka-python asks again by itself, and that is not counted.
+"""
 
 
 def open_producer(kafka: KafkaConfig, transactional_id: str, **options: Any) -> Any:
@@ -99,6 +112,8 @@ class _Patience:
                 told.success(response)
 
             def fail(error: Exception) -> None:
+                if isinstance(error, RequestTimedOutError) and type(request).__name__ == _ENDS:
+                    _in_doubt.add(self._producer)
                 again = isinstance(error, RequestTimedOutError) and self._may_ask_again(node, type(request).__name__)
                 told.failure(KafkaConnectionError(str(error)) if again else error)
 
@@ -142,8 +157,11 @@ def transaction(producer: Any, fenced: str) -> Iterator[None]:
         FencedError: one has.
         KafkaError: the transaction failed and is aborted.
         Exception: what was raised within; the transaction is aborted.
-        BrokerError: it failed and cannot be aborted: whether it was committed the next owner of the id finds out.
+        BrokerError: it failed and cannot be aborted: whether it was committed the next owner of the id finds out. Or an
+            earlier one was ended only when that was asked for again: only a new producer may begin another.
     """
+    if producer in _in_doubt:
+        raise BrokerError(_IN_DOUBT)
     try:
         producer.begin_transaction()
         yield
