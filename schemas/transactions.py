@@ -36,7 +36,8 @@ _in_doubt: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 """Producers that asked again to end a transaction, because nobody had answered in time.
 
 The first request may lie with a broker that was stopped, and would end whatever transaction of the same epoch is open
-when it goes on: half of it. After a connection that was lost kafka-python asks again by itself, and that is not counted.
+when it goes on: half of it. What kafka-python asks again by itself, after a connection that was lost, is not
+counted.
 """
 
 
