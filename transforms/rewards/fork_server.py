@@ -16,7 +16,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from multiprocessing import forkserver, resource_tracker
 from queue import SimpleQueue
@@ -31,7 +32,9 @@ _PIPELINE_ENDED: Final = signal.SIGUSR1
 _MODULE: Final = "multiprocessing.forkserver"
 """Named on a fork server's command line."""
 _LOOK_S: Final = 0.05
-_TRACKER_S: Final = 1.0
+_END_S: Final = 10.0
+"""How long a process that is being forked is waited for at the end, although its fork server has been killed."""
+_STOP_S: Final = 5.0
 """How long multiprocessing's tracker of resources is waited for: processes of another kind may still hold on to it."""
 
 
@@ -39,7 +42,7 @@ class _Keeper:
     """The thread that starts this process's fork server, and starts it again if somebody killed it."""
 
     def __init__(self) -> None:
-        self._asked: SimpleQueue[Future[None]] = SimpleQueue()
+        self._asked: SimpleQueue[tuple[Callable[[], object], Future[None]]] = SimpleQueue()
         self._lock = threading.Lock()
         self._ending = False
         threading.Thread(target=self._keep, name="fork-server", daemon=True).start()
@@ -47,11 +50,12 @@ class _Keeper:
 
     def _keep(self) -> None:
         while True:
-            asked = self._asked.get()
-            try:
-                asked.set_result(forkserver.ensure_running())
-            except OSError as error:
-                asked.set_exception(error)
+            _do(*self._asked.get())
+
+    def _ask(self, wanted: Callable[[], object]) -> Future[None]:
+        done: Future[None] = Future()
+        self._asked.put((wanted, done))
+        return done
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -59,23 +63,32 @@ class _Keeper:
         with self._lock:
             if self._ending:
                 raise ProcessLookupError("this process ends")
-            asked: Future[None] = Future()
-            self._asked.put(asked)
-            asked.result()
+            self._ask(forkserver.ensure_running).result()
             yield
 
     def end(self) -> None:
-        """Leaves nothing of it; nobody waits for what is being forked now."""
+        """Leaves nothing of it; what is being forked now is given up."""
         self._ending = True
+        until_s = time.monotonic() + _END_S
         _kill_servers()
         while not self._lock.acquire(timeout=_LOOK_S):
+            if time.monotonic() > until_s:  # what it starts yet ends with this process
+                return
             _kill_servers()
         _kill_servers()
-        with contextlib.suppress(ChildProcessError):  # somebody else has waited for it
-            forkserver._forkserver._stop()  # type: ignore[attr-defined]
-        tracker = threading.Thread(target=resource_tracker._resource_tracker._stop, daemon=True)  # type: ignore[attr-defined]
-        tracker.start()
-        tracker.join(_TRACKER_S)
+        # Not by another thread: Python 3.12 starts none at exit.
+        for stop in (forkserver._forkserver._stop, resource_tracker._resource_tracker._stop):  # type: ignore[attr-defined]
+            with contextlib.suppress(ChildProcessError, TimeoutError):  # somebody else has waited for it, or holds it
+                self._ask(stop).result(_STOP_S)
+
+
+def _do(wanted: Callable[[], object], done: Future[None]) -> None:
+    try:
+        wanted()
+    except BaseException as error:  # noqa: BLE001 - it is the asker's; the fork server would end with this thread
+        done.set_exception(error)
+    else:
+        done.set_result(None)
 
 
 _keepers: list[_Keeper] = []
@@ -87,6 +100,7 @@ def running() -> contextlib.AbstractContextManager[None]:
 
     Raises:
         OSError: none can be started, or this process is about to end.
+        RuntimeError: this process is still importing its main module, or can start no thread.
     """
     with _LOCK:
         if not _keepers:

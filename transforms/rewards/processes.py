@@ -324,7 +324,7 @@ class RewardProcesses:
     def _start(self) -> _RewardProcess:
         try:
             return _RewardProcess(self._config)
-        except (OSError, EOFError) as error:  # no process, memory or file to be had: those who wait hear of it
+        except Exception as error:  # no process, thread or file to be had: those who wait hear of it
             raise _CallFailed(0, ProcessDied(f"no process for rewards can be started: {error}")) from error
 
     def _take(self) -> list[_Call]:
