@@ -4,7 +4,8 @@
 
 Multiprocessing's own fork server waits for the last of its processes to let go of a pipe, and a reward that hangs never
 does: nobody is left who would kill it for its time. So the kernel tells the fork server (``PR_SET_PDEATHSIG``). That
-signal comes when the *thread* that started the fork server ends, wherefore one thread starts it and never ends.
+signal comes when the *thread* that started the fork server ends, wherefore one thread starts it and never ends. It also
+starts the processes: that starts a fork server too, if the last one has just died.
 
 This module is imported in both processes: in a fork server, as the first of what that preloads, it asks for the signal.
 """
@@ -17,9 +18,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from multiprocessing import forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -39,7 +41,7 @@ _STOP_S: Final = 5.0
 
 
 class _Keeper:
-    """The thread that starts this process's fork server, and starts it again if somebody killed it."""
+    """The thread that starts all that this process forks from its fork server, and so that server, again if it died."""
 
     def __init__(self) -> None:
         self._asked: SimpleQueue[tuple[Callable[[], object], Future[None]]] = SimpleQueue()
@@ -57,14 +59,12 @@ class _Keeper:
         self._asked.put((wanted, done))
         return done
 
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """While it is open, a process can be forked."""
+    def start(self, process: BaseProcess) -> None:
+        """See below."""
         with self._lock:
             if self._ending:
                 raise ProcessLookupError("this process ends")
-            self._ask(forkserver.ensure_running).result()
-            yield
+            self._ask(process.start).result()
 
     def end(self) -> None:
         """Leaves nothing of it; what is being forked now is given up."""
@@ -95,17 +95,18 @@ _keepers: list[_Keeper] = []
 _LOCK: Final = threading.Lock()
 
 
-def running() -> contextlib.AbstractContextManager[None]:
-    """While it is open, this process has a fork server, of which nothing stays when this process ends.
+def start(process: BaseProcess) -> None:
+    """Starts a process of the context ``forkserver``, of which nothing stays when this process ends.
 
     Raises:
-        OSError: none can be started, or this process is about to end.
+        OSError: it cannot be started, or this process is about to end.
+        EOFError: the fork server died meanwhile.
         RuntimeError: this process is still importing its main module, or can start no thread.
     """
     with _LOCK:
         if not _keepers:
             _keepers.append(_Keeper())
-    return _keepers[0].running()
+    _keepers[0].start(process)
 
 
 def _kill_servers() -> None:

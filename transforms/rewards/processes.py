@@ -211,8 +211,7 @@ class _RewardProcess:
         self._pipe, theirs = context.Pipe()
         self._running = _Running(context)
         self._process = context.Process(target=_serve, args=(theirs, self._running, config), name="rewards")
-        with fork_server.running():
-            self._process.start()
+        fork_server.start(self._process)
         atexit.register(self.kill)  # before multiprocessing waits for its children
         theirs.close()
         self._receive(None)

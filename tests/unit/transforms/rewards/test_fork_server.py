@@ -1,5 +1,6 @@
 """However a pipeline's process ends, nothing of its reward processes stays, though a reward hangs."""
 
+import multiprocessing.spawn
 import os
 import signal
 import subprocess
@@ -51,8 +52,8 @@ import threading, time, types
 from transforms.rewards import fork_server
 
 begun = threading.Event()
-fork_server.forkserver = types.SimpleNamespace(ensure_running=lambda: (begun.set(), time.sleep(600)))
-threading.Thread(target=fork_server.running().__enter__, daemon=True).start()
+stuck = types.SimpleNamespace(start=lambda: (begun.set(), time.sleep(600)))
+threading.Thread(target=fork_server.start, args=(stuck,), daemon=True).start()
 begun.wait()
 """
 
@@ -164,6 +165,24 @@ def kill(server):
     """Until whoever asks for it is told that it is dead: a zombie with threads that still end is not."""
     server.kill()
     os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+
+
+def test_to_stop_some_leaves_the_others_whoever_found_the_fork_server_dead(start_processes, monkeypatch):
+    kept, stopped = start_processes(), start_processes()
+    server, prepare = process_of(kept).parent(), multiprocessing.spawn.get_preparation_data
+
+    def kill_the_server_first(name):
+        if name == "rewards" and runs(server):  # the server has been found alive, and is asked next
+            kill(server)
+        return prepare(name)
+
+    monkeypatch.setattr(multiprocessing.spawn, "get_preparation_data", kill_the_server_first)
+    server_now, process = process_of(stopped).parent(), process_of(kept)
+    (thread,) = stopped._threads
+    stopped.stop()
+    wait_for(lambda: not os.path.exists(f"/proc/self/task/{thread.native_id}"), 60, poll_s=0.01)
+    assert process_of(start_processes()).parent() == server_now  # whatever it was sent before, it has had
+    assert process_of(kept) == process
 
 
 def test_a_fork_server_that_was_killed_is_started_again(start_processes):
