@@ -7,7 +7,9 @@ does: nobody is left who would kill it for its time. So the kernel tells the for
 signal comes when the *thread* that started the fork server ends, wherefore one thread starts it and never ends. It also
 starts the processes: that starts a fork server too, if the last one has just died.
 
-This module is imported in both processes: in a fork server, as the first of what that preloads, it asks for the signal.
+This module is imported in both processes: in a fork server it asks for the signal. Before it come the start of Python
+and, of some versions, the pipeline's ``__main__``, which may take seconds; the fork server of a pipeline that has ended
+meanwhile has another parent by then, and ends.
 """
 
 import atexit
@@ -33,6 +35,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _PIPELINE_ENDED: Final = signal.SIGUSR1
 _MODULE: Final = "multiprocessing.forkserver"
 """Named on a fork server's command line."""
+_PIPELINE_VARIABLE: Final = "ASYNCFLOW_PIPELINE_PID"
+"""Names the pipeline's process to its fork server."""
 _LOOK_S: Final = 0.05
 _END_S: Final = 10.0
 """How long a process that is being forked is waited for at the end, although its fork server has been killed."""
@@ -47,6 +51,7 @@ class _Keeper:
         self._asked: SimpleQueue[tuple[Callable[[], object], Future[None]]] = SimpleQueue()
         self._lock = threading.Lock()
         self._ending = False
+        os.environ[_PIPELINE_VARIABLE] = str(os.getpid())
         threading.Thread(target=self._keep, name="fork-server", daemon=True).start()
         atexit.register(self.end)  # the first of this module's, so the last: reward processes have ended
 
@@ -124,6 +129,8 @@ def _end_with_pipeline() -> None:
     """In the fork server."""
     signal.signal(_PIPELINE_ENDED, _end_all)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _PIPELINE_ENDED)
+    if os.environ.get(_PIPELINE_VARIABLE) not in (None, str(os.getppid())):  # it had ended before: no signal comes
+        os._exit(0)
 
 
 def _end_all(*_: Any) -> None:
@@ -132,5 +139,5 @@ def _end_all(*_: Any) -> None:
     os._exit(0)
 
 
-if sys.platform == "linux" and _is_server(sys.orig_argv):
+if sys.platform == "linux" and _is_server(sys.orig_argv) and forkserver.get_inherited_fds() is None:  # not below it
     _end_with_pipeline()

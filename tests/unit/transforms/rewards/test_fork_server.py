@@ -47,6 +47,17 @@ from schemas.config import RewardsConfig
 from transforms.rewards.processes import RewardProcesses
 print(RewardProcesses(RewardsConfig(processes=1, timeout_s=600)).submit(os.getpid).result())
 """
+IN_A_FORK_SERVER = """
+import os, sys, time
+if any("multiprocessing.forkserver" in word for word in sys.orig_argv):
+    parent = os.getppid()
+    with open("at.tmp", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename("at.tmp", "at")
+    while os.getppid() == parent:
+        time.sleep(0.01)
+"""
+"""Python runs it when it starts; this one waits until whoever started the fork server has ended."""
 STUCK = """
 import threading, time, types
 from transforms.rewards import fork_server
@@ -141,6 +152,22 @@ def test_a_process_ends_although_one_that_it_starts_does_not_come():
         assert process.wait(60) == 0
     finally:
         end(process)
+
+
+def test_a_fork_server_that_comes_up_after_its_pipeline_has_ended_ends_too(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(IN_A_FORK_SERVER)
+    (tmp_path / "takes_long.py").write_text("import time; time.sleep(600)")
+    (tmp_path / "mine.py").write_text(UNGUARDED.replace("600", "600, modules=('takes_long',)"))
+    process, at = start_python("mine.py", cwd=tmp_path), tmp_path / "at"
+    below = []
+    try:
+        wait_for(at.exists, 60)
+        below.append(psutil.Process(int(at.read_text())))
+        process.kill()
+        process.wait()
+        wait_for(lambda: not any(map(runs, below)), 60)
+    finally:
+        end(process, below)
 
 
 @pytest.fixture
