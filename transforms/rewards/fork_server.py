@@ -50,7 +50,7 @@ class _Keeper:
             asked = self._asked.get()
             try:
                 asked.set_result(forkserver.ensure_running())
-            except OSError as error:
+            except Exception as error:  # noqa: BLE001 - whoever asked gets it, and this thread never ends
                 asked.set_exception(error)
 
     @contextlib.contextmanager
