@@ -155,7 +155,7 @@ def test_an_adapter_is_taken_and_handed_over_by_its_published_names(make, tmp_pa
 
 
 def test_a_value_head_stays_at_home(make, tmp_path):
-    engine = make(objective={"name": "ppo"})
+    engine = make(mu=0.0, objective={"name": "ppo"})
     assert not [name for name in full(engine) if "value_head" in name]
     head = next(tensor for name, tensor in engine._trained.by_name().items() if "value_head" in name)
     with torch.no_grad():
@@ -172,6 +172,16 @@ def test_stage_3_is_refused_before_anything_starts(model_dir):
         "federation": {"name": "f", "site": "north", "store": "somewhere"},
     }
     with pytest.raises(ConfigError, match=r"learner\.zero_stage = 3 divides .* set learner\.zero_stage to 2 or less"):
+        validate(tree, "test")
+
+
+def test_a_pull_with_a_value_head_is_refused(model_dir):
+    tree = {
+        "model": {"path": str(model_dir)},
+        "learner": {"objective": {"name": "ppo"}},
+        "federation": {"name": "f", "site": "north", "store": "somewhere", "proximal_mu": 0.1},
+    }
+    with pytest.raises(ConfigError, match=r"federation\.proximal_mu = 0\.1 pulls all that is trained"):
         validate(tree, "test")
 
 
@@ -206,7 +216,10 @@ def test_global_versions_are_copied_once_verified_and_pruned(tmp_path):
         copies.fetch(2, digests[2])
     damaged.write_bytes(whole)
     copies.fetch(2, digests[2])
-    assert copies.find(1, digests[1]) is None, "pruned"
+    assert copies.find(1, digests[1]), "one stays beside the one that was asked for"
+    Copies(str(tmp_path / "store"), tmp_path / "checkpoints", keep=0).fetch(1, digests[1])
+    assert copies.find(1, digests[1]), "what was asked for stays, whatever its number"
+    assert copies.find(2, digests[2]) is None, "pruned"
     with pytest.raises(FileNotFoundError):
         copies.fetch(9, digests[1])
     (copies.fetch(2, digests[2]) / "model.safetensors").write_bytes(b"torn")
