@@ -22,7 +22,7 @@ once, whole, as what their id allows them to be, and none may be left behind.
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from pathlib import Path
 from typing import Self
 
@@ -168,7 +168,7 @@ def audit(run: str, log: RunLog) -> Verdict:
         admission_excess=counts["admission_excess"],
         misplaced=counts["misplaced"],
         unreadable=counts["unreadable"],
-        updates=len({entry.update.sequence for entry in log.ledger if isinstance(entry, UpdateEntry)}),
+        updates=len({_name(entry) for entry in log.ledger if isinstance(entry, UpdateEntry)}),
         adoptions=len(surviving_adoptions(log.ledger)),
         contributed_twice=counts["contributed_twice"],
         repeated=_repeated(log),
@@ -387,21 +387,35 @@ def _check_transactions(log: RunLog, findings: _Findings) -> None:
 def _check_updates(ledger: Iterable[LedgerEntry], findings: _Findings) -> None:
     """No group is in two updates for the federation: not in one of a dead line and one of the surviving line either."""
     line: list[StepEntry] = []
-    named: dict[int, UpdateEntry] = {}
-    contained: dict[GroupId, int] = {}
+    named: dict[_Name, UpdateEntry] = {}
+    contained: dict[GroupId, _Name] = {}
     for entry in ledger:
         if isinstance(entry, StartEntry):
             line = surviving_steps([*line, entry])
         elif isinstance(entry, StepEntry):
             line.append(entry)
         elif isinstance(entry, UpdateEntry):
-            number = entry.update.sequence
-            if named.setdefault(number, entry).update != entry.update:
-                findings.add("contributed_twice", f"update {number} was written again with another content")
-            steps = (step for step in line if entry.since < step.step <= entry.step)
+            name = _name(entry)
+            if named.setdefault(name, entry).update != entry.update:
+                findings.add("contributed_twice", f"update {_words(name)} was written again with another content")
+            steps = takewhile(lambda step, since=entry.since: step.step > since, reversed(line))  # type: ignore[misc]
             for group in (part.group for step in steps for part in step.trained):
-                if contained.setdefault(group, number) != number:
-                    findings.add("contributed_twice", f"group {group} is in updates {contained[group]} and {number}")
+                if contained.setdefault(group, name) != name:
+                    told = f"{_words(contained[group])} and {_words(name)}"
+                    findings.add("contributed_twice", f"group {group} is in updates {told}")
+
+
+_Name = tuple[str, str, int]
+"""Federation, site, sequence."""
+
+
+def _name(entry: UpdateEntry) -> _Name:
+    return entry.federation, entry.update.site, entry.update.sequence
+
+
+def _words(name: _Name) -> str:
+    federation, site, sequence = name
+    return f"{sequence} of {site} for {federation}"
 
 
 def _repeated(log: RunLog) -> int:

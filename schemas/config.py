@@ -403,6 +403,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _pulls_no_value_head(self) -> Self:
+        if self.federation.is_site and self.federation.proximal_mu and self.learner.objective.name == "ppo":
+            raise ValueError(
+                f"federation.proximal_mu = {self.federation.proximal_mu} pulls all that is trained towards a global "
+                "version, which has no value head; set it to 0, or choose another learner.objective.name than ppo"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _evaluates_apart(self) -> Self:
         if self.evaluation.worker_run == self.name:
             raise ValueError(

@@ -208,7 +208,7 @@ class RoundOrder(Record):
     Example::
 
         {"schema": 1, "kind": "round", "generation": 1, "round": 9, "base_version": 12,
-         "sites": {"north": {"steps": 10, "groups_per_step": null}}, "received": [], "quorum": 1,
+         "sites": {"north": {"steps": 10, "groups_per_step": null}}, "again": [], "quorum": 1,
          "deadline_at": "2026-01-31T12:10:00.000Z", "at": "2026-01-31T12:00:00.000Z"}
     """
 
@@ -218,9 +218,9 @@ class RoundOrder(Record):
     """A counter that never goes back."""
     base_version: _Number
     sites: dict[SiteName, Order] = Field(min_length=1)
-    received: tuple[SiteName, ...] = ()
-    """Those of them whose update from this version came already, in a round that missed its quorum: they do nothing.
-    Another site that has sent one has to send a new one, because that one was left out."""
+    again: tuple[SiteName, ...] = ()
+    """Those of them whose update from this version was left out since the order before: they send another one. Whoever
+    has sent one and is not among them does nothing."""
     quorum: int = Field(ge=1)
     """Updates without which nothing is merged."""
     deadline_at: Instant

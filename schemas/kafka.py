@@ -19,7 +19,8 @@ class KafkaConfig(Section):
     """How to reach Kafka, and the shape of the topics."""
 
     bootstrap: str = "127.0.0.1:9092"
-    """Brokers, ``host:port`` separated by commas."""
+    """Brokers, ``host:port`` separated by commas. Where several are named, one whose host does not answer is given up
+    after 8 s for another."""
     partitions: Positive = 2
     """Partitions of the prompts, trajectories, pending and feedback topics."""
     replication: Positive = 1
@@ -56,13 +57,14 @@ class KafkaConfig(Section):
         given = {key: reveal(f"kafka.client.{key}", value) for key, value in self.client.items() if key != TOKEN}
         if TOKEN in self.client:
             given["sasl_oauth_token_provider"] = token_provider(str(self.client[TOKEN]))
+        brokers = self.bootstrap.split(",")
         return {
-            "bootstrap_servers": self.bootstrap.split(","),
+            "bootstrap_servers": brokers,
             "request_timeout_ms": int(self.request_timeout_s * 1000),
             "reconnect_backoff_ms": 50,
             "reconnect_backoff_max_ms": 500,
             "retry_backoff_ms": 50,
-            **connection_options(),
+            **connection_options(len(set(brokers))),
             **given,
         }
 

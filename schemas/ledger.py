@@ -4,6 +4,7 @@ The *surviving line* is what counts: starting from the newest ``start`` entry an
 steps of a generation up to the step that the next generation continues from.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -257,7 +258,7 @@ class Adoptions:
     _kept: dict[int, int] = field(default_factory=dict)
     """By generation, how many its line had when it started."""
     _own: dict[int, list[int]] = field(default_factory=dict)
-    """By generation, the versions that it announced with an adoption."""
+    """By generation, the versions that it announced with an adoption, ascending."""
 
     def add(self, entry: LedgerEntry) -> None:
         """The next entry of the ledger."""
@@ -270,9 +271,8 @@ class Adoptions:
 
     def of(self, version: int, generation: int) -> int:
         """Before a version, on the line that its generation was part of."""
-        own = sum(each <= version for each in self._own.get(generation, ()))
-        return self._kept.get(generation, 0) + own
+        return self._kept.get(generation, 0) + bisect_right(self._own.get(generation, ()), version)
 
     def until(self, steps_done: int) -> int:
         """Before the step after so many, on the surviving line."""
-        return sum(each.step <= steps_done for each in self.line)
+        return bisect_right(self.line, steps_done, key=lambda each: each.step)

@@ -7,6 +7,7 @@ The reference is what travels: into the resolved copy of a run, its report and t
 stands for is nowhere but in the memory of the process.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -21,8 +22,11 @@ _SECRET: Final = re.compile(r"password|secret|(^|[_-])token$|credential|(api|acc
 _HIDDEN: Final = "***"
 _SHORTEST: Final = 4
 """Characters. What is shorter would be found in every other word, and is no secret anyhow."""
-_revealed: dict[str, str] = {}
-"""What references of this process's configuration stood for last, by reference."""
+_MOST: Final = 64
+"""Secrets that are remembered: those of a few dozen keys, and of each the last ones where it is renewed."""
+_hidden: dict[str, int] = {}
+"""Secrets that this process has looked up, and when: the higher, the later."""
+_clock: Final = itertools.count()
 
 
 def is_secret(key: str) -> bool:
@@ -52,22 +56,40 @@ def reveal(key: str, value: Any) -> Any:
     """
     if not is_reference(value):
         return value
-    _revealed[value] = _REFERENCE.sub(lambda found: _look_up(key, found[1], found[2]), value)
-    return _revealed[value]
+    revealed = _REFERENCE.sub(lambda found: _look_up(key, found[1], found[2]), value)
+    return hide(revealed) if is_secret(key) else revealed
+
+
+def hide(secret: str) -> str:
+    """Has :func:`without_secrets` hide it from now on; returns it. For what no reference under a secret's key names.
+
+    A secret that is renewed stays hidden: requests with the old one are still on their way.
+    """
+    _hidden[secret.strip()] = next(_clock)
+    while len(_hidden) > _MOST:
+        oldest, _ = min(tuple(_hidden.items()), key=lambda item: item[1])
+        _hidden.pop(oldest, None)
+    return secret
 
 
 def without_secrets(text: str) -> str:
-    """What somebody else said, for logs and topics: what this process has revealed is hidden in it.
+    """What somebody else said, for logs and topics: the secrets that this process has looked up are hidden in it.
 
     A server may repeat the headers of a request, and so its key. Hide before you cut: half a key is one too.
     """
-    for secret in sorted(map(str.strip, tuple(_revealed.values())), key=len, reverse=True):
+    for secret in sorted(_hidden, key=len, reverse=True):
         if len(secret) >= _SHORTEST:
             text = text.replace(secret, _HIDDEN)
     return text
 
 
 def _look_up(key: str, kind: str, where: str) -> str:
+    """A part of a secret is one, too: a server may cut what it repeats."""
+    found = _read(key, kind, where)
+    return hide(found) if is_secret(key) else found
+
+
+def _read(key: str, kind: str, where: str) -> str:
     if kind == "env":
         if where not in os.environ:
             raise ConfigError(f"{key}: the environment variable {where} is not set; set it where this process starts")

@@ -190,14 +190,20 @@ class TopicSpec:
     name: str
     partitions: int
     settings: dict[str, str]
+    copies: int = 1
+    """Of every partition."""
 
 
 def copies_that_agree(replication: int) -> int:
-    """How many of ``replication`` copies must have a record before it is acknowledged: all but the one that may go."""
-    return max(1, replication - 1)
+    """How many of ``replication`` copies must have a record before it is acknowledged.
+
+    Two where there are three or more: the one that acknowledged may be lost, and brokers may go while others write. One
+    where there are fewer: two of two would leave nobody who could write when one broker goes.
+    """
+    return 2 if replication > 2 else 1
 
 
 def _kept_by_most(specs: list[TopicSpec], replication: int) -> list[TopicSpec]:
     agree = copies_that_agree(replication)
     kept = {MIN_IN_SYNC: str(agree)} if agree > 1 else {}
-    return [TopicSpec(spec.name, spec.partitions, {**spec.settings, **kept}) for spec in specs]
+    return [TopicSpec(spec.name, spec.partitions, {**spec.settings, **kept}, replication) for spec in specs]

@@ -164,6 +164,8 @@ class Learner:
         while self._at.steps_done < self._config.learner.steps:
             is_told = self._member is None or self._member.keep_up()
             plan = self._wait_for_plan() if is_told else None
+            if plan is None and not self._stop.is_set():
+                continue  # the federation asks for something else
             if plan is None:
                 _log.info("signal received, ending after a checkpoint", step=self._at.steps_done)
                 break
@@ -177,7 +179,7 @@ class Learner:
     def _wait_for_plan(self) -> Plan | None:
         started = heard = time.monotonic()
         patience_s = _PATIENCE_S
-        while not self._stop.is_set():
+        while not self._stop.is_set() and not (self._member and self._member.is_called):
             if self._attend() and not self._planner.is_held_up():
                 heard, patience_s = time.monotonic(), _PATIENCE_S
             self._gauges.wait(len(self._planner.waiting))

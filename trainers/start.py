@@ -271,7 +271,7 @@ def _restore_planner(config: RunConfig, state: State | None, history: History) -
         versions.adopted.add(entry)
     limits = config.learner
     planner = Planner(
-        limits.groups_per_step,
+        _groups_per_step(config, state),
         limits.max_staleness,
         accounts,
         versions,
@@ -282,6 +282,13 @@ def _restore_planner(config: RunConfig, state: State | None, history: History) -
     )
     planner.drops = [DroppedGroup.model_validate(drop) for drop in (state.drops if state else [])]
     return planner
+
+
+def _groups_per_step(config: RunConfig, state: State | None) -> int:
+    """As configured, or fewer if a federation asked for that before the checkpoint."""
+    most, known = config.learner.groups_per_step, state.federation if state else None
+    asked = known["groups_per_step"] if known and known["federation"] == config.federation.name else None
+    return min(most, asked or most)
 
 
 def _open_stream(config: RunConfig, state: State | None) -> Stream:

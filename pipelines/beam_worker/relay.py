@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import structlog
 
-from pipelines.local.ports import LOOPBACK
+from pipelines.local.ports import LOOPBACK, is_ours
 
 _LOG = structlog.get_logger(__name__)
 _CONNECT_S: Final = 10.0
@@ -36,19 +36,9 @@ def elsewhere(control: str, peer: str) -> Way | None:
     """
     host, _, port = control.rpartition(":")
     address = unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]")
-    if host not in _LOCALS or not peer.startswith("ip") or _is_ours(address):
+    if host not in _LOCALS or not peer.startswith("ip") or is_ours(address):
         return None
     return address, int(port)
-
-
-def _is_ours(address: str) -> bool:
-    """Whether an address is one of this machine's: then it can be listened on."""
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
-            return False
-        return True
 
 
 class Relay:

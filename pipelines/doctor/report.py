@@ -4,7 +4,7 @@ import getpass
 import json
 import re
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -12,11 +12,10 @@ from typing import Any, Final
 from pipelines.doctor.finding import Finding, Subject, Verdict
 from pipelines.local.paths import cache_place
 from schemas.errors import ConfigError
-from schemas.secrets import is_reference, is_secret, reveal
+from schemas.secrets import is_reference, is_secret, reveal, without_secrets
 
 _MARKS: Final[dict[Verdict, str]] = {"ok": "ok", "warning": "warning", "problem": "PROBLEM", "skipped": "skipped"}
 _LOCAL: Final = ("127.0.0.1", "localhost")
-_INSTEAD: Final = "<secret>"
 _SHORTEST: Final = 3
 """A shorter name would be found within words."""
 _ADDRESS: Final = re.compile(r"\b(?!127\.0\.0\.1\b)\d{1,3}(?:\.\d{1,3}){3}\b")
@@ -57,14 +56,15 @@ def to_json(findings: Sequence[Finding], subject: Subject) -> str:
 def issue(findings: Sequence[Finding], subject: Subject) -> str:
     """Plain text without names of hosts and people, paths of home directories, addresses and secrets."""
     words = private_words(subject)
-    lines = [f"{each.verdict}: {each.name}: {scrub(' '.join(each.found.split()), words)}" for each in findings]
+    found = [(each, " ".join(each.found.split())) for each in _without_secrets(findings, subject)]
+    lines = [f"{each.verdict}: {each.name}: {scrub(text, words)}" for each, text in found]
     return "\n".join(["```text", *lines, "```"])
 
 
 def _without_secrets(findings: Sequence[Finding], subject: Subject) -> list[Finding]:
     """Names and addresses are for those who sit at this machine, secrets are for nobody."""
-    secrets = dict.fromkeys(_secrets(subject.settings.kafka.client), _INSTEAD)
-    return [each._replace(found=_replaced(each.found, secrets)) for each in findings]
+    _look_up(subject.settings.kafka.client)
+    return [each._replace(found=without_secrets(each.found)) for each in findings]
 
 
 def scrub(text: str, words: Mapping[str, str]) -> str:
@@ -93,16 +93,18 @@ def private_words(subject: Subject) -> dict[str, str]:
     for broker in (subject.bootstrap or "").split(","):
         host = broker.rpartition(":")[0]
         words |= {host: "<broker>"} if host and host not in _LOCAL else {}
-    words |= dict.fromkeys(_secrets(subject.settings.kafka.client), _INSTEAD)
+    words |= {name: f"<{key}>" for key, name in _look_up(subject.settings.kafka.client).items() if not is_secret(key)}
     return {word: stead for word, stead in words.items() if word not in _LOCAL}
 
 
-def _secrets(client: Mapping[str, Any]) -> Iterator[str]:
-    """What references stand for in this process; a message of Kafka's client could hold it."""
+def _look_up(client: Mapping[str, Any]) -> dict[str, str]:
+    """What references stand for in this process, by key; a message of Kafka's client could hold it."""
+    found = {}
     for key, value in client.items():
-        if is_secret(key) or is_reference(value):
+        if is_reference(value):
             with suppress(ConfigError):  # it stands for nothing here
-                yield str(reveal(key, value))
+                found[key] = str(reveal(key, value))
+    return found
 
 
 def _user() -> str:

@@ -51,6 +51,16 @@ def accepts(port: int, host: str = LOOPBACK) -> bool:
         return False
 
 
+def is_ours(address: str) -> bool:
+    """Whether an address, not a name, is one of this machine's: then it can be listened on."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+        return True
+
+
 def require_free(port: int, key: str) -> int:
     """The port, if it is free.
 

@@ -13,6 +13,8 @@ from schemas.topics import MIN_IN_SYNC, TopicSpec
 _Answer = TypeVar("_Answer")
 _LONGEST_PAUSE_S: Final = 1.0
 _ASK_AGAIN_S: Final = 0.2
+_SET: Final = "kafka-configs.sh --alter"
+"""Sets what can be set of a topic while it is written to."""
 
 
 def wait_for_broker(kafka: KafkaConfig, timeout_s: float) -> None:
@@ -47,7 +49,7 @@ def create_topics(config: RunConfig | FederationConfig, timeout_s: float = 10.0)
     try:
         existing = set(admin.list_topics())
         _check([spec for spec in specs if spec.name in existing], admin)
-        return _create([spec for spec in specs if spec.name not in existing], config.kafka.replication, admin)
+        return _create([spec for spec in specs if spec.name not in existing], admin)
     except KafkaError as error:
         raise BrokerError(
             f"Kafka at {config.kafka.bootstrap} could not create the topics of {config.name}: {told(error)}"
@@ -101,7 +103,7 @@ def _ask(kafka: KafkaConfig, timeout_s: float, ask: Callable[[Any], _Answer], fa
 
     deadline = time.monotonic() + timeout_s
     while True:
-        admin = connect(kafka, timeout_s)
+        admin = connect(kafka, max(deadline - time.monotonic(), _ASK_AGAIN_S))
         try:
             return ask(admin)
         except KafkaError as error:
@@ -127,13 +129,13 @@ def connect(kafka: KafkaConfig, timeout_s: float) -> Any:
         raise unreachable(kafka, error) from error
 
 
-def _create(specs: list[TopicSpec], replication: int, admin: Any) -> list[str]:
+def _create(specs: list[TopicSpec], admin: Any) -> list[str]:
     """Creates topics that were not listed; another process may have created some of them meanwhile."""
     from kafka.errors import NoError, TopicAlreadyExistsError, for_code
 
     if not specs:
         return []
-    answer = admin.create_topics(_requests(specs, replication), raise_errors=False)
+    answer = admin.create_topics(_requests(specs), raise_errors=False)
     codes = {topic["name"]: topic["error_code"] for topic in answer["topics"]}
     for name, code in codes.items():
         if code not in (NoError.errno, TopicAlreadyExistsError.errno):
@@ -143,9 +145,9 @@ def _create(specs: list[TopicSpec], replication: int, admin: Any) -> list[str]:
     return [name for name, code in codes.items() if code == NoError.errno]
 
 
-def _requests(specs: list[TopicSpec], replication: int) -> dict[str, dict[str, Any]]:
+def _requests(specs: list[TopicSpec]) -> dict[str, dict[str, Any]]:
     return {
-        spec.name: {"num_partitions": spec.partitions, "replication_factor": replication, "configs": spec.settings}
+        spec.name: {"num_partitions": spec.partitions, "replication_factor": spec.copies, "configs": spec.settings}
         for spec in specs
     }
 
@@ -153,11 +155,18 @@ def _requests(specs: list[TopicSpec], replication: int) -> dict[str, dict[str, A
 def _check(specs: list[TopicSpec], admin: Any) -> None:
     """Compares existing topics with what they should be."""
     faults = [fault for found in _compare(specs, admin).values() for fault in found]
-    if faults:
-        raise BrokerError(
-            "topics of another shape exist:\n  " + "\n  ".join(faults) + "\n"
-            "use another run name (--name), say what they are (kafka.partitions), or delete them"
+    if not faults:
+        return
+    remedies = []
+    if any(_SET in fault for fault in faults):
+        remedies.append("set what has a command behind it, with the brokers' --bootstrap-server; their records stay")
+    if not all(_SET in fault for fault in faults):
+        remedies.append(
+            "use another run name (--name), say what they are (kafka.partitions, kafka.replication), or delete them"
         )
+    raise BrokerError(
+        "topics of another shape exist:\n  " + "\n  ".join(faults) + "\n" + "; for the rest, ".join(remedies)
+    )
 
 
 def _compare(specs: list[TopicSpec], admin: Any) -> dict[str, list[str]]:
@@ -168,20 +177,31 @@ def _compare(specs: list[TopicSpec], admin: Any) -> dict[str, list[str]]:
         return {}
     names = [spec.name for spec in specs]
     admin.wait_for_topics(names)
-    partitions = {topic["name"]: len(topic["partitions"]) for topic in admin.describe_topics(names)}
+    partitions = {topic["name"]: topic["partitions"] for topic in admin.describe_topics(names)}
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     settings = admin.describe_configs(resources, config_filter="all")["topic"]
     return {spec.name: _faults(spec, partitions[spec.name], settings[spec.name]) for spec in specs}
 
 
-def _faults(spec: TopicSpec, partitions: int, settings: dict[str, Any]) -> list[str]:
+def _faults(spec: TopicSpec, partitions: list[dict[str, Any]], settings: dict[str, Any]) -> list[str]:
+    """Asks for no more copies that agree than there are: nobody could write any more to a topic that has too few."""
+    copies = min(len(each["replica_nodes"]) for each in partitions)
     expected = {"cleanup.policy": "delete", **spec.settings}
-    given = {key: str(settings[key]["value"]) for key in expected}
-    wrong = [
+    agree = int(expected.pop(MIN_IN_SYNC, "1"))
+    given = {key: str(settings[key]["value"]) for key in (*expected, MIN_IN_SYNC)}
+    wrong = []
+    if len(partitions) != spec.partitions:
+        wrong.append(f"{spec.name}: {len(partitions)} partitions, expected {spec.partitions}")
+    if copies < spec.copies:
+        wrong.append(f"{spec.name}: copies of a partition: {copies}, expected {spec.copies}")
+    wrong += [
         f"{spec.name}: {key} is {given[key]}, expected {expected[key]}"
         for key in expected
-        if given[key] != expected[key] and not (key == MIN_IN_SYNC and int(given[key]) > int(expected[key]))
+        if given[key] != expected[key]
     ]
-    if partitions != spec.partitions:
-        wrong.insert(0, f"{spec.name}: {partitions} partitions, expected {spec.partitions}")
+    if int(given[MIN_IN_SYNC]) < agree <= copies:
+        wrong.append(
+            f"{spec.name}: {MIN_IN_SYNC} is {given[MIN_IN_SYNC]}, expected {agree} or more: "
+            f"{_SET} --topic {spec.name} --add-config {MIN_IN_SYNC}={agree}"
+        )
     return wrong

@@ -2,7 +2,8 @@
 
     Submission, RunConfig ──► check ──► [Check: name, formula with the numbers filled in, verdict, what to do]
 
-Pure functions, but for two looks at this machine: whether there is a Java, and whether Google's clients are installed.
+Pure functions, but for three looks at this machine: whether there is a Java, whether Google's clients are installed,
+and whether an address is its own.
 """
 
 import re
@@ -10,12 +11,14 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 from pipelines.graph.graph import graph_of
 from pipelines.graph.runners import WORDS, Answer, answer_of, judge
+from pipelines.local.ports import is_ours
 from pipelines.submission.chosen import ONE_PROCESS, longest_bundle_s, places
 from pipelines.submission.submission import PipelineName, Submission, read
 from schemas.checks import Check, problems
@@ -85,13 +88,23 @@ def _environment(submission: Submission, _: RunConfig) -> _Checks:
     if kind == "LOOPBACK" and submission.makes_jar:
         remedy = "the jar runs when this process is gone: give --environment_type=EXTERNAL, DOCKER or PROCESS"
     formula = f"--environment_type={kind}: {what}{f', {address}' if address else ''}"
-    if not remedy and kind == "EXTERNAL" and submission.runner == "prism" and not address.startswith(_LOOPBACK):
+    if not remedy and kind == "EXTERNAL" and submission.runner == "prism" and _is_elsewhere(address):
         told = (
             "Prism tells its workers to look for it at localhost: asyncflow beam-worker finds it from another machine"
         )
         yield Check("workers", formula, "warning", f"{told}, Beam's own pool does not")
         return
     yield _found("workers", formula, remedy)
+
+
+def _is_elsewhere(address: str) -> bool:
+    """Whether ``HOST:PORT`` is another machine's, as far as can be told without asking a name server."""
+    if not address or address.startswith(_LOOPBACK):
+        return False
+    try:
+        return not is_ours(str(ip_address(address.rpartition(":")[0].strip("[]"))))
+    except ValueError:  # a name
+        return True
 
 
 _ENVIRONMENTS: Final = {

@@ -12,7 +12,7 @@ from pipelines.local.topics import connect, create_topics
 from schemas.config import KafkaConfig, RunConfig
 from schemas.transactions import open_producer, transaction
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(400)
 NAMES = ("kafka-1", "kafka-2", "kafka-3")
 LONGER_THAN_PATIENCE_S = 300.0
 """Of a request: whoever only waits for its answer hangs."""

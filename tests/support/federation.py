@@ -35,6 +35,7 @@ from schemas.manifests import MANIFEST_NAME, Manifest, describe, sha256
 from schemas.records import now
 from schemas.topics import FederationTopics
 from schemas.weights import WeightVersion, version_path
+from tests.support.trajectories import wait_until
 from trainers.federation.codecs import decode
 from trainers.federation.layout import Layout
 
@@ -101,12 +102,12 @@ class Federation:
         directory = Path(version_path(weights_root(self.store), version or self.version))
         return load_file(directory / "model.safetensors")
 
-    def order(self, *sites, steps=2, groups_per_step=None):
+    def order(self, *sites, steps=2, groups_per_step=None, again=()):
         """Begins a round from the newest version."""
         self.round += 1
         asked = {site: Order(steps=steps, groups_per_step=groups_per_step) for site in sites}
         self._tell(self.topics.rounds, RoundOrder(
-            generation=1, round=self.round, base_version=self.version, sites=asked, quorum=1,
+            generation=1, round=self.round, base_version=self.version, sites=asked, again=again, quorum=1,
             deadline_at=now() + timedelta(hours=1)))  # fmt: skip
 
     def records(self, topic):
@@ -128,6 +129,14 @@ class Federation:
     def updates(self):
         """Each update once, by site and sequence."""
         return {update.name: update for update in self.announced()}
+
+    def heard_by(self, site):
+        """Returns once a site has heard of all that was said: it looks for orders between heartbeats."""
+        before = len(self._beats(site))
+        wait_until(lambda: len(self._beats(site)) >= before + 2)
+
+    def _beats(self, site):
+        return [each for each in self.records(self.topics.sites) if each.key == site.encode()]
 
     def sites(self):
         """The newest heartbeat of each site."""

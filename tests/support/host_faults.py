@@ -24,6 +24,7 @@ _LONG_S = 20.0
 _SHORT_S = 10.0
 _DELAY_S, _RATE, _LOSS = 0.05, 2e6, 0.05
 _LOOK_S, _LOOKS = 2.0, 60
+_IN_USE_S = 5.0
 _INTERNAL = ("__consumer_offsets", "__transaction_state")
 
 
@@ -58,16 +59,20 @@ def is_whole(scene):
 def hurt(how, where, seconds, scene, blow):
     """The links of a host, or the one between two, are hurt for some seconds and healed."""
     hosts = scene.stack.hosts
-    blow.began_at = datetime.now(UTC)
     before = hosts.counts(*where)
+    yield from scene.until(lambda: hosts.counts(*where) != before, _IN_USE_S)
+    if hosts.counts(*where) == before:
+        blow.not_possible = "nobody uses this link now"  # such as one to a broker that leads nothing
+        return
+    blow.began_at, before = datetime.now(UTC), hosts.counts(*where)
     how(hosts, where)
     yield from scene.pause(seconds)
+    if how is not slow:
+        yield from scene.until(lambda: hosts.counts(*where)["lost"] > before["lost"], seconds)
     after = hosts.counts(*where)
     hosts.heal(*where)
     lost, passed = (after[name] - before[name] for name in ("lost", "passed"))
-    blow.witness(lost + passed > 0, f"{lost} packets were lost and {passed} passed in {seconds:g} s")
-    if how is not slow:
-        blow.witness(lost > 0, f"{lost} packets were lost")
+    blow.witness(passed > 0 if how is slow else lost > 0, f"{lost} packets were lost and {passed} passed")
     blow.over_at = datetime.now(UTC)
 
 

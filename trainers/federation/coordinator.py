@@ -200,7 +200,8 @@ class Coordinator:
         """Whether nothing more is waited for."""
         if not self._is_enough():
             return False
-        return self._config.asynchronous or bool(self._open and self._open.sites.keys() <= self._gathered.answered)
+        answered = self._gathered.answered(self._open)
+        return self._config.asynchronous or bool(self._open and self._open.sites.keys() <= answered)
 
     def _is_due(self, *, idle: bool) -> bool:
         """Whether it is time to end the round, or to begin one; what came before the deadline is read first."""
@@ -226,6 +227,7 @@ class Coordinator:
         if following is not None:
             self._writer.commit([following])
             self._state.take(following)
+            self._gathered.judged = len(self._gathered.left_out)
             crash_point("round_ordered")
 
     def _order(self, base_version: int) -> RoundOrder | None:
@@ -237,15 +239,15 @@ class Coordinator:
         here = present(self._inbox.heard, now(), config.selection.gone_after_s)
         chosen = select(here, config.selection, self._chance, independently=bool(config.privacy.noise_multiplier))
         asked = orders(chosen, config.selection)
-        received: set[str] = set()
+        again: set[str] = set()
         if self._open and base_version == self._state.version:
-            received = self._gathered.sites
-            asked |= {site: self._open.sites[site] for site in received}
+            asked |= {site: self._open.sites[site] for site in self._gathered.sites}
+            again = self._gathered.spoilt & asked.keys()
         if len(asked) < config.quorum:
             return None
         deadline = now() + timedelta(seconds=config.deadline_s)
         return RoundOrder(generation=self._state.generation, round=self._state.round + 1, base_version=base_version,
-                          sites=asked, received=tuple(sorted(received)), quorum=config.quorum,
+                          sites=asked, again=tuple(sorted(again)), quorum=config.quorum,
                           deadline_at=deadline)  # fmt: skip
 
     # ------------------------------------------------------------------ gather

@@ -6,6 +6,7 @@ All ranks of the learner see the copy. It stays as long as a checkpoint may need
 keeps.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,7 @@ class Copies:
     Args:
         store: of the federation, a path or an fsspec URL.
         checkpoint_root: of the run.
-        keep: newest copies that stay.
+        keep: copies that stay beside the one that was asked for last.
     """
 
     def __init__(self, store: str, checkpoint_root: Path, keep: int) -> None:
@@ -44,12 +45,11 @@ class Copies:
             StateError: the bytes are not what was announced, or are not finite.
             OSError: the store is away, or no longer has the version.
         """
-        found = self.find(version, manifest_sha256)
-        if found:
-            return found
         directory = Path(version_path(str(self._root), version))
-        self._copy(version, manifest_sha256, directory)
-        self._prune()
+        if self.find(version, manifest_sha256) is None:
+            self._copy(version, manifest_sha256, directory)
+        os.utime(directory)
+        self._prune(directory)
         return directory
 
     def _is_good(self, directory: Path, manifest_sha256: str) -> bool:
@@ -80,9 +80,10 @@ class Copies:
         sync_tree(partial)
         partial.rename(directory)
 
-    def _prune(self) -> None:
-        found = sorted(path for path in self._root.iterdir() if path.name.isdigit())
-        for directory in found[: -self._keep]:
+    def _prune(self, needed: Path) -> None:
+        """Those that were not asked for of late: numbers begin again where a federation does."""
+        found = sorted(self._root.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        for directory in [path for path in found if path.name.isdigit() and path != needed][: -self._keep]:
             shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -9,7 +9,7 @@ the log now and then. What was heard before stays good meanwhile.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -20,7 +20,6 @@ from schemas.errors import BrokerError, RecordError, StateError
 from schemas.federating import SiteConfig
 from schemas.federation import (
     CoordinatorStart,
-    LeftOutUpdate,
     Merge,
     Order,
     RoundOrder,
@@ -30,11 +29,14 @@ from schemas.federation import (
 )
 from schemas.producers import connect_producer
 from schemas.weights import WeightVersion
+from trainers.federation.state import NOT_THE_SITES
 from trainers.log import CONNECT_TIMEOUT_MS, assign, partitions_of
 
 _log = structlog.get_logger(__name__)
 _POLL_MS: Final = 100
 _RETRY_S: Final = 1.0
+_FATES: Final = 50
+"""Of this site's updates: the newest are asked for."""
 _REMIND_S: Final = 30.0
 """How often the log repeats that the broker is away."""
 
@@ -47,20 +49,15 @@ class Heard:
     """The newest."""
     order: RoundOrder | None = None
     """The newest, whether its round is over or not."""
-    versions: dict[int, WeightVersion] = field(default_factory=dict)
-    """Announcements of global versions."""
-    fates: dict[int, str] = field(default_factory=dict)
-    """``merged``, or why it was left out, for each of this site's updates that was dealt with, by its sequence."""
-
-    @property
-    def newest(self) -> WeightVersion | None:
-        """The newest global version; null before the first."""
-        return self.versions[max(self.versions)] if self.versions else None
+    newest: WeightVersion | None = None
+    """The newest global version; null before the first."""
+    fates: Mapping[int, str] = field(default_factory=dict)
+    """``merged``, or why it was left out, by sequence: of this site's newest updates that were dealt with; not of what
+    somebody else announced in its name."""
 
     def order_for(self, site: str) -> tuple[RoundOrder, Order] | None:
         """What the open round asks of a site; null if there is none, or if the site is not asked."""
-        newest = self.newest
-        if self.order is None or newest is None or self.order.base_version != newest.version:
+        if self.order is None or self.newest is None or self.order.base_version != self.newest.version:
             return None  # that round is over, and the next has not begun or is not heard of yet
         found = self.order.sites.get(site)
         return (self.order, found) if found else None
@@ -78,6 +75,8 @@ class Link:
         self._config, self._describe = config, describe
         self._changed = threading.Condition()
         self._heard = Heard()
+        self._coming = Heard()
+        self._positions: dict[Any, int] = {}
         self._outgoing: SiteUpdate | None = None
         self._sent: tuple[str, int] | None = None
         self._ended = threading.Event()
@@ -151,16 +150,25 @@ class Link:
             closing(_Producer({**self._config.kafka.producer_options(), **patience})) as producer,
         ):
             topics = self._config.topics
-            assign(consumer, {part: None for name in (topics.rounds, topics.weights)
-                              for part in partitions_of(consumer, name)})  # fmt: skip
+            parts = [part for name in (topics.rounds, topics.weights) for part in partitions_of(consumer, name)]
+            try:
+                assign(consumer, {part: self._positions.get(part) for part in parts})
+            except StateError:  # the topics were made anew
+                self._coming, self._positions = Heard(), {}
+                raise
             self._serve(consumer, producer)
 
     def _serve(self, consumer: Any, producer: "_Producer") -> None:
         beat_s = -self._config.heartbeat_s
+        ends = consumer.end_offsets(list(consumer.assignment()))
         while not self._ended.is_set():
-            for partition, records in consumer.poll(timeout_ms=_POLL_MS).items():
+            found = consumer.poll(timeout_ms=_POLL_MS)
+            for partition, records in found.items():
                 for record in records:
                     self._take(partition.topic, record)
+            self._positions = {part: consumer.position(part) for part in ends}
+            if all(self._positions[part] >= end for part, end in ends.items()):
+                self._tell(self._coming)  # not before: half of what was said is an order of long ago
             self._send(producer)
             if time.monotonic() - beat_s >= self._config.heartbeat_s:
                 beat_s = time.monotonic()
@@ -178,18 +186,20 @@ class Link:
             self._outgoing, self._sent = None, update.name
             self._changed.notify_all()
 
+    def _tell(self, heard: Heard) -> None:
+        with self._changed:
+            if heard is not self._heard:
+                self._heard = heard
+                self._changed.notify_all()
+
     def _take(self, topic: str, record: Any) -> None:
         try:
             if topic == self._config.topics.weights:
-                heard = _with_version(self._heard, WeightVersion.decode(record.value))
+                self._coming = with_version(self._coming, WeightVersion.decode(record.value))
             else:
-                heard = _with_entry(self._heard, decode_rounds_entry(record.value), self._config.site)
+                self._coming = with_entry(self._coming, decode_rounds_entry(record.value), self._config.site)
         except RecordError as error:
             _log.error("record of the federation cannot be read", topic=topic, offset=record.offset, reason=str(error))
-            return
-        with self._changed:
-            self._heard = heard
-            self._changed.notify_all()
 
 
 class _Producer:
@@ -207,21 +217,23 @@ class _Producer:
         self._producer.close(timeout=1)
 
 
-def _with_version(heard: Heard, announced: WeightVersion) -> Heard:
-    return replace(heard, versions={**heard.versions, announced.version: announced})
+def with_version(heard: Heard, announced: WeightVersion) -> Heard:
+    """After an announcement of a global version."""
+    is_newer = heard.newest is None or announced.version > heard.newest.version
+    return replace(heard, newest=announced) if is_newer else heard
 
 
-def _with_entry(heard: Heard, entry: CoordinatorStart | RoundOrder | Merge, site: str) -> Heard:
+def with_entry(heard: Heard, entry: CoordinatorStart | RoundOrder | Merge, site: str) -> Heard:
+    """After an entry of ``F.rounds``, as a site understands it."""
     if isinstance(entry, CoordinatorStart):
         return replace(heard, start=entry)
     if isinstance(entry, RoundOrder):
         return replace(heard, order=entry)
-    own = {each.sequence: "merged" for each in entry.merged if each.site == site}
-    left = {_sequence(each): each.reason for each in entry.left_out if each.site == site and each.sequence}
-    new = {sequence: fate for sequence, fate in (*left.items(), *own.items()) if heard.fates.get(sequence) != "merged"}
-    return replace(heard, fates={**heard.fates, **new})
-
-
-def _sequence(left: LeftOutUpdate) -> int:
-    assert left.sequence is not None
-    return left.sequence
+    new = {each.sequence: str(each.reason) for each in entry.left_out
+           if each.site == site and each.sequence is not None and each.reason not in NOT_THE_SITES}  # fmt: skip
+    new = {sequence: fate for sequence, fate in new.items() if sequence not in heard.fates}
+    new |= {each.sequence: "merged" for each in entry.merged if each.site == site}
+    if not new:
+        return heard
+    known = sorted({**heard.fates, **new}.items())
+    return replace(heard, fates=dict(known[-_FATES:]))

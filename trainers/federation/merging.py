@@ -31,6 +31,8 @@ class Gathered:
     position: int = 0
     """Next offset to read."""
     bytes: int = 0
+    judged: int = 0
+    """Of those left out, how many the present order knew of."""
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -39,9 +41,18 @@ class Gathered:
         return {each.update.site for each in self.candidates}
 
     @property
-    def answered(self) -> set[str]:
-        """Those of which nothing more is waited for."""
-        return self.sites | {each.site for each in self.left_out if each.reason in _SPOILT}
+    def spoilt(self) -> set[str]:
+        """Those whose update was left out since the present order, and that have sent no other."""
+        return {each.site for each in self.left_out[self.judged :] if each.reason in _SPOILT} - self.sites
+
+    def answered(self, order: RoundOrder | None) -> set[str]:
+        """Those of which nothing more is waited for.
+
+        A coordinator that was started again does not know which of those left out the order knew of: it waits for
+        those that were asked again.
+        """
+        again = set(order.again) if order and not self.judged else set[str]()
+        return self.sites | (self.spoilt - again)
 
     def set_aside(self, outliers: set[int]) -> list[Candidate]:
         """Moves candidates, by their offsets, to those that are too large; returns them."""
@@ -98,7 +109,7 @@ class Merger:
         server_sha256: str | None,
     ) -> Merge:  # fmt: skip
         """What the log says of it."""
-        silent = sorted(set(order.sites) - gathered.answered) if order else []
+        silent = sorted(set(order.sites) - gathered.sites - gathered.spoilt) if order else []
         return Merge(
             generation=state.generation,
             round=order.round if order else None,

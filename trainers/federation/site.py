@@ -27,11 +27,12 @@ import structlog
 import torch
 
 from schemas.crash_points import crash_point
-from schemas.errors import ConfigError, DiskError, StateError
-from schemas.federation import Order, RoundOrder, Site, SiteUpdate
+from schemas.errors import ConfigError, StateError
+from schemas.federation import Codec, Order, RoundOrder, Site, SiteUpdate
 from schemas.ledger import AdoptEntry, StepEntry, UpdateEntry
 from schemas.weights import WeightVersion
 from trainers.federation import codecs, updates
+from trainers.federation.away import is_away
 from trainers.federation.copies import Copies, read_tensors
 from trainers.federation.layout import Row
 from trainers.federation.link import Link
@@ -69,6 +70,8 @@ class Contribution:
     """Steps after which the update is due; null as long as nobody has asked for one."""
     round: int | None = None
     """Which round asked; null in an asynchronous federation."""
+    groups_per_step: int | None = None
+    """Of its order; null for what the site has configured."""
     steps: int = 0
     """Those that changed weights and are part of the update."""
     samples: int = 0
@@ -123,7 +126,7 @@ class Member:
         if self._is_behind:
             _log.error("the checkpoint knows less than was handed to the federation, going on from a global version",
                        handed_over=last, checkpoint=self.contribution and self.contribution.sequence)  # fmt: skip
-        elif checkpoint:
+        elif checkpoint and self.contribution:
             self._residual = _read_residual(checkpoint.directory)
 
     def _fits(self, last: int) -> bool:
@@ -167,6 +170,12 @@ class Member:
             return
         if known.phase == "due" or (known.phase == "open" and known.is_full and not self._at.skips):
             self._contribute(known)
+
+    @property
+    def is_called(self) -> bool:
+        """Whether an order came while it trains by itself."""
+        found = None if self._is_at_work else self._link.heard.order_for(self._config.site)
+        return found is not None and not self._has_answered(found[0])
 
     @property
     def is_behind(self) -> bool:
@@ -252,25 +261,47 @@ class Member:
             if not self._stop.is_set():
                 self._give_up(due)
             return None
-        arrays, residual = self._encode(read_tensors(base))
-        known = self._recorded.get(due.sequence)
-        if known and due.sequence in self._link.heard.fates:
-            return known.update, residual
-        about = known.update if known else self._describe_update(due)
-        record = self._patiently("an update", lambda: updates.write(self._config.store, about, arrays))
-        crash_point("update_written")
-        return (record.signed(self._config.name, self._key), residual) if record else None
+        entry = self._recorded.get(due.sequence)
+        about = entry.update if entry else self._describe_update(due)
+        arrays, residual = self._encode(read_tensors(base), about.codec)
+        record, *_ = updates.encoded(about, arrays)
+        if entry and record.manifest_sha256 != about.manifest_sha256:
+            return self._find_again(about)
+        if due.sequence not in self._link.heard.fates:
+            if self._patiently("an update", lambda: updates.write(self._config.store, about, arrays)) is None:
+                return None
+            crash_point("update_written")
+        return record.signed(self._config.name, self._key), residual
+
+    def _find_again(self, recorded: SiteUpdate) -> tuple[SiteUpdate, Residual] | None:
+        """An update that cannot be made again, whose files may be there; what its codec left out is not known then.
+
+        Raises:
+            ConfigError: they are not.
+        """
+        sequence, codec = recorded.sequence, self._config.codec
+        done = sequence in self._link.heard.fates
+        if done or self._patiently("an update", lambda: updates.are_there(self._config.store, recorded)):
+            _log.warning("the codec was changed, what it left out of the last update is dropped", sequence=sequence)
+            return recorded, None
+        if self._stop.is_set():
+            return None
+        raise ConfigError(
+            f"the ledger has update {sequence} with codec {recorded.codec!r} and manifest "
+            f"{recorded.manifest_sha256[:12]}, and comes out otherwise with federation.codec.name = {codec.name!r}, "
+            f"keep_share = {codec.keep_share}; give federation.codec as it was, for one start"
+        )
 
     def _give_up(self, due: Contribution) -> None:
         self._is_behind = True
         _log.error("the global version that an update is the difference to is gone, here and in the store: it is lost",
                    sequence=due.sequence, base_version=due.base_version)  # fmt: skip
 
-    def _encode(self, base: Mapping[str, Row]) -> tuple[codecs.Arrays, Residual]:
+    def _encode(self, base: Mapping[str, Row], name: Codec) -> tuple[codecs.Arrays, Residual]:
         codec, now = self._config.codec, self._at.updates.full_weights()
         difference = {name: tensor.numpy() - base[name] for name, tensor in sorted(now.items())}
-        arrays, left = codecs.encode(codec.name, difference, self._residual, keep_share=codec.keep_share)
-        return arrays, left if codec.error_feedback and codec.name != "full" else None
+        arrays, left = codecs.encode(name, difference, self._residual, keep_share=codec.keep_share)
+        return arrays, left if codec.error_feedback and name != "full" else None
 
     def _record(self, due: Contribution, update: SiteUpdate) -> UpdateEntry:
         """The update in the run's own ledger: from here on its number means this and nothing else."""
@@ -318,10 +349,11 @@ class Member:
         return self._begin(newest, own, order.round)
 
     def _has_answered(self, order: RoundOrder) -> bool:
-        """Whether another update from this global version would count for nothing."""
+        """Whether another update from this global version counts for nothing: all do but those asked for again."""
         handed_over = (entry.update for entry in self._recorded.values())
-        answers = any((each.base_version, each.round) == (order.base_version, order.round) for each in handed_over)
-        return answers or self._config.site in order.received
+        rounds = [each.round or 0 for each in handed_over if each.base_version == order.base_version]
+        is_asked_again = self._config.site in order.again and order.round > max(rounds, default=0)
+        return bool(rounds) and not is_asked_again
 
     def _may_train(self) -> bool:
         """Whether to train on by itself, uncounted, while others are at work."""
@@ -338,7 +370,9 @@ class Member:
         if order is None:
             return False
         assert self.contribution is not None
-        self.contribution = replace(self.contribution, target=order.steps, round=round_)
+        self.contribution = replace(
+            self.contribution, target=order.steps, round=round_, groups_per_step=order.groups_per_step
+        )
         most = self._at.config.learner.groups_per_step
         self._at.planner.groups_per_step = min(most, order.groups_per_step or most)
         return True
@@ -351,6 +385,8 @@ class Member:
             return False
         at, known = self._at, self.contribution
         at.settle()
+        if at.steps_done > (at.checkpoint.state.step if at.checkpoint else 0):
+            self._save()  # whoever continues from a checkpoint of this step adopts anew: it has to be from before
         at.updates.adopt(directory, forget=not self._config.keep_optimizer)
         crash_point("before_adoption")
         weights = at.publish(at.steps_done)
@@ -376,14 +412,16 @@ class Member:
 
         Args:
             what: is read or written.
-            attempt: raises OSError or StateError while it cannot.
+            attempt: raises StateError, or what :func:`is_away` knows, while it cannot.
             is_newest: the global version that it is about, if a newer one would do as well.
         """
         told_s = -_PATIENCE_S
         while not self._stop.is_set():
             try:
                 return attempt()
-            except (OSError, StateError, DiskError) as error:
+            except Exception as error:
+                if not (isinstance(error, StateError) or is_away(error)):
+                    raise
                 if time.monotonic() - told_s > _PATIENCE_S:
                     told_s = time.monotonic()
                     _log.warning("the federation's store does not have or take it, trying again", what=what,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from schemas.errors import RecordError, StateError
 from schemas.federation import SiteUpdate, update_path
-from schemas.manifests import MANIFEST_NAME, FileEntry, Manifest, sha256
+from schemas.manifests import MANIFEST_NAME, FileEntry, Manifest, sha256, verify
 from trainers.disk import disk_errors
 from trainers.federation.codecs import Arrays, decode
 from trainers.federation.layout import Layout, Row
@@ -40,19 +40,42 @@ def write(store: str, update: SiteUpdate, arrays: Mapping[str, npt.NDArray[Any]]
         DiskError: there is no room or no permission.
     """
     from fsspec.core import url_to_fs
-    from safetensors.numpy import save
 
     files, root = url_to_fs(store)
-    directory, value = update_path(root, update.site, update.sequence), save(dict(sorted(arrays.items())))
-    facts = {"kind": KIND, "site": update.site, "sequence": update.sequence, "base_version": update.base_version,
-             "codec": update.codec}  # fmt: skip
-    entry = FileEntry(name=UPDATE_NAME, size=len(value), sha256=sha256(value))
-    manifest = Manifest(files=(entry,), facts=facts).encode()
+    directory = update_path(root, update.site, update.sequence)
+    record, value, manifest = encoded(update, arrays)
     with disk_errors(f"update {update.sequence}", directory):
         files.makedirs(directory, exist_ok=True)
         _put(files, f"{directory}/{UPDATE_NAME}", value)
         _put(files, f"{directory}/{MANIFEST_NAME}", manifest)
-    return update.model_copy(update={"bytes": len(value), "manifest_sha256": sha256(manifest), "signature": None})
+    return record
+
+
+def encoded(update: SiteUpdate, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[SiteUpdate, bytes, bytes]:
+    """What :func:`write` returns and writes: the record, the file of arrays, and the manifest."""
+    from safetensors.numpy import save
+
+    value = save(dict(sorted(arrays.items())))
+    facts = {"kind": KIND, "site": update.site, "sequence": update.sequence, "base_version": update.base_version,
+             "codec": update.codec}  # fmt: skip
+    entry = FileEntry(name=UPDATE_NAME, size=len(value), sha256=sha256(value))
+    manifest = Manifest(files=(entry,), facts=facts).encode()
+    told = {"bytes": len(value), "manifest_sha256": sha256(manifest), "signature": None}
+    return update.model_copy(update=told), value, manifest
+
+
+def are_there(store: str, update: SiteUpdate) -> bool:
+    """Whether a store has the files of an update as they were announced."""
+    from fsspec.core import url_to_fs
+
+    files, root = url_to_fs(store)
+    directory = update_path(root, update.site, update.sequence)
+    try:
+        manifest = Manifest.decode(files.cat_file(f"{directory}/{MANIFEST_NAME}"), update.manifest_sha256)
+        verify(files, directory, manifest)
+    except (FileNotFoundError, StateError):
+        return False
+    return True
 
 
 def _put(files: Any, path: str, value: bytes) -> None:

@@ -6,6 +6,7 @@ anew finds the feed where it was. See :mod:`transforms.generation.source` for wh
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from apache_beam.coders import Coder, PickleCoder, registry
@@ -68,6 +69,14 @@ class BatchSource(UnboundedSource):  # type: ignore[misc]
 
     config: RunConfig
 
+    def __hash__(self) -> int:
+        """See :class:`transforms.generation.source.BatchSource`."""
+        return hash(self.config.name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its coder, and to the same object each time."""
+        return _decoded, (SourceCoder().encode(self),)
+
     def split(self, desired_num_splits: int, options: Any = None) -> Iterable["BatchSource"]:  # noqa: ARG002 - Beam's
         """Itself."""
         return [self]
@@ -98,6 +107,11 @@ class SourceCoder(Coder):  # type: ignore[misc]
 
 
 registry.register_coder(BatchSource, SourceCoder)
+
+
+@lru_cache(maxsize=64)
+def _decoded(encoded: bytes) -> BatchSource:
+    return SourceCoder().decode(encoded)
 
 
 class ReadFn(_ReadFromUnboundedSourceDoFn):  # type: ignore[misc]

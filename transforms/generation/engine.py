@@ -56,6 +56,7 @@ def open_session(request_timeout_s: float, key: str | None = None) -> aiohttp.Cl
     return aiohttp.ClientSession(
         headers={"Authorization": f"Bearer {key}"} if key else None,
         connector=aiohttp.TCPConnector(limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=_CONNECT_TIMEOUT_S),
         trust_env=False,
         trace_configs=_request_traces(),
@@ -118,12 +119,12 @@ def faults_told(url: str) -> Iterator[None]:
     except (aiohttp.ServerTimeoutError, TimeoutError) as error:
         raise EngineError(f"{url}: no answer in time") from error
     except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, aiohttp.ClientOSError) as error:
-        raise EngineLost(f"{url}: {error!r}") from error
+        raise EngineLost(f"{url}: {excerpt(repr(error))}") from None
     except aiohttp.ClientResponseError as error:  # it shows the request's headers, and the workers' key there
         said = " ".join(without_secrets(error.message).split())
         raise EngineError(f"{url}: {type(error).__name__}: {error.status} {said}") from None
     except aiohttp.ClientError as error:
-        raise EngineError(f"{url}: {error!r}") from error
+        raise EngineError(f"{url}: {excerpt(repr(error))}") from None
 
 
 def raise_for_status(url: str, status: int, body: bytes) -> None:
@@ -203,7 +204,7 @@ def read_completions(url: str, body: bytes, group_size: int, vocabulary_tokens: 
         return [read_choice(choice, vocabulary_tokens) for choice in choices]
     except (ValueError, RecursionError) as error:
         begins = excerpt(body[:_READ_BYTES].decode(errors="backslashreplace"))[:100]
-        raise EngineError(f"{url}: the answer is not one of vLLM's: {error!r}, {begins!r}") from error
+        raise EngineError(f"{url}: the answer is not one of vLLM's: {excerpt(repr(error))}, {begins!r}") from None
 
 
 def read_choice(choice: Choice, vocabulary_tokens: int) -> Completion:

@@ -114,11 +114,13 @@ class Quarantine:
         """The time in which an engine has the prompt; a trial that is not over by its end waits for the verdict."""
         loop = asyncio.get_running_loop()
         case.began_s = loop.time()
-        end_of_trial = loop.call_later(case.struck_after_s + _MARGIN_S, self._release, case)
+        on_trial = case in self._trials
+        end = loop.call_later(case.struck_after_s + _MARGIN_S, self._release, case) if on_trial else None
         try:
             yield
         finally:
-            end_of_trial.cancel()
+            if end is not None:
+                end.cancel()
             case.ran_s = loop.time() - case.began_s
 
     def convicts(self, case: Case) -> bool:

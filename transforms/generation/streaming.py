@@ -88,7 +88,7 @@ async def generate_streamed(
             try:
                 return await _collect(url, _events(response), vocabulary_tokens, on_tokens)
             except (ValueError, RecursionError) as error:
-                raise EngineError(f"{url}: the answer is not one of vLLM's: {error!r}") from error
+                raise EngineError(f"{url}: the answer is not one of vLLM's: {excerpt(repr(error))}") from None
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[_Event]:

@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 
 from schemas.errors import VerdictError
 from schemas.prompts import Prompt
+from schemas.secrets import without_secrets
 from schemas.services import JudgeConfig
 from schemas.trajectories import Sample
 from transforms.rewards.asked import AskingArguments, Case, ServiceKind, asked
@@ -184,7 +185,7 @@ def read_verdict(body: bytes, scale: tuple[float, float]) -> float:
     text = (choice.message.content or "").strip()
     number = _number_in(text)
     if number is None:
-        raise VerdictError("judge_unclear", f"no score in {text[-120:]!r}")
+        raise VerdictError("judge_unclear", f"no score in {without_secrets(text)[-120:]!r}")
     if not scale[0] <= number <= scale[1]:
         raise VerdictError("judge_unclear", f"score {number:g} is not from {scale[0]:g} to {scale[1]:g}")
     return number

@@ -23,6 +23,7 @@ from typing import Any, Final, TypeVar
 import aiohttp
 
 from schemas.errors import ConfigError, ServiceError, ServiceUnavailable, VerdictError
+from schemas.secrets import hide, without_secrets
 from schemas.services import ServiceConfig
 from transforms import metrics
 from transforms.rewards.breaker import Breaker
@@ -148,7 +149,7 @@ class Service:
             self._works()
             raise
         except (ValueError, RecursionError) as error:
-            raise ServiceError(f"{self.name}: not an answer: {self._excerpt(str(error))}") from error
+            raise ServiceError(f"{self.name}: not an answer: {_excerpt(str(error))}") from None
         self._works()
         return answer
 
@@ -196,21 +197,23 @@ class Service:
             raise ServiceUnavailable(f"{self.name}: {error}") from error
         except TimeoutError as error:
             raise ServiceError(f"{self.name}: no answer within {self._config.timeout_s:g} s") from error
+        except aiohttp.ClientResponseError as error:  # it shows the request's headers, and the key there
+            raise ServiceError(f"{self.name}: {error.status} {_excerpt(error.message)}") from None
         except (aiohttp.ClientError, ValueError) as error:  # ValueError: headers and status lines that are none
-            raise ServiceError(f"{self.name}: {self._excerpt(repr(error))}") from error
+            raise ServiceError(f"{self.name}: {_excerpt(repr(error))}") from None
 
     def _raise_for(self, status: int, body: bytes, retry_after: str) -> None:
-        message = f"{self.name}: {status} {self._excerpt(body[:4096].decode(errors='replace'))}"
+        message = f"{self.name}: {status} {_excerpt(body[:4096].decode(errors='replace'))}"
         if status in REFUSALS:
             raise _Refusal(message)
         if status in _UNAVAILABLE or status < HTTPStatus.BAD_REQUEST:
             raise ServiceUnavailable(message, _seconds(retry_after))
         raise ServiceError(message)
 
-    def _excerpt(self, text: str) -> str:
-        """For people; a service that repeats the key does not get it into logs and topics."""
-        hidden = text.replace(self._key, "***") if self._key else text
-        return " ".join(hidden.split())[:_DETAIL_CHARACTERS]
+
+def _excerpt(text: str) -> str:
+    """For people; a service that repeats the key does not get it into logs and topics."""
+    return " ".join(without_secrets(text).split())[:_DETAIL_CHARACTERS]
 
 
 def _key_of(service: str, config: ServiceConfig) -> str | None:
@@ -221,7 +224,7 @@ def _key_of(service: str, config: ServiceConfig) -> str | None:
         raise ConfigError(
             f"{service}: the environment variable {config.key_env} (key_env) is not set; put its key there"
         )
-    return key
+    return hide(key)
 
 
 async def _read_some(response: aiohttp.ClientResponse) -> bytes:

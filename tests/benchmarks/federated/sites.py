@@ -15,8 +15,6 @@ SPEEDS = (8, 4, 2, 1)
 """Groups of answers in the time in which the slowest site makes one."""
 SLOWEST_S = 0.1
 """Seconds of a group at the slowest site."""
-MOST_STEPS = 240
-"""Of a learner by itself: by then none improves any more."""
 OF_POOLED = 0.9
 """Of the accuracy of one learner with all data, at least."""
 
@@ -26,6 +24,7 @@ def main(arguments=None):
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--steps", type=int, default=8, help="of a site of middle speed in a round")
+    parser.add_argument("--most-steps", type=int, default=240, help="of a learner by itself; by then none improves")
     parser.add_argument("--codec", default="full")
     parser.add_argument("--out", type=Path, default=Path("runs/federation"))
     options = parser.parse_args(arguments)
@@ -53,9 +52,9 @@ def one(stage, options, seed):
     start = judging.accuracy(model / "model.safetensors")
     federated, loops = federate(stage, options, model, judging, seed)
     steps = [verdict.steps for verdict in loops]
-    pooled = alone(stage, model, judging, seed, [(digits.DIGITS, SLOWEST_S / max(SPEEDS), MOST_STEPS)])
+    pooled = alone(stage, model, judging, seed, [(digits.DIGITS, SLOWEST_S / max(SPEEDS), options.most_steps)])
     each = [
-        (shown, SLOWEST_S / speed, min(number, MOST_STEPS))
+        (shown, SLOWEST_S / speed, min(number, options.most_steps))
         for shown, speed, number in zip(SHOWN, SPEEDS, steps, strict=True)
     ]
     apart = alone(stage, model, judging, seed, each)

@@ -1,6 +1,8 @@
 """A learner as a federation's site, on a real broker; tests/support/federation.py plays the coordinator."""
 
 import logging
+import os
+import signal
 import threading
 from collections.abc import Callable
 from contextlib import closing, contextmanager
@@ -10,13 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from pipelines.audit import audit
+from pipelines.local.broker import Broker
 from pipelines.log import RunReader
 from schemas.config import validate
 from schemas.crash_points import SITE_POINTS, VARIABLE, arm, hits
+from schemas.federation import update_path
 from schemas.ledger import UpdateEntry, surviving_adoptions, surviving_steps
+from schemas.lora import LoraConfig, adapter_shapes
+from schemas.records import now
 from schemas.weights import version_path
 from tests.support.federation import Federation
 from tests.support.learners import Nursery
@@ -41,20 +47,25 @@ class Stage:
     federation: Federation
     nursery: Nursery
     directory: Path
+    may_answer: threading.Event
 
     def configure(self, federation=None, **learner):
         """A run's configuration; ``federation`` changes its section of that name."""
         config = self.make_config(**{"checkpoint_every": 100, "max_staleness": 1, **learner})
-        section = self.federation.section("north", **(federation or {}))
+        section = self.federation.section("north") | (federation or {})
         return validate(config.model_dump() | {"federation": section}, "test")
 
     @contextmanager
     def playing(self, config, room=None):
-        """Prompts, answers and a learner, ended with the test."""
+        """Prompts, answers as long as :attr:`may_answer` is set, and a learner, ended with the test."""
         write_prompts(config, 60)
-        with Rollouts(config, self.model_dir):
+        with Rollouts(config, self.model_dir, reward=self._reward):
             self.start(config, room)
             yield
+
+    def _reward(self, _, index):
+        self.may_answer.wait(60)
+        return float(index % 2)
 
     def start(self, config, room=None):
         self.nursery.start(config, self.directory, **({VARIABLE: str(room)} if room else {}))
@@ -80,8 +91,11 @@ class Stage:
 
 @pytest.fixture
 def stage(make_config, model_dir, federation, nursery, tmp_path):
-    """See the class."""
-    return Stage(make_config, model_dir, federation, nursery, tmp_path)
+    """See the class; answers come."""
+    found = Stage(make_config, model_dir, federation, nursery, tmp_path, threading.Event())
+    found.may_answer.set()
+    yield found
+    found.may_answer.set()
 
 
 def updates_of(config):
@@ -230,10 +244,10 @@ def test_a_site_pauses_while_the_store_is_away_and_loses_nothing(stage):
     config = stage.configure(steps=4)
     store, hidden = Path(stage.federation.store), Path(f"{stage.federation.store}-hidden")
     with stage.playing(config):
-        stage.federation.order("north", steps=2)
         wait_until(lambda: len(surviving_adoptions(read_ledger(config))) == 1)
         store.rename(hidden)
         store.write_text("no directory")
+        stage.federation.order("north", steps=2)
         wait_until(lambda: "federation's store does not have or take it" in stage.nursery.said())
         assert not stage.federation.updates()
         store.unlink()
@@ -245,6 +259,58 @@ def test_a_site_pauses_while_the_store_is_away_and_loses_nothing(stage):
     assert_each_step_is_in_one_update(config, stage.federation)
 
 
+def test_a_site_pauses_while_the_federation_s_broker_is_away_and_loses_nothing(stage, tmp_path):
+    with Broker(tmp_path / "kafka-of-federation") as broker:
+        elsewhere = Federation(broker.bootstrap, stage.directory, stage.model_dir)
+        kafka = {"bootstrap": broker.bootstrap, "request_timeout_s": 1.0}
+        config = stage.configure(steps=4, federation=elsewhere.section("north", kafka=kafka))
+        with stage.playing(config), closing(elsewhere):
+            stage.may_answer.clear()
+            wait_until(lambda: len(surviving_adoptions(read_ledger(config))) == 1)
+            elsewhere.order("north", steps=2)
+            elsewhere.heard_by("north")
+            os.kill(broker.pid, signal.SIGSTOP)
+            stage.may_answer.set()
+            wait_until(lambda: len(updates_of(config)) == 1)
+            wait_until(lambda: "the federation's broker is away, trying again" in stage.nursery.said())
+            assert not stage.nursery.has_ended()
+            os.kill(broker.pid, signal.SIGCONT)
+            wait_until(lambda: elsewhere.updates() or stage._has_ended())
+            elsewhere.merge()
+            elsewhere.order("north", steps=2)
+            stage.ends()
+            assert_each_step_is_in_one_update(config, elsewhere)
+
+
+def test_a_site_hands_over_an_adapter(stage):
+    lora = {"rank": 4, "alpha": 8}
+    adapter = stage.directory / "adapter"
+    adapter.mkdir()
+    save_file(adapter_tensors(stage.model_dir, lora), adapter / "model.safetensors")
+    with closing(Federation(stage.federation.bootstrap, stage.directory, adapter)) as of_adapters:
+        config = stage.configure(steps=2, lora=lora, federation=of_adapters.section("north"))
+        with stage.playing(config):
+            of_adapters.order("north", steps=2)
+            stage.ends()
+        (entry,) = updates_of(config)
+        made, base = of_adapters.numbers(entry.update), of_adapters.weights(1)
+        version = surviving_steps(read_ledger(config))[-1].version
+        learned = load_file(Path(version_path(config.weights.root, version)) / "adapter_model.safetensors")
+        assert made.keys() == learned.keys() == base.keys()
+        assert all(np.array_equal(learned[name] - base[name], made[name]) for name in base)
+        assert max(float(np.abs(each).max()) for each in made.values()) > 0
+
+
+def adapter_tensors(model_dir, lora):
+    """Of an adapter that changes nothing yet."""
+    shapes = {name: tensor.shape for name, tensor in load_file(model_dir / "model.safetensors").items()}
+    draw = np.random.default_rng(0)
+    return {
+        name: np.zeros(shape, np.float32) if ".lora_B." in name else draw.normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in adapter_shapes(LoraConfig(**lora), shapes).items()
+    }
+
+
 @pytest.mark.parametrize("idle", ["wait", "train"])
 def test_a_site_that_is_not_selected_waits_or_trains_by_itself(idle, stage):
     config = stage.configure(steps=3, federation={"not_selected": idle})
@@ -254,12 +320,99 @@ def test_a_site_that_is_not_selected_waits_or_trains_by_itself(idle, stage):
         if idle == "train":
             stage.ends()
         else:
-            assert not stage.nursery.has_ended(3)
+            stage.federation.heard_by("north")
+            asked_at = now()
             stage.federation.order("north", steps=3)
             stage.ends()
+            assert all(step.at > asked_at for step in surviving_steps(read_ledger(config)))
     steps = len(surviving_steps(read_ledger(config)))
     assert (steps, len(stage.federation.updates())) == ((3, 0) if idle == "train" else (3, 1))
     assert verdict_of(config).ok
+
+
+def test_a_site_at_work_answers_the_next_round_from_the_same_version_with_what_it_does(stage):
+    """The quorum was missed while it worked: it trains nothing twice, and takes up the version that comes of it."""
+    config = stage.configure(steps=4)
+    stage.may_answer.clear()
+    with stage.playing(config):
+        for _ in range(2):
+            stage.federation.order("north", steps=2)
+            wait_until(lambda: stage.federation.sites().get("north"))
+            stage.federation.heard_by("north")
+        stage.may_answer.set()
+        stage.wait_for_updates(1)
+        stage.federation.order("north", steps=2)
+        stage.federation.heard_by("north")
+        stage.federation.merge()
+        stage.federation.order("north", steps=2)
+        stage.ends()
+    updates = stage.federation.updates().values()
+    assert [(each.sequence, each.base_version) for each in updates] == [(1, 1), (2, 2)]
+    assert_each_step_is_in_one_update(config, stage.federation)
+
+
+def test_a_site_whose_update_was_left_out_sends_another_one_if_it_is_asked(stage):
+    config = stage.configure(steps=6)
+    with stage.playing(config):
+        stage.federation.order("north", steps=2)
+        stage.wait_for_updates(1)
+        stage.federation.order("north", steps=2, again=("north",))
+        stage.wait_for_updates(2)
+        stage.federation.order("north", steps=2)
+        stage.federation.heard_by("north")
+        stage.federation.merge(leave_out=[(("north", 1), "too_large")])
+        stage.federation.order("north", steps=2)
+        stage.ends()
+    updates = stage.federation.updates().values()
+    assert [(each.sequence, each.base_version) for each in updates] == [(1, 1), (2, 1), (3, 2)]
+    assert_each_step_is_in_one_update(config, stage.federation)
+
+
+def test_an_adoption_after_steps_of_its_own_is_on_the_line_after_a_restart(stage):
+    from tests.support.trajectories import shared_ranks
+    from trainers.replay import replay
+
+    config = stage.configure(steps=8, keep_checkpoints=9, federation={"not_selected": "train"})
+    with stage.playing(config):
+        stage.federation.order("south", steps=2)
+        wait_until(lambda: len(surviving_steps(read_ledger(config))) >= 2)
+        stage.may_answer.clear()
+        stage.federation.order("north", steps=2, groups_per_step=2)
+        wait_until(lambda: len(surviving_adoptions(read_ledger(config))) == 2)
+        stage.nursery.kill(signal.SIGTERM)
+        stage.ends()
+        stage.may_answer.set()
+        stage.start(config)
+        stage.wait_for_updates(1)
+        stage.federation.order("south", steps=2)
+        stage.ends()
+    line = surviving_steps(read_ledger(config))
+    (entry,) = updates_of(config)
+    assert [len(step.trained) for step in line if entry.since < step.step <= entry.step] == [2, 2]
+    assert surviving_adoptions(read_ledger(config))[-1].step == entry.since
+    assert verdict_of(config).ok, verdict_of(config).faults
+    found = replay(config, shared_ranks(), entry.step)
+    assert found.equal, found
+
+
+def test_a_codec_that_was_changed_while_an_update_was_due_is_refused_where_its_files_are_gone(stage):
+    config = stage.configure(steps=2, federation={"codec": {"name": "sparse", "keep_share": 0.5}})
+    room = stage.arm("update_recorded")
+    with stage.playing(config, room):
+        stage.federation.order("north", steps=2)
+        stage.ends(-9)
+        (recorded,) = updates_of(config)
+        files = Path(update_path(stage.federation.store, "north", 1))
+        files.rename(files.with_name("elsewhere"))
+        changed = stage.configure(steps=2, federation={"codec": {"name": "sparse", "keep_share": 0.25}})
+        stage.start(changed)
+        stage.ends(2)
+        assert "give federation.codec as it was, for one start" in stage.nursery.said()
+        files.with_name("elsewhere").rename(files)
+        stage.start(changed)
+        stage.ends()
+    assert stage.federation.updates() == {("north", 1): recorded.update}
+    stage.federation.numbers(recorded.update)
 
 
 def test_an_asynchronous_site_waits_for_nobody(stage):

@@ -15,6 +15,7 @@ import yaml
 
 from pipelines.acls import as_json
 from schemas.config import load
+from schemas.topics import MIN_IN_SYNC, copies_that_agree
 from tests.support.deploy import DEPLOY, ROOT, manifests, script
 
 render, crds = script("helm/render.py"), script("helm/crds.py")
@@ -90,6 +91,15 @@ def test_values_that_cannot_work_are_told(values, told):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode
     assert told in done.stderr
+
+
+@with_helm
+@pytest.mark.parametrize(("values", "copies"), [("", 3), ("replicas=5", 5), ("replicas=2", 2), ("replicas=1", 1)])
+def test_topics_of_any_number_of_copies_ask_for_as_many_as_the_code_does(values, copies):
+    settings = ",".join(f"kafka.strimzi.{each}" for each in ("topics=true", values) if each)
+    done = subprocess.run([HELM, "template", "demo", render.CHART, "--set", settings], capture_output=True, check=True)
+    topics = [each for each in yaml.safe_load_all(done.stdout) if each and each["kind"] == "KafkaTopic"]
+    assert {each["spec"]["config"][MIN_IN_SYNC] for each in topics} == {str(copies_that_agree(copies))}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -207,9 +217,9 @@ def test_the_topics_are_those_that_the_code_creates(config_of):
             spec.name: (
                 spec.partitions,
                 config.kafka.replication,
-                {"cleanup.policy": "delete", "min.insync.replicas": "2", **spec.settings},
+                {"cleanup.policy": "delete", **spec.settings},
             )
-            for spec in config.topics.specs(config.kafka.partitions)
+            for spec in config.topics.specs(config.kafka.partitions, config.kafka.replication)
         }
         assert made in ({}, expected)
         assert all(name == each["spec"]["topicName"] for name, each in topics.items())

@@ -114,12 +114,30 @@ def test_a_key_of_workers_that_is_written_out_is_refused_and_not_repeated():
 
 def test_what_was_revealed_is_hidden_in_what_others_say(monkeypatch, tmp_path):
     (tmp_path / "key").write_text(" hunter2-and-more \n")
-    for name, value in (("PW", "hunter2"), ("SHORT", "abc")):
+    for name, value in (("PW", "hunter2"), ("SHORT", "abc"), ("LOGIN", "learner")):
         monkeypatch.setenv(name, value)
     assert without_secrets("hunter2") == "hunter2", "nobody has looked there yet"
     for reference in ("{env:PW}", "{env:SHORT}", f"{{file:{tmp_path}/key}}"):
-        reveal("key", reference)
+        reveal("kafka.client.ssl_password", reference)
+    reveal("kafka.client.sasl_plain_username", "{env:LOGIN}")
     assert without_secrets("you sent hunter2 and hunter2-and-more, abc") == "you sent *** and ***, abc"
-    monkeypatch.setenv("PW", "another")
-    reveal("key", "{env:PW}")
-    assert without_secrets("hunter2 is forgotten, another is not") == "hunter2 is forgotten, *** is not"
+    assert without_secrets("a learner") == "a learner", "a name is no secret"
+
+
+def test_an_old_secret_stays_hidden_for_long_but_not_for_ever(monkeypatch):
+    for name, value in (("PW", "the first"), ("OTHER", "one that stays")):
+        monkeypatch.setenv(name, value)
+        reveal("api_key", f"{{env:{name}}}")
+    for number in range(200):
+        monkeypatch.setenv("PW", f"renewed-{number}-times")
+        for name in ("PW", "OTHER"):
+            reveal("api_key", f"{{env:{name}}}")
+    assert without_secrets("renewed-199-times renewed-180-times one that stays") == "*** *** ***"
+    assert without_secrets("the first, renewed-20-times") == "the first, renewed-20-times"
+
+
+def test_each_part_of_a_secret_is_hidden(monkeypatch):
+    for name in ("FIRST", "SECOND"):
+        monkeypatch.setenv(name, f"{name}-half")
+    reveal("worker.api_key", "{env:FIRST}{env:SECOND}")
+    assert without_secrets("it began with FIRST-half; FIRST-halfSECOND-half") == "it began with ***; ***"

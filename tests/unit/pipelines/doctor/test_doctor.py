@@ -189,16 +189,18 @@ def test_a_broker_is_asked_for_versions_copies_and_its_clock(run_config):
 def test_the_block_for_an_issue_holds_no_names_addresses_or_secrets(monkeypatch):
     monkeypatch.setattr("socket.gethostname", lambda: "nodename7")
     monkeypatch.setenv("SECRET", "hunter2")
-    kafka = {"bootstrap": "kafka-1.example.org:9092,10.1.2.3:9092", "client": {"sasl_plain_password": "{env:SECRET}"}}
+    monkeypatch.setenv("LOGIN", "anne.somebody")
+    client = {"sasl_plain_password": "{env:SECRET}", "sasl_plain_username": "{env:LOGIN}"}
+    kafka = {"bootstrap": "kafka-1.example.org:9092,10.1.2.3:9092", "client": client}
     subject = Subject(config(kafka=kafka), None, kafka["bootstrap"])
     text = (
-        f"{Path.home()}/x on nodename7 cannot reach kafka-1.example.org:9092, 10.1.2.3 or 127.0.0.1 with hunter2 "
-        "at https://ann:pass@store"
+        f"{Path.home()}/x on nodename7 cannot reach kafka-1.example.org:9092, 10.1.2.3 or 127.0.0.1 as anne.somebody "
+        "with hunter2 at https://ann:pass@store"
     )
     block = issue([Finding("broker", "problem", text, "x")], subject)
     assert block == (
-        "```text\nproblem: broker: ~/x on <host> cannot reach <broker>:9092, <broker> or 127.0.0.1 with <secret> "
-        "at https://<account>@store\n```"
+        "```text\nproblem: broker: ~/x on <host> cannot reach <broker>:9092, <broker> or 127.0.0.1 "
+        "as <sasl_plain_username> with *** at https://<account>@store\n```"
     )
     assert scrub("a b", private_words(Subject())) == "a b"
     assert scrub("on nodename7.corp.example: x", private_words(Subject())) == "on <host>: x"

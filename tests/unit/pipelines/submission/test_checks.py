@@ -104,6 +104,27 @@ def test_what_works_and_is_seldom_meant_is_a_warning(pipeline, arguments, settin
     require(read(pipeline, config(**settings), arguments), config(**settings))
 
 
+@pytest.mark.parametrize(
+    ("address", "verdict"),
+    [("pool:50000", "warning"), ("192.0.2.1:50000", "warning"), ("[2001:db8::1]:50000", "warning"),
+     ("127.0.0.2:50000", "ok"), ("0.0.0.0:50000", "ok"), ("localhost:50000", "ok")],
+)  # fmt: skip
+def test_a_pool_for_prism_is_warned_of_where_it_is_on_another_machine(address, verdict):
+    arguments = ("--environment_type=EXTERNAL", f"--environment_config={address}")
+    assert told("rollout", arguments, config())["workers"].verdict == verdict
+
+
+def test_a_pool_that_has_options_instead_of_an_address_is_not_warned_of():
+    arguments = ("--environment_type=EXTERNAL", "--environment_options=external_service_address=127.0.0.1:50000")
+    assert told("rollout", arguments, config())["workers"].verdict == "ok"
+
+
+def test_this_machines_own_address_is_as_good_as_its_loopback(monkeypatch):
+    monkeypatch.setattr(checks, "is_ours", lambda address: address == "192.0.2.1")
+    arguments = ("--environment_type=EXTERNAL", "--environment_config=192.0.2.1:50000")
+    assert told("rollout", arguments, config())["workers"].verdict == "ok"
+
+
 def test_a_machine_without_java_or_googles_clients(monkeypatch):
     monkeypatch.setattr(checks.shutil, "which", lambda name: None)
     monkeypatch.setattr(checks, "find_spec", lambda name: None)

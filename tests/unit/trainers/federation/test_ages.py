@@ -26,7 +26,8 @@ def step(generation, number, version, group=None):
 
 
 def adopt(generation, number, version, global_version=1):
-    return AdoptEntry(generation=generation, step=number, version=version, federation="f", global_version=global_version,
+    return AdoptEntry(generation=generation, step=number, version=version, federation="f",
+                      global_version=global_version,
                       manifest_sha256=DIGEST)  # fmt: skip
 
 
@@ -81,6 +82,12 @@ def test_weights_that_a_restart_announces_before_it_adopts_are_older_than_the_gl
     assert [staleness(version, 1) for version in (3, 4, 5)] == [1, 1, 0]
 
 
+def test_adoptions_are_counted_in_the_order_of_the_log():
+    entries = [start(1), *(adopt(1, number, number + 2) for number in range(5))]
+    staleness = both(entries, announced(entries))[0]
+    assert [staleness(version, 4) for version in range(2, 7)] == [8, 6, 4, 2, 0]
+
+
 def faults(*entries):
     return [fault for fault in audit("north", RunLog(ledger=list(entries))).faults if fault.startswith("contributed")]
 
@@ -89,10 +96,18 @@ def test_a_group_in_two_updates_is_found_also_across_lines():
     line = [start(1), adopt(1, 0, 2), step(1, 1, 3), step(1, 2, 4), update(1, 2, 0, 1)]
     assert not faults(*line)
     assert not faults(*line, adopt(1, 2, 5), step(1, 3, 6), update(1, 3, 2, 2))
-    assert "is in updates 1 and 2" in faults(*line, update(1, 2, 1, 2))[0]
+    assert "is in updates 1 of north for f and 2 of north for f" in faults(*line, update(1, 2, 1, 2))[0]
     again = [start(2, at=0), adopt(2, 0, 6), step(2, 1, 7), update(2, 1, 0, 2)]
-    assert "is in updates 1 and 2" in faults(*line, *again)[0]
+    assert "is in updates 1 of north for f and 2 of north for f" in faults(*line, *again)[0]
     assert not faults(*line, start(2, at=0), adopt(2, 0, 6), step(2, 1, 7, group=9), update(2, 1, 0, 2))
+
+
+def test_another_federation_begins_with_number_1_again_and_a_group_may_be_in_one_of_both():
+    first = [start(1), adopt(1, 0, 2), step(1, 1, 3), update(1, 1, 0, 1)]
+    elsewhere = update(1, 2, 1, 1).model_copy(update={"federation": "g"})
+    assert not faults(*first, adopt(1, 1, 4), step(1, 2, 5), elsewhere)
+    assert "is in updates 1 of north for f and 1 of north for g" in faults(*first, step(1, 2, 5),
+        elsewhere.model_copy(update={"since": 0}))[0]  # fmt: skip
 
 
 def test_a_number_that_means_two_updates_is_found():

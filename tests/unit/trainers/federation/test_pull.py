@@ -73,10 +73,10 @@ def test_global_weights_are_taken_exactly(make, tmp_path, stage, dtype):
     engine.adopt(directory, forget=False)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in full(engine).items())
     low = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
-    assert all(torch.equal(tensor, low[name]) for name, tensor in engine.state_dict().items())
+    assert all(torch.equal(tensor.cpu(), low[name]) for name, tensor in engine.state_dict().items())
     before = full(engine)
     train(engine, seed=1)
-    after, used = full(engine), {name: tensor.clone() for name, tensor in engine.state_dict().items()}
+    after, used = full(engine), {name: tensor.to("cpu", copy=True) for name, tensor in engine.state_dict().items()}
     assert max(float((after[name] - before[name]).abs().max()) for name in before) > RATE / 2, "it trains on from there"
     assert all(torch.equal(after[name].to(used[name].dtype), used[name]) for name in used)
 
@@ -111,7 +111,7 @@ def test_the_pull_is_added_to_the_gradient_of_the_loss(make, tmp_path):
         train(engine)
         state = engine._optimizer.state
         names = {parameter: name for name, parameter in engine._trained.by_name().items()}
-        found[mu] = {names[parameter]: each["exp_avg"] / 0.1 for parameter, each in state.items()}
+        found[mu] = {names[parameter]: each["exp_avg"].cpu() / 0.1 for parameter, each in state.items()}
     for name, tensor in found[MU].items():
         expected = found[0.0][name] + MU * (start[name] - towards[name])
         torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-4)
@@ -155,7 +155,7 @@ def test_an_adapter_is_taken_and_handed_over_by_its_published_names(make, tmp_pa
 
 
 def test_a_value_head_stays_at_home(make, tmp_path):
-    engine = make(objective={"name": "ppo"})
+    engine = make(mu=0.0, objective={"name": "ppo"})
     assert not [name for name in full(engine) if "value_head" in name]
     head = next(tensor for name, tensor in engine._trained.by_name().items() if "value_head" in name)
     with torch.no_grad():
@@ -172,6 +172,16 @@ def test_stage_3_is_refused_before_anything_starts(model_dir):
         "federation": {"name": "f", "site": "north", "store": "somewhere"},
     }
     with pytest.raises(ConfigError, match=r"learner\.zero_stage = 3 divides .* set learner\.zero_stage to 2 or less"):
+        validate(tree, "test")
+
+
+def test_a_pull_with_a_value_head_is_refused(model_dir):
+    tree = {
+        "model": {"path": str(model_dir)},
+        "learner": {"objective": {"name": "ppo"}},
+        "federation": {"name": "f", "site": "north", "store": "somewhere", "proximal_mu": 0.1},
+    }
+    with pytest.raises(ConfigError, match=r"federation\.proximal_mu = 0\.1 pulls all that is trained"):
         validate(tree, "test")
 
 
@@ -206,7 +216,10 @@ def test_global_versions_are_copied_once_verified_and_pruned(tmp_path):
         copies.fetch(2, digests[2])
     damaged.write_bytes(whole)
     copies.fetch(2, digests[2])
-    assert copies.find(1, digests[1]) is None, "pruned"
+    assert copies.find(1, digests[1]), "one stays beside the one that was asked for"
+    Copies(str(tmp_path / "store"), tmp_path / "checkpoints", keep=0).fetch(1, digests[1])
+    assert copies.find(1, digests[1]), "what was asked for stays, whatever its number"
+    assert copies.find(2, digests[2]) is None, "pruned"
     with pytest.raises(FileNotFoundError):
         copies.fetch(9, digests[1])
     (copies.fetch(2, digests[2]) / "model.safetensors").write_bytes(b"torn")

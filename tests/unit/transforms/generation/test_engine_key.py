@@ -30,12 +30,18 @@ def echo(status, body):
 HEADER = f"Authorization: Bearer {CANARY}"
 FAR = "x" * 490 + HEADER
 """The key would be cut in two."""
+CHOICE = {
+    "index": 0, "token_ids": [1], "logprobs": {"content": [{"logprob": -1.0}]}, "finish_reason": "stop",
+    "weight_versions": [{"version": HEADER[15:], "start": 0}],
+}  # fmt: skip
 ECHOES = {
     "plain text": echo(500, HEADER.encode()),
     "where it is cut": echo(400, FAR.encode()),
     "an error of vLLM": echo(400, json.dumps({"error": {"message": HEADER}}).encode()),
     "an error, where it is cut": echo(503, json.dumps({"error": {"message": FAR}}).encode()),
     "no answer": echo(200, HEADER.encode()),
+    "a weight version": echo(200, json.dumps({"choices": [CHOICE, CHOICE | {"index": 1}]}).encode()),
+    "a weight version of an event": echo(200, b"data: %s\n\n" % json.dumps({"choices": [CHOICE]}).encode()),
     "an event": echo(200, b'data: {"error": {"code": 500, "message": "%s"}}\n\n' % HEADER.encode()),
     "a status line": f"HTTP/1.1 200 OK\r\n{HEADER}\r\n{CANARY}\r\n\r\n".encode(),
 }

@@ -1,9 +1,13 @@
 """What Beam sees of the pools."""
 
+from dataclasses import replace
+
 import pytest
 from apache_beam import Pipeline
 from apache_beam.coders import registry
+from apache_beam.coders.coders import _MemoizingPickleCoder
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.pipeline_context import PipelineContext
 
 from pipelines.rollout import build
 from schemas.config import KafkaConfig, RolloutConfig, RunConfig
@@ -11,7 +15,7 @@ from transforms.assemble import Assemble
 from transforms.carried import Carried
 from transforms.feedback import source as feedback
 from transforms.generation.generate import Generate
-from transforms.generation.source import BatchSource, Nothing, pause_s
+from transforms.generation.source import Batch, BatchCoder, BatchSource, Nothing, pause_s
 from transforms.kafka import Write
 
 CONFIG = RunConfig(rollout=RolloutConfig(shares=3), kafka=KafkaConfig(partitions=3))
@@ -58,3 +62,30 @@ def test_a_transform_in_the_wrong_place_is_refused_while_the_graph_is_built():
     pipeline = Pipeline(options=PipelineOptions(["--runner=PrismRunner"]))
     with pytest.raises(Exception, match="type hint violation"):
         pipeline | Generate(CONFIG) | Write(CONFIG) | Assemble(CONFIG)
+
+
+def test_how_large_a_batch_is_is_told_without_pickling_it():
+    coder = registry.get_coder(Batch)
+    unpicklable = Batch([lambda: None, lambda: None])
+    assert coder.get_impl().estimate_size(unpicklable) > 2 * 1024
+    travelled = coder.decode(coder.encode(Batch(["a", "b"])))
+    assert (travelled, type(travelled)) == (("a", "b"), Batch)
+
+
+def test_the_graph_has_that_coder():
+    pipeline = Pipeline(options=PipelineOptions(["--runner=PrismRunner"]))
+    build(pipeline, CONFIG)
+    components = pipeline.to_runner_api().components
+    known = PipelineContext(components).coders
+    assert any(isinstance(known.get_by_id(name), BatchCoder) for name in components.coders)
+
+
+@pytest.mark.parametrize("source", [SOURCE, feedback.BatchSource(RunConfig())], ids=["rollout", "feedback"])
+def test_a_source_is_pickled_once_for_all_bundles_and_read_once(source):
+    again = replace(source, config=source.config.model_copy())
+    assert (again, hash(again)) == (source, hash(source))
+    coder = _MemoizingPickleCoder()
+    assert coder.encode(source) is coder.encode(again)
+    travelled = coder.decode(coder.encode(source))
+    assert travelled == source
+    assert coder.decode(_MemoizingPickleCoder().encode(again)) is travelled

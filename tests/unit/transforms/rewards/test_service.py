@@ -5,11 +5,12 @@ import gzip
 import json
 import socket
 import time
+import traceback
 
 import msgspec
 import pytest
 
-from schemas.errors import ConfigError, VerdictError
+from schemas.errors import ConfigError, ServiceError, VerdictError
 from schemas.services import ServiceConfig
 from tests.support.judges import ServiceServer, drips, first, resets, sends, slowly, status
 from transforms import metrics
@@ -70,6 +71,28 @@ async def test_a_key_that_is_missing_is_named_and_one_that_is_repeated_is_hidden
     assert error.reason == "judge_refused"
     assert "s3cret" not in error.detail
     assert "*** is no good" in error.detail
+
+
+def no_header(handler, _asked):
+    """Repeats the key where a header should be."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nBearer s3cret\r\n\r\n")
+
+
+def no_status(handler, _asked):
+    """Repeats the key where a status should be."""
+    handler.wfile.write(b"Bearer s3cret\r\n\r\n")
+
+
+@pytest.mark.parametrize("behaviour", [no_header, no_status, status(502, b"Bearer s3cret"), sends(b"Bearer s3cret")])
+async def test_a_key_that_is_repeated_is_in_no_traceback(server, monkeypatch, behaviour):
+    monkeypatch.setenv("JUDGE_KEY", "s3cret")
+    server.behaviour = behaviour
+    service = Service("judge", "test", ServiceConfig(url=server.url, key_env="JUDGE_KEY", **QUICK | {"attempts": 1}))
+    with pytest.raises(ServiceError) as raised:
+        service._read(await service._post("/", b"{}"), int)
+    await service.close()
+    assert "***" in str(raised.value)
+    assert "s3cret" not in "".join(traceback.format_exception(raised.value))
 
 
 FAILURES = {
