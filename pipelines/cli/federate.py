@@ -100,6 +100,8 @@ def _acls(config: FederationConfig, how: str) -> int:
     from pipelines.acls import as_commands, as_json, create_acls
     from pipelines.local.topics import create_topics
 
+    if not config.sites:
+        _log.warning("no site has any rights here: sites is empty; name them, or give rights to their principals yourself")
     if how != "create":
         sys.stdout.write((as_json if how == "json" else as_commands)(config) + "\n")
         return 0

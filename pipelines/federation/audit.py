@@ -5,6 +5,7 @@ F.rounds  ─┤   no (site, sequence) is merged twice; versions follow each oth
 F.weights ─┘   every merge has its announcement, and every announcement but the first its merge
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -84,14 +85,15 @@ def check(entries: Sequence[RoundsEntry], versions: Sequence[WeightVersion], ann
     return Verdict(faults, counts)
 
 
-def _fates(merges: Iterable[Merge], announced: Iterable[Announced]) -> Iterator[str]:
+def _fates(merges: Iterable[Merge], announced: Sequence[Announced]) -> Iterator[str]:
     """Every announcement that was read has one fate, which is about itself."""
     by_offset, before = {each.at: each for each in announced}, 0
+    offsets = [each.at for each in announced]
     for merge in merges:
         fates: list[tuple[int, str, int | None]] = [(each.at, each.site, each.sequence) for each in merge.merged]
         fates += [(left.at, left.site, left.sequence) for left in merge.left_out if left.at is not None]
         told = Counter(at for at, _, _ in fates)
-        read = {at for at in by_offset if before <= at < merge.position}
+        read = set(offsets[bisect_left(offsets, before) : bisect_left(offsets, merge.position)])
         where = f"version {merge.version}"
         yield from (f"{where}: the update at {at} has no fate: it is lost" for at in sorted(read - told.keys()))
         yield from (f"{where}: {at} is no update that it has read" for at in sorted(told.keys() - read))

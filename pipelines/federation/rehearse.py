@@ -13,6 +13,7 @@ from pipelines.sizes import gib
 from schemas.checks import Check
 from schemas.errors import AsyncFlowError
 from schemas.federating import FederationConfig
+from trainers.federation.coordinator import strategy_of
 
 _ROW_BYTES: Final = 4
 
@@ -84,13 +85,28 @@ def _model(config: FederationConfig, numbers: int) -> Check:
 
 def _spool(config: FederationConfig, numbers: int) -> Check:
     where = Path(config.spool or tempfile.gettempdir())
-    sites = config.buffer if config.asynchronous else max(1, len(config.sites))
-    needed = sites * numbers * _ROW_BYTES
+    rows = _rows(config)
+    needed = sum(rows.values()) * numbers * _ROW_BYTES
     there = next(each for each in (where, *where.absolute().parents) if each.exists())
     free = shutil.disk_usage(there).free
-    told = f"{where}: {sites} updates × {numbers:,} numbers × {_ROW_BYTES} = {gib(needed)}, of {gib(free)} free"
-    remedy = "give another directory: spool" if needed > free else ""
-    return Check("spool", told, "problem" if remedy else "ok", remedy)
+    what = " + ".join(f"{count} {name}" for name, count in rows.items() if count)
+    told = f"{where}: ({what}) × {numbers:,} numbers × {_ROW_BYTES} = {gib(needed)}, of {gib(free)} free"
+    if needed > free:
+        return Check("spool", told, "problem", "give another directory: spool")
+    if not config.asynchronous and not config.sites:
+        return Check("spool", told, "warning", "sites is empty: there may be more updates in a round than its quorum")
+    return Check("spool", told, "ok", "")
+
+
+def _rows(config: FederationConfig) -> dict[str, int]:
+    """What lies in the spool at once, at most; of a round without named sites at least."""
+    round_of = config.selection.most(len(config.sites)) if config.sites else config.quorum
+    mixes = config.asynchronous and strategy_of(config).mixes
+    return {
+        "updates": config.buffer if config.asynchronous else round_of,
+        "versions they start from": config.max_staleness + 1 if mixes else 0,
+        "of noise": 1 if config.privacy.noise_multiplier else 0,
+    }
 
 
 def _store(config: FederationConfig) -> Check:

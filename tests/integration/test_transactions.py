@@ -7,13 +7,23 @@ import time
 
 import pytest
 from kafka import KafkaConsumer, TopicPartition
-from kafka.errors import KafkaConnectionError, MessageSizeTooLargeError
+from kafka.errors import (
+    InvalidProducerEpochError,
+    KafkaConnectionError,
+    MessageSizeTooLargeError,
+    ProducerFencedError,
+    RequestTimedOutError,
+    for_code,
+)
+from kafka.future import Future
 from kafka.net.compat import KafkaNetClient
+from kafka.protocol.producer import EndTxnRequest
+from structlog.testing import capture_logs
 
 from pipelines.local.broker import Broker
 from pipelines.local.topics import create_topics
 from schemas.config import KafkaConfig, RunConfig
-from schemas.errors import FencedError
+from schemas.errors import BrokerError, FencedError
 from schemas.transactions import open_producer, transaction
 
 
@@ -92,6 +102,57 @@ def test_a_transaction_ends_although_nobody_answered_for_longer_than_a_request_m
         transact(producer, config)
         producer.close()
         assert len(read(config)) == 3
+
+
+def test_a_coordinator_that_stays_silent_ends_the_producer_in_words(tmp_path):
+    with Broker(tmp_path) as broker:
+        kafka = KafkaConfig(bootstrap=broker.bootstrap, request_timeout_s=1.0, transaction_timeout_s=4.0)
+        config = RunConfig(name="mute", kafka=kafka)
+        create_topics(config)
+        producer = open_producer(kafka, config.topics.learner_id)
+        transact(producer, config)
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            with capture_logs() as said, pytest.raises(BrokerError, match="cannot be aborted"):
+                transact(producer, config)
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        producer.close(timeout=5)
+        told = [(each["log_level"], each["event"]) for each in said]
+        assert told.count(("warning", "a broker does not answer, asking again")) >= 1
+        assert told.count(("error", "a broker does not answer, giving up")) == 1
+        newer = open_producer(kafka, config.topics.learner_id)
+        transact(newer, config, b"newer")
+        newer.close()
+        assert [record.value for record in read(config)] == [b"{}", b"newer"]
+
+
+def test_no_transaction_follows_one_whose_end_was_asked_for_twice(config, monkeypatch):
+    send, late = KafkaNetClient.send, []
+
+    def lose_an_end(self, node, request, **named):
+        if isinstance(request, EndTxnRequest) and not late:
+            late.append((node, request))
+            return Future().failure(RequestTimedOutError("Request timed out after 1 ms"))
+        return send(self, node, request, **named)
+
+    monkeypatch.setattr(KafkaNetClient, "send", lose_an_end)
+    older = open_producer(config.kafka, config.topics.learner_id)
+    transact(older, config, b"first")
+    with pytest.raises(BrokerError, match="this process ends"):
+        transact(older, config, b"second")
+    newer = open_producer(config.kafka, config.topics.learner_id)
+    with transaction(newer, "it has another owner"):
+        newer.send(config.topics.ledger, b"third").get(60)
+        answer = newer._sender._client.send(*late[0])
+        while not answer.is_done:
+            time.sleep(0.01)
+        assert for_code(answer.value.error_code) in (InvalidProducerEpochError, ProducerFencedError)
+        assert [record.value for record in read(config)] == [b"first"], "it was committed early"
+    assert [record.value for record in read(config)] == [b"first", b"third"]
+    transact(newer, config)
+    older.close(timeout=1)
+    newer.close()
 
 
 def read(config):

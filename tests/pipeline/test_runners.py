@@ -4,7 +4,7 @@ import json
 import re
 import signal
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
@@ -93,8 +93,10 @@ def pool(installed, tmp_path):
         started.send_signal(signal.SIGTERM)
         assert started.wait(60) == 0, log.read_text()[-3000:]
     finally:
+        below = below_of(started)
         started.kill()
         started.wait()
+        end(below)
 
 
 @contextmanager
@@ -144,13 +146,30 @@ def test_nothing_outlives_a_pool_whose_reward_hangs(number, config, pool, tmp_pa
     topics.send_prompts([json.dumps({"token_ids": [7], "reward": reward}).encode()])
     topics.admit(1000, 1000)
     arguments = ["--environment_type=EXTERNAL", f"--environment_config={pool.address}"]
-    with RolloutProcess(config, tmp_path, arguments, tmp_path) as process:
-        hangs = int(wait_for(lambda: told.exists() and told.read_text(), process=process))
-        below = pool.process.children(recursive=True)
-        assert hangs in {each.pid for each in below}
-        pool.process.send_signal(number)
-        pool.process.wait(60)
-        wait_for(lambda: not any(map(runs, below)), 60)
+    below = []
+    try:
+        with RolloutProcess(config, tmp_path, arguments, tmp_path) as process:
+            hangs = int(wait_for(lambda: told.exists() and told.read_text(), process=process))
+            below = below_of(pool.process)
+            assert hangs in {each.pid for each in below}
+            pool.process.send_signal(number)
+            pool.process.wait(60)
+            wait_for(lambda: not any(map(runs, below)), 60)
+    finally:
+        end(below)
+
+
+def below_of(process):
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(process.pid).children(recursive=True)
+    return []
+
+
+def end(processes):
+    """Only after a failure is there anything to end."""
+    for each in filter(runs, processes):
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
 
 
 def runs(process):

@@ -51,6 +51,7 @@ class SimulatedSites:
         self._producer = connect_producer(config.kafka.producer_options())
         self._consumer = open_consumer(config)
         self._residuals = {}
+        self._sent_from = {}
         topics = [config.topics.rounds, config.topics.weights]
         self._rounds, self._weights = (partitions_of(self._consumer, topic)[0] for topic in topics)
         assign(self._consumer, {self._rounds: None, self._weights: None})
@@ -129,6 +130,7 @@ class SimulatedSites:
         )
         update = SiteUpdate(site=name, sequence=sequence, codec=self.codec, bytes=0, manifest_sha256="0" * 64, **told)
         update = updates.write(self.config.store, update, arrays).signed(self.config.name, self.key(name))
+        self._sent_from[name] = update.base_version
         if announce:
             self.announce(update, flush)
         return update
@@ -154,7 +156,7 @@ class SimulatedSites:
         if self.taken != order.base_version:
             self.await_version(order.base_version)
         for name, asked in order.sites.items():
-            if name not in order.received:
+            if self._sent_from.get(name) != order.base_version or name in order.again:
                 self.send(name, self.learn(name, self.row, asked.steps), flush=False, samples=8 * asked.steps)
                 each()
         self._producer.flush()

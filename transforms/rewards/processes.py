@@ -211,8 +211,7 @@ class _RewardProcess:
         self._pipe, theirs = context.Pipe()
         self._running = _Running(context)
         self._process = context.Process(target=_serve, args=(theirs, self._running, config), name="rewards")
-        with fork_server.running():
-            self._process.start()
+        fork_server.start(self._process)
         atexit.register(self.kill)  # before multiprocessing waits for its children
         theirs.close()
         self._receive(None)
@@ -324,7 +323,7 @@ class RewardProcesses:
     def _start(self) -> _RewardProcess:
         try:
             return _RewardProcess(self._config)
-        except (OSError, EOFError) as error:  # no process, memory or file to be had: those who wait hear of it
+        except Exception as error:  # no process, thread or file to be had: those who wait hear of it
             raise _CallFailed(0, ProcessDied(f"no process for rewards can be started: {error}")) from error
 
     def _take(self) -> list[_Call]:

@@ -131,6 +131,8 @@ class Learner:
             picked = self._chance.integers(len(digits), size=32)
             descend(weights, images[picked], digits[picked])
         learned = self.sites.layout.flatten(weights) - row
+        if not np.isfinite(learned).all():  # from weights that are spoilt for good: there is nothing to learn
+            return np.zeros_like(row)
         return self._spoilt(learned) if name == BAD else learned
 
     def _spoilt(self, learned):
@@ -138,7 +140,7 @@ class Learner:
             return np.float32(-TIMES) * learned
         if self.attack == "random":
             noise = self._chance.standard_normal(learned.size).astype(np.float32)
-            return noise * np.float32(TIMES * np.linalg.norm(learned) / np.linalg.norm(noise))
+            return noise * np.float32(TIMES * np.linalg.norm(learned.astype(float)) / np.linalg.norm(noise))
         return learned
 
     def accuracy(self, weights):

@@ -1,7 +1,8 @@
-"""Coordinator and sites killed at random for some minutes, then half of the sites gone for good.
+"""Coordinator and sites killed or stopped at random for some minutes, then half of the sites gone for good.
 
-Promises are checked from the topics: the coordinator's audit (no update lost or merged twice) and that of each site's
-run (no sample in two updates).
+Promises are checked from the topics: the coordinator's audit (no update lost or merged twice), that of each site's run
+(no sample in two updates), and that what sites' ledgers say they handed over is what was announced, but for the update
+that one was about to announce when it was killed for good.
 """
 
 import argparse
@@ -13,11 +14,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from schemas.ledger import UpdateEntry
 from tests.benchmarks.federated import digits
 from tests.benchmarks.federated.sites import SHOWN, SPEEDS
 from tests.benchmarks.federated.stage import Stage
+from tests.support.trajectories import read_ledger
 
 SLOWEST_S = 0.16
+STOPPED, STOPPED_S = 0.2, 6.0
+"""Share of the sites' faults that are stops, and how long those are."""
 
 
 def main(arguments=None):
@@ -39,7 +44,7 @@ def one(stage, options):
     model = digits.build_model(stage.directory / "model", options.seed)
     judging, chance = digits.Judge(model), random.Random(options.seed)
     coordinator = stage.federation(
-        model, seed=options.seed, quorum=1, deadline_s=20.0, strategy={"name": "fedavg", "weigh_by": "equal"},
+        model, seed=options.seed, quorum=1, keep=3, deadline_s=20.0, strategy={"name": "fedavg", "weigh_by": "equal"},
         selection={"steps": 4, "gone_after_s": 10.0},
     )  # fmt: skip
     loops = [
@@ -78,6 +83,12 @@ def kill_for(options, chance, coordinator, loops):
         loop = loops[number]
         if loop.nursery.has_ended():
             raise RuntimeError(f"a learner ended by itself: {loop.nursery.said()[-4000:]}")
+        if chance.random() < STOPPED:
+            loop.nursery.kill(signal.SIGSTOP)
+            time.sleep(STOPPED_S)
+            loop.nursery.kill(signal.SIGCONT)
+            killed["stopped"] += 1
+            continue
         loop.nursery.kill(signal.SIGKILL)
         loop.nursery.wait()
         loop.learn()
@@ -85,20 +96,33 @@ def kill_for(options, chance, coordinator, loops):
     return killed
 
 
+def compare(coordinator, loops):
+    """What the sites' ledgers have against what was announced: how many are equal, and what is not."""
+    announced = {update.name: update for update in coordinator.updates()}
+    written = [entry.update for loop in loops for entry in read_ledger(loop.config) if isinstance(entry, UpdateEntry)]
+    return {
+        "equal": sum(announced.get(update.name) == update for update in written),
+        "unannounced": sum(update.name not in announced for update in written),
+        "other": sum(update.name in announced and announced[update.name] != update for update in written)
+        + len(announced.keys() - {update.name for update in written}),
+    }
+
+
 def judge(coordinator, loops, judging, killed, at_half, merged_by_half, codes):  # noqa: PLR0917
     merges, verdicts = coordinator.merges(), [loop.verdict() for loop in loops]
-    audit = coordinator.audit()
+    audit, handed = coordinator.audit(), compare(coordinator, loops)
     return {
         "killed": dict(killed), "kills": sum(killed.values()), "merges": at_half,
         "merges_with_half_of_the_sites": merged_by_half,
         "updates_merged": sum(len(each.merged) for each in merges),
         "left_out": dict(Counter(left.reason for each in merges for left in each.left_out)),
-        "audit": audit,
+        "audit": audit, "handed_over": handed,
         "sites": [{"ok": each.ok, "faults": each.faults, "steps": each.steps, "generations": each.generations,
                    "updates": each.updates, "contributed_twice": each.contributed_twice} for each in verdicts],
         "accuracy": judging.accuracy(coordinator.file(coordinator.versions()[-1].version)),
         "codes": codes,
-        "passed": not audit["code"] and all(each.ok for each in verdicts) and merged_by_half > 0 and not any(codes),
+        "passed": not audit["code"] and all(each.ok for each in verdicts) and merged_by_half > 0 and not any(codes)
+        and not handed["other"] and handed["unannounced"] <= len(loops) // 2,
     }  # fmt: skip
 
 

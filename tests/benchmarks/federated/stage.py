@@ -5,7 +5,7 @@
 
 Learners, coordinator and brokers are the real ones. A player is a named instrument in place of rollout pipeline and
 vLLM worker, so that four loops fit on two cores: its answers are drawn from the newest announced weights of the tiny
-model, and their logprobs are those of the draw.
+model, and their logprobs are those of the draw. All is on the loopback interface of one host, without namespaces.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from pipelines.local.topics import create_topics
 from pipelines.log import RunReader
 from schemas.admission import AdmissionFrontier
 from schemas.config import KafkaConfig, RunConfig, validate
-from schemas.federation import Merge, decode_rounds_entry, weights_root
+from schemas.federation import Merge, SiteUpdate, decode_rounds_entry, weights_root
 from schemas.identity import GroupId
 from schemas.ledger import surviving_steps
 from schemas.prompts import Prompt, RewardSpec
@@ -306,6 +306,10 @@ class Coordinator:
     def versions(self):
         """Announcements of global versions."""
         return [WeightVersion.decode(record.value) for record in read_all(self, self.topics.weights)]
+
+    def updates(self):
+        """All announcements of updates."""
+        return [SiteUpdate.decode(record.value) for record in read_all(self, self.topics.updates)]
 
     def merges(self):
         entries = (decode_rounds_entry(record.value) for record in read_all(self, self.topics.rounds))

@@ -1,6 +1,7 @@
 """The verb ``federate`` before it reaches a broker."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,39 @@ def test_a_rehearsal_tells_what_is_wrong(file, monkeypatch, capsys, tmp_path):
     assert "the environment variable SOUTH_KEY is not set" in told
     assert "nobody listens there" in told
     assert not (tmp_path / "store").exists()
+
+
+def spool_of(file, capsys, *flags):
+    main(["federate", "--config", file, "--dry-run", *flags])
+    return capsys.readouterr().out
+
+
+def test_a_rehearsal_counts_whatever_lies_in_the_spool(file, capsys):
+    assert "(2 updates) × 12 numbers" in spool_of(file, capsys)
+    asynchronous = ["--asynchronous", "--buffer", "2", "--keep", "9", "--max-staleness", "8"]
+    told = spool_of(file, capsys, *asynchronous, "--strategy.name", "fedasync")
+    assert "(2 updates + 9 versions they start from) × 12 numbers" in told
+    noise = ["--privacy.clip-norm", "1", "--privacy.noise-multiplier", "1", "--strategy.weigh-by", "equal"]
+    assert "(2 updates + 1 of noise) × 12 numbers" in spool_of(file, capsys, *noise)
+
+
+@pytest.fixture
+def open_to_all(file):
+    """The same without sites."""
+    path = Path(file)
+    path.write_text(path.read_text().split("[sites.")[0])
+    return file
+
+
+def test_a_rehearsal_does_not_know_how_many_come_where_nobody_is_named(open_to_all, capsys):
+    told = spool_of(open_to_all, capsys, "--quorum", "3")
+    assert "(3 updates) × 12 numbers" in told
+    assert "there may be more updates in a round than its quorum" in told
+
+
+def test_rights_of_nobody_are_told(open_to_all, capsys):
+    assert main(["federate", "--config", open_to_all, "--acls", "json"]) == 0
+    assert "no site has any rights here" in capsys.readouterr().err
 
 
 def test_rights_are_those_of_each_site_and_of_nobody_else(file, capsys):

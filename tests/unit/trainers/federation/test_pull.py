@@ -73,10 +73,10 @@ def test_global_weights_are_taken_exactly(make, tmp_path, stage, dtype):
     engine.adopt(directory, forget=False)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in full(engine).items())
     low = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors.items()}
-    assert all(torch.equal(tensor, low[name]) for name, tensor in engine.state_dict().items())
+    assert all(torch.equal(tensor.cpu(), low[name]) for name, tensor in engine.state_dict().items())
     before = full(engine)
     train(engine, seed=1)
-    after, used = full(engine), {name: tensor.clone() for name, tensor in engine.state_dict().items()}
+    after, used = full(engine), {name: tensor.to("cpu", copy=True) for name, tensor in engine.state_dict().items()}
     assert max(float((after[name] - before[name]).abs().max()) for name in before) > RATE / 2, "it trains on from there"
     assert all(torch.equal(after[name].to(used[name].dtype), used[name]) for name in used)
 
@@ -111,7 +111,7 @@ def test_the_pull_is_added_to_the_gradient_of_the_loss(make, tmp_path):
         train(engine)
         state = engine._optimizer.state
         names = {parameter: name for name, parameter in engine._trained.by_name().items()}
-        found[mu] = {names[parameter]: each["exp_avg"] / 0.1 for parameter, each in state.items()}
+        found[mu] = {names[parameter]: each["exp_avg"].cpu() / 0.1 for parameter, each in state.items()}
     for name, tensor in found[MU].items():
         expected = found[0.0][name] + MU * (start[name] - towards[name])
         torch.testing.assert_close(tensor, expected, atol=1e-6, rtol=1e-4)
