@@ -224,9 +224,9 @@ class ChecksConfig(Section):
     max_norm: Annotated[float, Field(gt=0)] | None = None
     """Longest Euclidean norm of an update; null for any."""
     max_times_median: Annotated[float, Field(gt=1)] | None = 10.0
-    """Most that the norm of an update may be, as a multiple of the median of its round (in an asynchronous federation of
-    the last one of each site); null for any. Looked at where there are three or more to compare, and never where noise
-    is added: whose update is merged would depend on the others'."""
+    """Most that the norm of an update may be, as a multiple of the median of its round (in an asynchronous federation
+    of the last one of each site); null for any. Looked at where there are three or more to compare, and never where
+    noise is added: whose update is merged would depend on the others'."""
 
 
 class FederationConfig(Section):
@@ -306,8 +306,8 @@ class FederationConfig(Section):
             return self
         if self.asynchronous and private and self.buffer > count:
             raise ValueError(
-                f"buffer = {self.buffer} exceeds the {count} sites, and with noise each is part of a merge once: nothing "
-                "would be merged; lower buffer"
+                f"buffer = {self.buffer} exceeds the {count} sites, and with noise each is part of a merge once: "
+                "nothing would be merged; lower buffer"
             )
         if self.asynchronous:
             return self
@@ -316,8 +316,8 @@ class FederationConfig(Section):
         if self.quorum > self.selection.most(count):
             raise ValueError(
                 f"quorum = {self.quorum} exceeds the {self.selection.most(count)} sites that a round asks, with "
-                f"selection.share = {self.selection.share:g} of {count}: no round would begin; raise the share, or lower "
-                "quorum"
+                f"selection.share = {self.selection.share:g} of {count}: no round would begin; raise the share, or "
+                "lower quorum"
             )
         return self
 

@@ -101,7 +101,9 @@ def _acls(config: FederationConfig, how: str) -> int:
     from pipelines.local.topics import create_topics
 
     if not config.sites:
-        _log.warning("no site has any rights here: sites is empty; name them, or give rights to their principals yourself")
+        _log.warning(
+            "no site has any rights here: sites is empty; name them, or give rights to their principals yourself"
+        )
     if how != "create":
         sys.stdout.write((as_json if how == "json" else as_commands)(config) + "\n")
         return 0

@@ -79,10 +79,10 @@ class State:
             if left.sequence is not None and left.reason not in NOT_THE_SITES:
                 self.note(left.site, left.sequence)
         self.parts.update(each.site for each in entry.merged)
-        fates = sorted((*entry.merged, *entry.left_out), key=lambda each: -1 if each.at is None else each.at)
-        for each in fates:
-            if each.norm is not None:
-                self.note_norm(each.site, each.norm)
+        told = [(each.at, each.site, each.norm) for each in entry.merged]
+        told += [(left.at or 0, left.site, left.norm) for left in entry.left_out if left.norm is not None]
+        for _, site, norm in sorted(told):
+            self.note_norm(site, norm)
 
     def note(self, site: str, sequence: int) -> None:
         """A site's update was looked at: it is a duplicate from now on."""

@@ -62,10 +62,15 @@ def test_a_site_may_write_what_it_says_and_nothing_else():
         ('[sites.north]\nkey = "secret"', "the key is written out"),
         ('[sites.north]\nkey = "{env:N}"\n[sites.south]', "sites south have no key and others have"),
         ("quorum = 2\n[sites.north]", "quorum = 2 exceeds the 1 sites"),
-        ('quorum = 2\nselection = { by = "speed", share = 0.3 }\n[sites.a]\n[sites.b]\n[sites.c]',
-         "quorum = 2 exceeds the 1 sites that a round asks, with selection.share = 0.3 of 3"),
-        ('asynchronous = true\nbuffer = 2\nstrategy.weigh_by = "equal"\n[privacy]\nnoise_multiplier = 1.0\n'
-         "clip_norm = 1.0\n[sites.a]", "buffer = 2 exceeds the 1 sites"),
+        (
+            'quorum = 2\nselection = { by = "speed", share = 0.3 }\n[sites.a]\n[sites.b]\n[sites.c]',
+            "quorum = 2 exceeds the 1 sites that a round asks, with selection.share = 0.3 of 3",
+        ),
+        (
+            'asynchronous = true\nbuffer = 2\nstrategy.weigh_by = "equal"\n[privacy]\nnoise_multiplier = 1.0\n'
+            "clip_norm = 1.0\n[sites.a]",
+            "buffer = 2 exceeds the 1 sites",
+        ),
         ("[privacy]\nnoise_multiplier = 1.0", "needs clip_norm"),
         ("[privacy]\nnoise_multiplier = 1.0\nclip_norm = 1.0", 'set strategy.weigh_by = "equal"'),
         ("[privacy]\nmax_epsilon = 1.0", "without noise there is no budget"),

@@ -1,5 +1,6 @@
 """Files of updates: the same bytes for the same update, and everything that can be wrong with them."""
 
+import hashlib
 import json
 import os
 
@@ -122,7 +123,7 @@ def test_no_site_chooses_how_much_is_hashed(tmp_path, written, piece_bytes):
     manifest = Manifest.model_validate_json((directory / "MANIFEST.json").read_bytes())
     (entry,) = manifest.files
     value = (directory / "update.safetensors").read_bytes()
-    digests = [bytes.fromhex(sha256(value[begin:begin + piece_bytes])) for begin in range(0, len(value), piece_bytes)]
+    digests = [hashlib.sha256(value[at : at + piece_bytes]).digest() for at in range(0, len(value), piece_bytes)]
     in_pieces = entry.model_copy(update={"piece_bytes": piece_bytes, "sha256": sha256(b"".join(digests))})
     told = manifest.model_copy(update={"files": (in_pieces,)}).encode()
     (directory / "MANIFEST.json").write_bytes(told)
