@@ -125,8 +125,9 @@ class Watch:
         return sum(step.metrics["seconds_train"] + step.metrics["seconds_held"] for step in steps)
 
     def longest_stall_s(self, begin: datetime, end: datetime) -> float:
-        """The longest time between two times in which no surviving step was committed."""
-        times = [begin, *(step.at for step in self.line if begin < step.at < end), end]
+        """The longest time between two times in which no step was committed that survived until the second."""
+        line = surviving_steps(entry for entry in self.log.ledger if entry.at < end)
+        times = [begin, *(step.at for step in line if step.at > begin), end]
         return max((later - earlier).total_seconds() for earlier, later in pairwise(times))
 
     def groups_per_s(self, begin: datetime, end: datetime) -> float:

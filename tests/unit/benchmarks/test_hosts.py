@@ -1,5 +1,6 @@
 """The bars of the benchmark of hosts."""
 
+from argparse import Namespace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -19,22 +20,45 @@ def blow(fault, stall_s):
     return Blow(fault, AT, AT, recovered_at=recovered, witnesses=["seen"], stall_s=stall_s)
 
 
-def of(*blows):
+THIRD = blow("kill kafka-3", 30.0)
+
+
+def of(*blows, faults=None):
     report = Report("hosts", 1, list(blows), audit("hosts", RunLog()))
     report.groups_per_s = {"without": 8.0, "with": 6.0}
-    return account(report, "simulated")
+    return account(report, Namespace(engine="simulated", faults=faults))
 
 
 def test_stalls_are_told_by_broker_and_goodput_as_a_share():
-    told = of(blow("cut kafka-1", 9.96), blow("kill kafka-1", 4.0), blow("lossy kafka-2", 1.0), blow("cut beam", 90.0))
-    assert told["longest_stall_s"] == {"kafka-1": 10.0, "kafka-2": 1.0, "kafka-3": None}
+    first = [blow("cut kafka-1", 9.96), blow("kill kafka-1", 4.0)]
+    told = of(*first, blow("lossy kafka-2", 1.0), THIRD, blow("cut beam", 90.0))
+    assert told["longest_stall_s"] == {"kafka-1": 10.0, "kafka-2": 1.0, "kafka-3": 30.0}
     assert told["goodput"]["with_over_without"] == 0.75
+    assert told["brokers_not_hurt"] == []
     assert told["passed"]
 
 
 @pytest.mark.parametrize("stall_s", [30.1, None])
 def test_a_broker_that_holds_up_the_run_for_too_long_misses_the_bar(stall_s):
-    assert not of(blow("cut kafka-3", stall_s))["passed"]
+    told = of(blow("cut kafka-1", 1.0), blow("cut kafka-2", 1.0), blow("cut kafka-3", stall_s))
+    assert told["brokers_not_hurt"] == []
+    assert not told["passed"]
+
+
+def test_a_broker_that_was_not_hurt_has_not_passed():
+    impossible = blow("cut kafka-1", None)
+    impossible.not_possible = "nobody uses this link now"
+    told = of(impossible, blow("cut kafka-2", 1.0), THIRD)
+    assert told["brokers_not_hurt"] == ["kafka-1"]
+    assert not told["passed"]
+
+
+def test_of_faults_that_are_asked_for_by_name_only_their_brokers_count():
+    asked = ["cut kafka-2 beam", "kill learner"]
+    assert of(blow("cut kafka-2 beam", 1.0), blow("kill learner", 90.0), faults=asked)["passed"]
+    told = of(blow("kill learner", 90.0), faults=asked)
+    assert told["brokers_not_hurt"] == ["kafka-2"]
+    assert not told["passed"]
 
 
 def test_every_broker_has_faults_of_its_own():

@@ -11,7 +11,7 @@ from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.identity import GroupId
-from schemas.ledger import StartEntry, StepEntry, TrainedGroup
+from schemas.ledger import Position, StartEntry, StepEntry, TrainedGroup
 from schemas.weights import WeightVersion
 from tests.support.samples import SAMPLE, group
 
@@ -118,3 +118,12 @@ def test_tokens_of_a_restarted_engine_are_added(watch):
 )
 def test_a_good_prompt_is_told_from_those_that_must_fail(value, good):
     assert is_good(DeadLetter.of("generate", "engine_killed", "…", ("drill.prompts", 0, 1), value)) is good
+
+
+def test_a_stall_is_without_steps_that_survived_until_its_end(watch):
+    at = [AT + timedelta(seconds=seconds) for seconds in range(41)]
+    restart = StartEntry(generation=2, continues=Position(generation=1, step=1), at=at[25])
+    watch.log.ledger = [step(1, at[10], "a"), step(2, at[22], "a"), restart, step(2, at[30], "a")]
+    assert watch.longest_stall_s(AT, at[24]) == 12.0  # step 2 was there then
+    assert watch.longest_stall_s(AT, at[40]) == 20.0
+    assert watch.longest_stall_s(at[31], at[40]) == 9.0
