@@ -25,8 +25,9 @@ class KafkaConfig(Section):
     """Partitions of the prompts, trajectories, pending and feedback topics."""
     replication: Positive = 1
     """Copies of every partition; 3 in production."""
-    request_timeout_s: Seconds = 30.0
-    """How long a request may take before it is tried again."""
+    request_timeout_s: Annotated[float, Field(gt=0.05, lt=540)] = 30.0
+    """How long a request may take before it is tried again. It has to be longer than a reader waits for records,
+    0.05 s, and shorter than a connection may be idle, 540 s: no consumer could be made otherwise."""
     transaction_timeout_s: Seconds = 60.0
     """How long a transaction may stay open before the broker aborts it."""
     client: dict[str, str | int | bool] = Field(default_factory=dict)

@@ -150,6 +150,21 @@ def drill(plan: Plan) -> Report:
     return report
 
 
+def stall_ends(blows: Sequence[Blow], until: datetime) -> Iterator[tuple[Blow, datetime]]:
+    """Each blow that the run recovered from, and how long a stall is its own: until the next one begins.
+
+    Not until it has recovered: what a fault leaves to be done, such as an election of leaders once a broker is back,
+    may hold up later steps than the first.
+
+    Args:
+        blows: that struck.
+        until: how far the log is known, for those that no other one follows.
+    """
+    for blow in blows:
+        if (worked := blow.recovered_at) is not None:
+            yield blow, min((each.began_at for each in blows if each.began_at > worked), default=max(worked, until))
+
+
 class _Driver:
     """The loop that strikes and waits."""
 
@@ -167,8 +182,11 @@ class _Driver:
         begin = datetime.now(UTC)
         self._tick_until(lambda: False, self._plan.baseline_s)
         struck = datetime.now(UTC)
-        for pair in self._pairs(struck):
-            self._strike(pair)
+        try:
+            for pair in self._pairs(struck):
+                self._strike(pair)
+        finally:
+            self._measure_stalls()
         self._drain()
         if self._plan.replays:
             self._replay()
@@ -239,11 +257,14 @@ class _Driver:
         watch, since = self._scene.watch, blow.over_at or datetime.now(UTC)
         self._tick_until(lambda: watch.recovered_at(since) is not None, _RECOVER_S)
         blow.recovered_at = watch.recovered_at(since)
-        if blow.recovered_at:
-            blow.stall_s = watch.longest_stall_s(blow.began_at, blow.recovered_at)
-        else:
+        if not blow.recovered_at:
             blow.missing.append(f"the loop did not work again within {_RECOVER_S:g} s")
         _LOG.info("recovered", fault=blow.fault, detect_s=blow.detect_s, recover_s=blow.recover_s)
+
+    def _measure_stalls(self) -> None:
+        watch = self._scene.watch
+        for blow, end in stall_ends(self._report.struck, watch.audited_at):
+            blow.stall_s = watch.longest_stall_s(blow.began_at, end)
 
     def _settle(self) -> None:
         """Two audits that began after everything worked again: what both find counts."""

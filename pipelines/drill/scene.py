@@ -55,7 +55,7 @@ class Blow:
     """Why it could not be tried here."""
 
     stall_s: float | None = None
-    """The longest time without a surviving step from ``began_at`` to ``recovered_at``; None if it did not recover."""
+    """The longest time without a step from ``began_at`` until the next fault; None if it did not recover."""
 
     def witness(self, happened: bool, text: str) -> None:
         """Notes that something was seen, or that it was not and should have been."""

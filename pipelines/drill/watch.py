@@ -12,8 +12,8 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
+from http.client import HTTPException
 from itertools import pairwise
 from typing import Any, Final
 from urllib.request import urlopen
@@ -34,6 +34,8 @@ _AUDIT_PAUSE_S: Final = 2.0
 _LOOK_PAUSE_S: Final = 0.5
 _TIMEOUT_S: Final = 2.0
 _CLOSE: Final = 1e-5
+_UNREADABLE: Final = (OSError, HTTPException, ValueError, TypeError, LookupError, ArithmeticError)
+"""What reading a worker's answer can raise; it may be anything, for workers are killed while they answer."""
 COUNTS: Final = (
     "lost",
     "duplicate",
@@ -78,7 +80,7 @@ class Watch:
         tokens_committed: of all groups in the log.
     """
 
-    def __init__(self, config: RunConfig, workers: Sequence[str] = ()) -> None:
+    def __init__(self, config: RunConfig, workers: Sequence[str]) -> None:
         self._config = config
         self._ended = threading.Event()
         self._generated: dict[tuple[GroupId, str], datetime] = {}
@@ -125,8 +127,9 @@ class Watch:
         return sum(step.metrics["seconds_train"] + step.metrics["seconds_held"] for step in steps)
 
     def longest_stall_s(self, begin: datetime, end: datetime) -> float:
-        """The longest time between two times in which no surviving step was committed."""
-        times = [begin, *(step.at for step in self.line if begin < step.at < end), end]
+        """The longest time between two times in which no step was committed that survived until the second."""
+        line = surviving_steps(entry for entry in self.log.ledger if entry.at < end)
+        times = [begin, *(step.at for step in line if step.at > begin), end]
         return max((later - earlier).total_seconds() for earlier, later in pairwise(times))
 
     def groups_per_s(self, begin: datetime, end: datetime) -> float:
@@ -180,9 +183,14 @@ class Watch:
     def _look_on(self) -> None:
         while not self._ended.wait(_LOOK_PAUSE_S):
             for url in self._counters:
-                with suppress(OSError):  # it is away, and the others are not
-                    self.served.add(int(_get_json(f"{url}/asyncflow/status")["version"]))
-                    self._count(url, read_counter(_get(f"{url}/metrics"), "vllm:generation_tokens_total"))
+                self._look_at(url)
+
+    def _look_at(self, url: str) -> None:
+        try:
+            self.served.add(int(_get_json(f"{url}/asyncflow/status")["version"]))
+            self._count(url, read_counter(_get(f"{url}/metrics"), "vllm:generation_tokens_total"))
+        except _UNREADABLE as error:  # it is away, or talks rubbish, and the others do not
+            _LOG.debug("worker not readable now", worker=url, reason=str(error)[:120])
 
     def _count(self, url: str, total: int) -> None:
         """Adds what came since the last look; a counter that went back belongs to a new process."""

@@ -7,14 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.local.broker import Broker, Quorum, Seat
-from pipelines.local.ports import LOOPBACK, accepts, free_ports
-from pipelines.local.supervisor import Supervisor
-from pipelines.local.topics import connect, create_topics, inspect_topics, wait_for_broker
+from pipelines.local.broker import Broker
+from pipelines.local.ports import accepts
+from pipelines.local.topics import create_topics, wait_for_broker
 from schemas.config import KafkaConfig, RunConfig
 from schemas.errors import BrokerError, PortError
 from schemas.limits import MAX_TRAJECTORY_BYTES
-from schemas.topics import MIN_IN_SYNC
 
 
 def _produce(config, values, topic):
@@ -141,68 +139,3 @@ def test_a_cluster_id_never_reads_as_a_flag():
     from pipelines.local.broker import new_cluster_id
 
     assert not any(new_cluster_id().startswith("-") for _ in range(2000))
-
-
-@pytest.fixture(scope="module")
-def quorum(tmp_path_factory):
-    """Three nodes of one cluster on ports of this machine, and the supervisor that they run under."""
-    ports, tmp_path = free_ports(6), tmp_path_factory.mktemp("quorum")
-    quorum = Quorum([Seat(LOOPBACK, *ports[index : index + 2]) for index in (0, 2, 4)])
-    with Supervisor(tmp_path / "logs", tmp_path) as supervisor:
-        nodes = [Broker(tmp_path / f"kafka-{node}", quorum=quorum, node=node) for node in (1, 2, 3)]
-        supervisor.start(*(broker.spec(f"kafka-{node}", restarts=9) for node, broker in enumerate(nodes, 1)))
-        supervisor.wait_ready("kafka-1", "kafka-2", "kafka-3")
-        yield quorum, supervisor
-
-
-def test_what_three_brokers_acknowledged_is_on_two_of_them(quorum):
-    quorum, supervisor = quorum
-    kafka = KafkaConfig(bootstrap=quorum.bootstrap, partitions=3, replication=3)
-    config = RunConfig(name="three", kafka=kafka)
-    create_topics(config)
-    assert not any(inspect_topics(config).values())
-    for node in (1, 2, 3):
-        _produce(config, [b"%d" % node], config.topics.ledger)
-        supervisor.signal(f"kafka-{node}", signal.SIGKILL)
-        _produce(config, [b"without %d" % node], config.topics.ledger)
-        supervisor.wait_ready(*_dead(supervisor, f"kafka-{node}"))
-        _wait_in_sync(config, 3)
-    expected = [word for node in (1, 2, 3) for word in (b"%d" % node, b"without %d" % node)]
-    assert _consume(config, config.topics.ledger) == expected
-
-
-def _dead(supervisor, name):
-    """The name, once the supervisor has seen that the process died."""
-    while supervisor.is_ready(name):
-        supervisor.tick()
-        time.sleep(0.05)
-    return [name]
-
-
-def _wait_in_sync(config, copies):
-    """Returns once every partition has so many copies that agree."""
-    while any(len(partition["isr_nodes"]) < copies for partition in _partitions(config)):
-        time.sleep(0.2)
-
-
-def _partitions(config):
-    admin = connect(config.kafka, 30)
-    try:
-        return [each for topic in admin.describe_topics([config.topics.ledger]) for each in topic["partitions"]]
-    finally:
-        admin.close()
-
-
-def test_topics_that_are_safer_than_asked_for_are_taken(quorum):
-    from kafka.admin import ConfigResource, ConfigResourceType
-
-    quorum, _ = quorum
-    config = RunConfig(name="safe", kafka=KafkaConfig(bootstrap=quorum.bootstrap, replication=3))
-    create_topics(config)
-    admin = connect(config.kafka, 30)
-    for copies, faults in ((3, 0), (1, 1)):
-        admin.alter_configs(
-            [ConfigResource(ConfigResourceType.TOPIC, config.topics.ledger, {MIN_IN_SYNC: str(copies)})]
-        )
-        assert len(inspect_topics(config)[config.topics.ledger]) == faults
-    admin.close()

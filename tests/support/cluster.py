@@ -74,7 +74,8 @@ class Cluster(Stack):
 
     @contextlib.contextmanager
     def served(self):
-        """The brokers again, on their hosts."""
+        """The brokers again, on their hosts, which reach each other whatever a drill has left behind."""
+        self.hosts.heal()
         with Supervisor(self.directory / "logs", self.directory) as supervisor:
             supervisor.start(*self._brokers())
             supervisor.wait_ready(*BROKERS)

@@ -65,12 +65,14 @@ def hurt(how, where, seconds, scene, blow):
         blow.not_possible = "nobody uses this link now"  # such as one to a broker that leads nothing
         return
     blow.began_at, before = datetime.now(UTC), hosts.counts(*where)
-    how(hosts, where)
-    yield from scene.pause(seconds)
-    if how is not slow:
-        yield from scene.until(lambda: hosts.counts(*where)["lost"] > before["lost"], seconds)
-    after = hosts.counts(*where)
-    hosts.heal(*where)
+    try:
+        how(hosts, where)
+        yield from scene.pause(seconds)
+        if how is not slow:
+            yield from scene.until(lambda: hosts.counts(*where)["lost"] > before["lost"], seconds)
+        after = hosts.counts(*where)
+    finally:  # also if the drill ends meanwhile: the log has to be read afterwards
+        hosts.heal(*where)
     lost, passed = (after[name] - before[name] for name in ("lost", "passed"))
     blow.witness(passed > 0 if how is slow else lost > 0, f"{lost} packets were lost and {passed} passed")
     blow.over_at = datetime.now(UTC)

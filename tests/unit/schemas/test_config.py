@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from schemas.config import RunConfig, load, validate
+from schemas.config import KafkaConfig, RunConfig, load, validate
 from schemas.errors import ConfigError
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -40,6 +40,8 @@ def test_the_configurations_of_the_documentation_are_valid(file):
             {"kafka": {"client": {"retries": [3]}}},
             "kafka.client.retries = [3]: Input should be a valid string, or input should be a valid integer, or input",
         ),
+        ({"kafka": {"request_timeout_s": 540}}, "kafka.request_timeout_s = 540: Input should be less than 540"),
+        ({"kafka": {"request_timeout_s": 0.05}}, "kafka.request_timeout_s = 0.05: Input should be greater than 0.05"),
         ({"learner": {"objective": {"name": "grpoo"}}}, "'grpoo': Input should be 'grpo'"),
         ({"learner": {"objective": {"aggregation": "tokenmean"}}}, "did you mean token_mean?"),
         (
@@ -85,3 +87,11 @@ def test_a_token_may_not_be_older_than_admission_lets_a_sample_be():
     assert (
         validate({"learner": {"max_staleness": 2, "max_token_staleness": 2}}, "test").learner.max_token_staleness == 2
     )
+
+
+@pytest.mark.parametrize("request_timeout_s", [0.051, 539.9])
+def test_consumers_take_every_request_timeout_that_the_configuration_does(request_timeout_s):
+    from kafka import KafkaConsumer
+
+    options = KafkaConfig(request_timeout_s=request_timeout_s).consumer_options()
+    KafkaConsumer(**options, api_version=(4, 0)).close()  # asks nobody

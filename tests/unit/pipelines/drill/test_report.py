@@ -7,6 +7,7 @@ import pytest
 
 from pipelines.audit import audit
 from pipelines.drill.report import Report, rows_of, show
+from pipelines.drill.run import stall_ends
 from pipelines.drill.scene import Blow
 from pipelines.log import RunLog
 
@@ -67,3 +68,17 @@ def test_it_is_json_and_a_table(report, capsys):
     assert json.loads(json.dumps(report.to_json()))["faults_struck"] == 3
     show(report)
     assert "every count is 0" in capsys.readouterr().out
+
+
+def test_a_stall_may_be_until_the_next_fault_begins():
+    def at(second):
+        return AT + timedelta(seconds=second)
+
+    def struck(began, recovered):
+        return Blow("kill learner", at(began), recovered_at=None if recovered is None else at(recovered))
+
+    beside, late, lost, last = struck(5, 10), struck(12, 20), struck(30, None), struck(220, 225)
+    found = list(stall_ends([struck(0, 9), beside, late, lost, last], at(240)))
+    assert [end for _, end in found] == [at(12), at(12), at(30), at(240)]
+    assert [blow for blow, _ in found][1:] == [beside, late, last]
+    assert list(stall_ends([last], at(200))) == [(last, at(225))]

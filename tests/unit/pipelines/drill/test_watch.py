@@ -2,16 +2,19 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from http.client import BadStatusLine
+from io import BytesIO
 
 import pytest
 
+from pipelines.drill import watch as module
 from pipelines.drill.watch import Watch, is_good, is_reward_right, read_counter
 from pipelines.log import RunLog
 from schemas.admission import AdmissionFrontier
 from schemas.config import RunConfig
 from schemas.dead_letters import DeadLetter
 from schemas.identity import GroupId
-from schemas.ledger import StartEntry, StepEntry, TrainedGroup
+from schemas.ledger import Position, StartEntry, StepEntry, TrainedGroup
 from schemas.weights import WeightVersion
 from tests.support.samples import SAMPLE, group
 
@@ -118,3 +121,35 @@ def test_tokens_of_a_restarted_engine_are_added(watch):
 )
 def test_a_good_prompt_is_told_from_those_that_must_fail(value, good):
     assert is_good(DeadLetter.of("generate", "engine_killed", "…", ("drill.prompts", 0, 1), value)) is good
+
+
+def test_a_stall_is_without_steps_that_survived_until_its_end(watch):
+    at = [AT + timedelta(seconds=seconds) for seconds in range(41)]
+    restart = StartEntry(generation=2, continues=Position(generation=1, step=1), at=at[25])
+    watch.log.ledger = [step(1, at[10], "a"), step(2, at[22], "a"), restart, step(2, at[30], "a")]
+    assert watch.longest_stall_s(AT, at[24]) == 12.0  # step 2 was there then
+    assert watch.longest_stall_s(AT, at[40]) == 20.0
+    assert watch.longest_stall_s(at[31], at[40]) == 9.0
+
+
+def test_a_worker_that_talks_rubbish_does_not_hide_the_others(monkeypatch):
+    answers = {"one": b"{}", "two": b"[1]", "three": b'{"version": "x"}', "four": b"\xff", "six": b'{"version": 7}'}
+
+    def answer(url, timeout):
+        name, _, path = url.removeprefix("http://").partition("/")
+        if name == "five":
+            raise BadStatusLine("?")
+        return BytesIO(answers[name] if path == "asyncflow/status" else b"vllm:generation_tokens_total 12.0\n")
+
+    monkeypatch.setattr(module, "urlopen", answer)
+    monkeypatch.setattr(module, "_LOOK_PAUSE_S", 0.0)
+    names = ["one", "two", "three", "four", "five", "six"]
+    watch = Watch(RunConfig(), [f"http://{name}" for name in names])
+    watch._count = lambda url, total: watch.stop()  # only the last gets there
+    watch._look_on()
+    assert watch.served == {7}
+
+
+def test_a_watch_is_told_whom_to_ask():
+    with pytest.raises(TypeError, match="workers"):
+        Watch(RunConfig())
