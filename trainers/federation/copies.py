@@ -83,7 +83,8 @@ class Copies:
     def _prune(self, needed: Path) -> None:
         """Those that were not asked for of late: numbers begin again where a federation does."""
         found = sorted(self._root.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for directory in [path for path in found if path.name.isdigit() and path != needed][: -self._keep]:
+        others = [path for path in found if path.name.isdigit() and path != needed]
+        for directory in others[: max(0, len(others) - self._keep)]:
             shutil.rmtree(directory, ignore_errors=True)
 
 
