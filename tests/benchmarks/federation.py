@@ -11,6 +11,7 @@ misses its bar.
 """
 
 import importlib
+import signal
 import sys
 
 PARTS = ("thousand", "bad_site", "sites", "asynchronous", "kills")
@@ -21,6 +22,7 @@ def main(arguments):
     if not arguments or arguments[0] not in PARTS:
         sys.stderr.write(f"{__doc__}\nexpected one of {', '.join(PARTS)}, given {' '.join(arguments) or 'nothing'}\n")
         return 0 if arguments == ["--help"] else 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # brokers and learners are ended, too
     return importlib.import_module(f"tests.benchmarks.federated.{arguments[0]}").main(arguments[1:])
 
 

@@ -30,6 +30,7 @@ _ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",  # CUDA does not live through a fork
     "DS_ACCELERATOR": "cpu",
 }
+_LOOK_S = 0.02
 _IMPORTED_BY_A_LEARNER = (
     "deepspeed",
     "deepspeed.module_inject.auto_ep_layer",
@@ -155,6 +156,7 @@ class Nursery:
 
 
 def _serve():
+    parent = os.getppid()
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # DeepSpeed prints while it is imported
     for name in _IMPORTED_BY_A_LEARNER:
@@ -168,7 +170,19 @@ def _serve():
         if pid == 0:
             _become_learner(order)
         replies.write(f"{pid}\n")
-        replies.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+        replies.write(f"{os.waitstatus_to_exitcode(_wait_for(pid, parent))}\n")
+
+
+def _wait_for(pid, parent):
+    """How a process ended; it is killed if whoever wanted it has gone."""
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        if os.getppid() != parent:
+            os.kill(pid, signal.SIGKILL)
+            sys.exit("the tests that wanted the learner have gone")
+        time.sleep(_LOOK_S)
 
 
 def _become_learner(order):

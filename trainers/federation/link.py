@@ -28,6 +28,7 @@ from schemas.federation import (
     decode_rounds_entry,
 )
 from schemas.producers import connect_producer
+from schemas.reach import is_listening
 from schemas.weights import WeightVersion
 from trainers.federation.state import NOT_THE_SITES
 from trainers.log import CONNECT_TIMEOUT_MS, assign, partitions_of
@@ -144,6 +145,8 @@ class Link:
     def _connect(self) -> None:
         from kafka import KafkaConsumer
 
+        if not is_listening(self._config.kafka):
+            raise BrokerError("nobody listens there")
         patience = {"bootstrap_timeout_ms": CONNECT_TIMEOUT_MS}
         with (
             closing(KafkaConsumer(**self._config.kafka.consumer_options(), **patience)) as consumer,

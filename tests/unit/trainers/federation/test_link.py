@@ -1,13 +1,17 @@
 """What a site makes of the coordinator's topics, record by record."""
 
+import os
 from datetime import timedelta
 
 import pytest
 
+from pipelines.local.ports import free_ports
+from schemas.errors import BrokerError
+from schemas.federating import SiteConfig
 from schemas.federation import CoordinatorStart, LeftOutUpdate, Merge, MergedUpdate, Order, RoundOrder
 from schemas.records import now
 from schemas.weights import WeightVersion
-from trainers.federation.link import Heard, with_entry, with_version
+from trainers.federation.link import Heard, Link, with_entry, with_version
 
 NORTH = "north"
 
@@ -75,3 +79,16 @@ def test_only_the_newest_fates_are_kept():
 def test_the_newest_start_says_how_sites_go_on():
     starts = [CoordinatorStart(generation=g, version=1, strategy="fedavg", asynchronous=g == 1) for g in (1, 2)]
     assert not heard(*starts).start.asynchronous
+
+
+def test_a_broker_that_is_away_costs_no_file_descriptors():
+    """Who is tried every second for days must not: a client of kafka-python that cannot connect keeps four of them."""
+    (port,) = free_ports(1)
+    config = SiteConfig(name="f", site=NORTH, store="/nowhere", kafka={"bootstrap": f"127.0.0.1:{port}"})
+    link = Link(config, lambda: None)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(BrokerError, match="nobody listens"):
+            link._connect()
+    link.close()
+    assert len(os.listdir("/proc/self/fd")) < before + 10
