@@ -14,11 +14,10 @@ import hmac
 import json
 from typing import Annotated, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from schemas.errors import RecordError
 from schemas.limits import MAX_SITE_RECORD_BYTES
-from schemas.records import Instant, Record, first_fault, now
+from schemas.records import Instant, Record, decode_one_of, now
 
 SITE_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 """A part of paths and of records: no dot, no slash."""
@@ -273,10 +272,7 @@ def decode_rounds_entry(value: bytes) -> RoundsEntry:
     Raises:
         RecordError: ``bad_record``.
     """
-    try:
-        return _ADAPTER.validate_json(value)
-    except ValidationError as error:
-        raise RecordError("bad_record", first_fault(error)) from error
+    return decode_one_of(_ADAPTER, value)
 
 
 def weights_root(store: str) -> str:

@@ -9,12 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from schemas.errors import RecordError
 from schemas.federation import SiteUpdate
 from schemas.identity import GroupId
-from schemas.records import Instant, Record, first_fault, now
+from schemas.records import Instant, Record, decode_one_of, now
 
 DropReason = Literal[
     "stale", "zero_variance", "duplicate", "unknown_version", "bad_weights", "nonfinite", "quarantined"
@@ -209,10 +208,7 @@ def decode_entry(value: bytes) -> LedgerEntry:
     Raises:
         RecordError: ``bad_record``.
     """
-    try:
-        return _ADAPTER.validate_json(value)
-    except ValidationError as error:
-        raise RecordError("bad_record", first_fault(error)) from error
+    return decode_one_of(_ADAPTER, value)
 
 
 def surviving_steps(entries: Iterable[LedgerEntry]) -> list[StepEntry]:

@@ -2,11 +2,22 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+)
 
 from schemas.errors import RecordError
+
+_Entry = TypeVar("_Entry")
 
 
 def now() -> datetime:
@@ -74,6 +85,22 @@ def _fault(value: bytes, error: ValidationError) -> RecordError:
     except (ValueError, RecursionError) as broken:
         return RecordError("not_json", f"{broken}; the value starts with {value[:40]!r}")
     return RecordError("bad_record", first_fault(error))
+
+
+def decode_one_of(kinds: TypeAdapter[_Entry], value: bytes) -> _Entry:
+    """Reads a record of a topic that has several kinds.
+
+    Args:
+        kinds: the union of them, told apart by a field.
+        value: JSON.
+
+    Raises:
+        RecordError: ``bad_record``.
+    """
+    try:
+        return kinds.validate_json(value)
+    except ValidationError as error:
+        raise RecordError("bad_record", first_fault(error)) from error
 
 
 def first_fault(error: ValidationError) -> str:
