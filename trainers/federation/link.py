@@ -116,7 +116,7 @@ class Link:
             self._changed.wait(timeout_s)
 
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the thread, which says once more what the site has, if the broker answers."""
         self._ended.set()
         self._thread.join(timeout=5)
 
@@ -175,9 +175,13 @@ class Link:
             self._send(producer)
             if time.monotonic() - beat_s >= self._config.heartbeat_s:
                 beat_s = time.monotonic()
-                site = self._describe().signed(self._config.name, self._config.signing_key())
-                producer.send(self._config.topics.sites, site)
+                self._beat(producer)
             self.fault = None
+        self._beat(producer)
+
+    def _beat(self, producer: "_Producer") -> None:
+        site = self._describe().signed(self._config.name, self._config.signing_key())
+        producer.send(self._config.topics.sites, site)
 
     def _send(self, producer: "_Producer") -> None:
         with self._changed:
@@ -209,8 +213,9 @@ class _Producer:
     """Sends a record and returns when all replicas have it."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._producer = connect_producer(options)
-        self._timeout_s = options["request_timeout_ms"] / 1000 * 2
+        timeout_ms = options["request_timeout_ms"] * 2
+        self._producer = connect_producer(options | {"max_block_ms": timeout_ms})
+        self._timeout_s = timeout_ms / 1000
 
     def send(self, topic: str, record: Site | SiteUpdate) -> None:
         """Raises KafkaError where it cannot."""

@@ -1,6 +1,7 @@
-"""A federation on the session's broker: a small model, a store, and sites that are simulated."""
+"""Federations on the session's broker: one whose sites are simulated, and one site whose coordinator is played."""
 
 import threading
+from contextlib import closing
 from uuid import uuid4
 
 import numpy as np
@@ -10,7 +11,9 @@ from safetensors.numpy import save_file
 from pipelines.federation.audit import audit
 from pipelines.local.topics import create_topics
 from schemas.federating import FederationConfig
+from tests.support.federation import Federation
 from tests.support.simulated_sites import SimulatedSites
+from tests.support.site_stage import Stage
 from trainers.federation.coordinator import run
 
 
@@ -86,3 +89,19 @@ def play():
     yield make
     for sites in made:
         sites.close()
+
+
+@pytest.fixture
+def federation(broker, tmp_path, model_dir):
+    """A federation with global version 1, the tiny model."""
+    with closing(Federation(broker, tmp_path, model_dir)) as playing:
+        yield playing
+
+
+@pytest.fixture
+def stage(make_config, model_dir, federation, nursery, tmp_path):
+    """One site before it; answers come."""
+    found = Stage(make_config, model_dir, federation, nursery, tmp_path, threading.Event())
+    found.may_answer.set()
+    yield found
+    found.may_answer.set()

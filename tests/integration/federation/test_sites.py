@@ -3,112 +3,23 @@
 import logging
 import os
 import signal
-import threading
-from collections.abc import Callable
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pipelines.audit import audit
 from pipelines.local.broker import Broker
-from pipelines.log import RunReader
-from schemas.config import validate
-from schemas.crash_points import SITE_POINTS, VARIABLE, arm, hits
-from schemas.federation import update_path
-from schemas.ledger import UpdateEntry, surviving_adoptions, surviving_steps
+from schemas.ledger import surviving_adoptions, surviving_steps
 from schemas.lora import LoraConfig, adapter_shapes
 from schemas.records import now
 from schemas.weights import version_path
 from tests.support.federation import Federation
-from tests.support.learners import Nursery
-from tests.support.trajectories import Rollouts, read_ledger, wait_until, write_prompts
+from tests.support.site_stage import Merging, assert_each_step_is_in_one_update, local_weights, updates_of, verdict_of
+from tests.support.trajectories import read_ledger, wait_until
 
 logging.getLogger("kafka").setLevel(logging.ERROR)
-
-
-@pytest.fixture
-def federation(broker, tmp_path, model_dir):
-    """A federation with global version 1, the tiny model."""
-    with closing(Federation(broker, tmp_path, model_dir)) as playing:
-        yield playing
-
-
-@dataclass
-class Stage:
-    """One site before the federation."""
-
-    make_config: Callable
-    model_dir: Path
-    federation: Federation
-    nursery: Nursery
-    directory: Path
-    may_answer: threading.Event
-
-    def configure(self, federation=None, **learner):
-        """A run's configuration; ``federation`` changes its section of that name."""
-        config = self.make_config(**{"checkpoint_every": 100, "max_staleness": 1, **learner})
-        section = self.federation.section("north") | (federation or {})
-        return validate(config.model_dump() | {"federation": section}, "test")
-
-    @contextmanager
-    def playing(self, config, room=None):
-        """Prompts, answers as long as :attr:`may_answer` is set, and a learner, ended with the test."""
-        write_prompts(config, 60)
-        with Rollouts(config, self.model_dir, reward=self._reward):
-            self.start(config, room)
-            yield
-
-    def _reward(self, _, index):
-        self.may_answer.wait(60)
-        return float(index % 2)
-
-    def start(self, config, room=None):
-        self.nursery.start(config, self.directory, **({VARIABLE: str(room)} if room else {}))
-
-    def arm(self, point):
-        """A room in which the point is armed."""
-        room = self.directory / "room"
-        room.mkdir(exist_ok=True)
-        arm(room, point)
-        return room
-
-    def ends(self, code=0):
-        """Waits for the learner's end."""
-        assert self.nursery.wait() == code, self.nursery.said()
-
-    def wait_for_updates(self, number):
-        """Returns once so many are announced; a learner that ended is told of."""
-        wait_until(lambda: len(self.federation.updates()) >= number or self._has_ended())
-
-    def _has_ended(self):
-        return self.nursery.has_ended() and pytest.fail(self.nursery.said())
-
-
-@pytest.fixture
-def stage(make_config, model_dir, federation, nursery, tmp_path):
-    """See the class; answers come."""
-    found = Stage(make_config, model_dir, federation, nursery, tmp_path, threading.Event())
-    found.may_answer.set()
-    yield found
-    found.may_answer.set()
-
-
-def updates_of(config):
-    return [entry for entry in read_ledger(config) if isinstance(entry, UpdateEntry)]
-
-
-def local_weights(config, version):
-    return load_file(Path(version_path(config.weights.root, version)) / "model.safetensors")
-
-
-def verdict_of(config):
-    with RunReader(config.kafka, config.name) as reader:
-        return audit(config.name, reader.advance())
 
 
 def test_a_site_starts_from_the_global_version_and_hands_over_what_it_learned(stage):
@@ -142,102 +53,6 @@ def test_a_site_starts_from_the_global_version_and_hands_over_what_it_learned(st
     assert (site.samples, site.base_version) == (48, 3)
     assert site.cores >= 1
     assert site.tokens_s > 0
-
-
-class Merging(threading.Thread):
-    """A coordinator that merges what has come and asks again, until so many rounds are merged."""
-
-    def __init__(self, federation, site="north", *, steps=2, rounds=2):
-        super().__init__(daemon=True)
-        self.federation, self.site, self.steps, self.rounds = federation, site, steps, rounds
-        self._ended = threading.Event()
-
-    def __enter__(self):
-        self.federation.order(self.site, steps=self.steps)
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self._ended.set()
-        self.join(60)
-
-    def run(self):
-        merged = 0
-        while merged < self.rounds and not self._ended.wait(0.2):
-            if len(self.federation.updates()) > len(self.federation.merged):
-                self.federation.merge()
-                self.federation.order(self.site, steps=self.steps)
-                merged += 1
-
-
-def assert_each_step_is_in_one_update(config, federation):
-    """Whatever was killed: every update of the ledger was announced, and no other; each has its own steps."""
-    recorded = {entry.update.name: entry.update for entry in updates_of(config)}
-    assert federation.updates() == recorded
-    assert all(update == recorded[update.name] for update in federation.announced()), "announced with another content"
-    for update in recorded.values():
-        federation.numbers(update)  # the files are those that were announced
-    verdict = verdict_of(config)
-    assert verdict.ok, verdict.faults
-    spans = sorted((entry.since, entry.step) for entry in updates_of(config))
-    assert all(before[1] <= after[0] for before, after in pairwise(spans))
-    return verdict
-
-
-@pytest.mark.parametrize("point", [*SITE_POINTS, "checkpoint_half_written", "before_manifest", "after_manifest"])
-def test_a_site_that_is_killed_hands_over_every_step_once(point, stage):
-    config = stage.configure(steps=4, federation={"codec": {"name": "int8"}})
-    room = stage.arm(point)
-    with stage.playing(config, room), Merging(stage.federation):
-        stage.ends(-9)
-        assert hits(room, point)
-        stage.start(config, room)
-        stage.ends()
-    verdict = assert_each_step_is_in_one_update(config, stage.federation)
-    assert (verdict.updates, verdict.steps) == (2, 4)
-    assert len(stage.federation.updates()) == 2
-
-
-@pytest.mark.parametrize("point", ["in_transaction", "after_transaction"])
-def test_a_site_that_is_killed_while_it_adopts_goes_on_from_the_global_version(point, stage):
-    config = stage.configure(steps=4)
-    room = stage.directory / "room"
-    room.mkdir()
-    with stage.playing(config, room):
-        stage.federation.order("north", steps=2)
-        stage.wait_for_updates(1)
-        stage.arm(point)  # nothing is dropped, so the next transaction is the adoption's
-        stage.federation.merge()
-        stage.federation.order("north", steps=2)
-        stage.ends(-9)
-        stage.start(config)
-        stage.ends()
-    assert_each_step_is_in_one_update(config, stage.federation)
-    adopted = surviving_adoptions(read_ledger(config))
-    assert [(entry.step, entry.global_version) for entry in adopted] == [(0, 1), (2, 2)]
-
-
-def test_a_site_whose_newest_checkpoint_is_broken_hands_over_nothing_twice(stage):
-    """It goes on from a checkpoint before its update, does those steps again, and drops what they made."""
-    config = stage.configure(steps=5, checkpoint_every=1, keep_checkpoints=4)
-    with stage.playing(config), Merging(stage.federation, rounds=1):
-        stage.wait_for_updates(2)
-        stage.nursery.kill(9)
-        stage.ends(-9)
-    newest = sorted(Path(config.learner.checkpoint_root).glob("g*-s*-*"), key=lambda path: path.stat().st_mtime)
-    broken = [path for path in newest if path.name.split("-")[1] == "s00000004"]
-    assert broken
-    for path in broken:
-        (path / "state.json").write_text("{}")
-    with Rollouts(config, stage.model_dir):
-        stage.federation.merge()
-        stage.federation.order("north", steps=1)
-        stage.start(config)
-        stage.ends()
-    assert "the checkpoint knows less than was handed to the federation" in stage.nursery.said()
-    verdict = assert_each_step_is_in_one_update(config, stage.federation)
-    assert sorted(sequence for _, sequence in stage.federation.updates()) == [1, 2, 3]
-    assert verdict.steps == 5
 
 
 def test_a_site_pauses_while_the_store_is_away_and_loses_nothing(stage):
@@ -393,26 +208,6 @@ def test_an_adoption_after_steps_of_its_own_is_on_the_line_after_a_restart(stage
     assert verdict_of(config).ok, verdict_of(config).faults
     found = replay(config, shared_ranks(), entry.step)
     assert found.equal, found
-
-
-def test_a_codec_that_was_changed_while_an_update_was_due_is_refused_where_its_files_are_gone(stage):
-    config = stage.configure(steps=2, federation={"codec": {"name": "sparse", "keep_share": 0.5}})
-    room = stage.arm("update_recorded")
-    with stage.playing(config, room):
-        stage.federation.order("north", steps=2)
-        stage.ends(-9)
-        (recorded,) = updates_of(config)
-        files = Path(update_path(stage.federation.store, "north", 1))
-        files.rename(files.with_name("elsewhere"))
-        changed = stage.configure(steps=2, federation={"codec": {"name": "sparse", "keep_share": 0.25}})
-        stage.start(changed)
-        stage.ends(2)
-        assert "give federation.codec as it was, for one start" in stage.nursery.said()
-        files.with_name("elsewhere").rename(files)
-        stage.start(changed)
-        stage.ends()
-    assert stage.federation.updates() == {("north", 1): recorded.update}
-    stage.federation.numbers(recorded.update)
 
 
 def test_an_asynchronous_site_waits_for_nobody(stage):
