@@ -26,6 +26,7 @@ from trainers import attention
 from trainers.attention import Sequences
 from trainers.batch import Example
 from trainers.heads import ScalarHead
+from trainers.loading import LOADING
 from trainers.logits import SMALL, Room
 from trainers.packing import Pack, to_pack
 
@@ -52,7 +53,8 @@ def load_model(path: str, dtype: torch.dtype) -> Any:
     if not list(directory.glob("*.safetensors")):
         raise ModelError(f"model.path = {path!r} has no *.safetensors; convert the model with save_pretrained")
     try:
-        model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention.PACKED)
+        with LOADING:
+            model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation=attention.PACKED)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"model.path = {path!r} cannot be loaded: {error}") from error
     return model.eval()  # no dropout: the behaviour policy has none

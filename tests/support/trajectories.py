@@ -188,13 +188,13 @@ class Rollouts(threading.Thread):
 
 @cache
 def _base_model(directory):
-    """Loaded by the thread that makes the rollouts, before there is a second one.
-
-    transformers takes ``tie_weights`` away from all models while it loads one; two loads at once can leave it so.
-    """
+    """Loaded once."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(directory)
+    from trainers.loading import LOADING
+
+    with LOADING:
+        return AutoModelForCausalLM.from_pretrained(directory)
 
 
 def _logprobs(model, prompt, answer):

@@ -189,10 +189,12 @@ class Prober:
             return
         from transformers import AutoModelForCausalLM
 
+        from trainers.loading import LOADING
         from trainers.lora import adapter_of, add_adapter
 
         self._token_ids = probe_tokens(str(model))
-        self._causal = AutoModelForCausalLM.from_pretrained(model, local_files_only=True).float().eval()
+        with LOADING:
+            self._causal = AutoModelForCausalLM.from_pretrained(model, local_files_only=True).float().eval()
         self._places = dict(self._causal.state_dict())
         if adapter:
             add_adapter(self._causal, model, _lora(adapter), seed=0)
