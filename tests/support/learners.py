@@ -84,12 +84,16 @@ def learner_config(config, directory, model_dir, **learner):
 
 
 class Nursery:
-    """Starts learners, one at a time."""
+    """Starts learners, one at a time.
 
-    def __init__(self):
+    Args:
+        place: from a command to what starts it where the learners belong.
+    """
+
+    def __init__(self, place=lambda command: command):
         path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.learners"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            place([sys.executable, "-m", "tests.support.learners"]), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             text=True, bufsize=1, env={**os.environ, "PYTHONPATH": path, **_ENVIRONMENT},
         )  # fmt: skip
 
