@@ -9,12 +9,11 @@ import apache_beam as beam
 import structlog
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import PipelineState
-from prometheus_client import start_http_server
 
 from pipelines.submission import flink_job
 from pipelines.submission.submission import PipelineName, Submission, read
 from schemas.config import RunConfig
-from schemas.errors import ConfigError, PortError
+from schemas.errors import ConfigError
 
 _LOG = structlog.get_logger(__name__)
 _ENDED: Final = (
@@ -112,23 +111,3 @@ class _Looks:
             return None
         self._seen_s = time.monotonic()
         return state
-
-
-def serve_metrics(section: str, host: str, port: int) -> None:
-    """Serves this process's figures to Prometheus.
-
-    Args:
-        section: of the configuration that has ``metrics_host`` and ``metrics_port``, for the message.
-        host: address of this machine.
-        port: 0 for none.
-
-    Raises:
-        PortError: something else listens there, or the address is not this machine's.
-    """
-    if not port:
-        return
-    try:
-        start_http_server(port, addr=host)
-    except OSError as error:
-        given = f"{section}.metrics_host {host!r}, {section}.metrics_port {port}"
-        raise PortError(f"{given}: {error.strerror}; give a free port, or 0 for none") from error

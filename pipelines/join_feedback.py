@@ -14,11 +14,12 @@ import apache_beam as beam
 import structlog
 from apache_beam.runners.runner import PipelineState
 
-from pipelines.beam import empty_pipeline, serve_metrics, submission_of, watch
+from pipelines.beam import empty_pipeline, submission_of, watch
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
 from schemas import traces
 from schemas.config import RunConfig
+from schemas.endpoint import serve_metrics
 from schemas.receipts import Receipts
 from transforms.feedback import book, feed
 from transforms.generation.tokenizer import Tokenizer

@@ -22,12 +22,13 @@ import psutil
 import structlog
 from apache_beam.runners.runner import PipelineState
 
-from pipelines.beam import empty_pipeline, serve_metrics, submission_of, watch
+from pipelines.beam import empty_pipeline, submission_of, watch
 from pipelines.local.state_sampler import sample_often
 from pipelines.local.topics import create_topics
 from pipelines.submission.submission import Submission
 from schemas import traces
 from schemas.config import RunConfig
+from schemas.endpoint import serve_metrics
 from transforms.assemble import Assemble
 from transforms.environments import registry as environments
 from transforms.generation.generate import Generate

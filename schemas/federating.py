@@ -14,7 +14,7 @@ from schemas.errors import ConfigError
 from schemas.federation import Codec, SiteName
 from schemas.kafka import KafkaConfig, Principal
 from schemas.secrets import holds_only_references, reveal
-from schemas.sections import Positive, Seconds, Section
+from schemas.sections import Host, Positive, Seconds, Section
 from schemas.topics import FederationTopics
 
 WeighBy = Literal["samples", "tokens", "equal"]
@@ -273,6 +273,10 @@ class FederationConfig(Section):
     the system's place for temporary files."""
     chunk_bytes: Annotated[int, Field(ge=1 << 16)] = 64 << 20
     """Memory for the numbers that a strategy sees at a time, whatever the number of sites."""
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the Prometheus endpoint; 0 for none."""
+    metrics_host: Host = "127.0.0.1"
+    """Address that the Prometheus endpoint listens on. Whoever reaches it reads figures, and needs no key."""
 
     @field_validator("name")
     @classmethod

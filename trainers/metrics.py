@@ -7,7 +7,7 @@ from typing import Final, get_args
 
 import structlog
 
-from schemas.errors import PortError
+from schemas.endpoint import serve_metrics
 from schemas.ledger import DropReason
 from schemas.traces import HEADERS_IGNORED, SPANS_LOST
 from schemas.trajectories import Sample
@@ -131,7 +131,7 @@ class Gauges:
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
+        from prometheus_client import CollectorRegistry, Counter, Gauge
 
         self.registry = CollectorRegistry()
         self.registry.register(HEADERS_IGNORED)
@@ -150,12 +150,7 @@ class Gauges:
         for reason in get_args(DropReason):  # else an alert would not see the first of them
             self._dropped.labels(reason)
         self._enter("starting")
-        if port:
-            try:
-                start_http_server(port, addr=host, registry=self.registry)
-            except OSError as error:
-                given = f"learner.metrics_host {host!r}, learner.metrics_port {port}"
-                raise PortError(f"{given}: {error.strerror}; choose another, or 0 for none") from error
+        serve_metrics("learner", host, port, self.registry)
 
     def wait(self, groups: int) -> None:
         """So many groups are at hand, and more are waited for."""

@@ -14,10 +14,10 @@ import grpc
 import structlog
 from apache_beam.runners.worker.sdk_worker import SdkHarness
 
-from pipelines.beam import serve_metrics
 from pipelines.cli.logs import configure_logging
 from pipelines.local.ports import LOOPBACK
 from pipelines.local.state_sampler import sample_often
+from schemas.endpoint import serve_metrics
 from schemas.errors import PortError
 
 _LOG = structlog.get_logger(__name__)

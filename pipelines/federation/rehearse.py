@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pipelines.dry_run.show import tell
+from pipelines.local.ports import is_free, is_ours
 from pipelines.local.topics import inspect_topics
 from pipelines.sizes import gib
 from schemas.checks import Check
@@ -29,6 +30,7 @@ def rehearse(config: FederationConfig) -> int:
         "what would start": [*_of_rounds(config), *_of_sites(config)],
         "what it starts from": [_model(config, numbers), _spool(config, numbers)],
         "what it reaches": [_store(config), *_topics(config)],
+        "what it serves": [_endpoint(config)],
     })  # fmt: skip
 
 
@@ -107,6 +109,15 @@ def _rows(config: FederationConfig) -> dict[str, int]:
         "versions they start from": config.max_staleness + 1 if mixes else 0,
         "of noise": 1 if config.privacy.noise_multiplier else 0,
     }
+
+
+def _endpoint(config: FederationConfig) -> Check:
+    port, host = config.metrics_port, config.metrics_host
+    if not port:
+        return Check("metrics", "metrics_port 0: no figures for Prometheus", "ok", "")
+    if is_free(port) and is_ours(host):
+        return Check("metrics", f"http://{host}:{port}/metrics", "ok", "")
+    return Check("metrics", f"{host}:{port} is taken, or not this machine's", "problem", "give another metrics_port")
 
 
 def _store(config: FederationConfig) -> Check:

@@ -29,8 +29,9 @@ from schemas.weights import WeightVersion
 from trainers.federation.away import is_away
 from trainers.federation.bases import Bases
 from trainers.federation.examine import Candidate, Examiner, LeftOut
+from trainers.federation.figures import Figures
 from trainers.federation.layout import Layout, Row
-from trainers.federation.merging import Gathered, Merger
+from trainers.federation.merge import Gathered, Merger
 from trainers.federation.selection import orders, present, select
 from trainers.federation.spool import Spool
 from trainers.federation.state import NOT_THE_SITES, read_state
@@ -58,12 +59,13 @@ def run(config: FederationConfig) -> int:
         BrokerError: Kafka cannot be reached.
         StateError: the topics or the store are not as they were left.
         FencedError: a newer coordinator took over.
+        PortError: something else listens at ``metrics_port``.
     """
-    strategy = strategy_of(config)
+    strategy, figures = strategy_of(config), Figures(config.metrics_port, config.metrics_host)
     with broker_errors(config):
         writer = Writer(config)
         try:
-            Coordinator(config, strategy, writer).run()
+            Coordinator(config, strategy, writer, figures).run()
         finally:
             writer.close()
     return 0
@@ -97,8 +99,8 @@ def strategy_of(config: FederationConfig) -> Strategy:
 class Coordinator:
     """One generation of it. All methods belong to one thread."""
 
-    def __init__(self, config: FederationConfig, strategy: Strategy, writer: Writer) -> None:
-        self._config, self._strategy, self._writer = config, strategy, writer
+    def __init__(self, config: FederationConfig, strategy: Strategy, writer: Writer, figures: Figures) -> None:
+        self._config, self._strategy, self._writer, self._figures = config, strategy, writer, figures
         self._versions = Versions(config)
         self._state = read_state(stream_topic(config, config.topics.rounds), config.max_staleness)
         known = self._announced()
@@ -142,6 +144,7 @@ class Coordinator:
                                  asynchronous=self._config.asynchronous)  # fmt: skip
         self._writer.commit([start, *decisions])
         self._state.take(start)
+        self._figures.lead(announced.version)
         _log.info("coordinator started", federation=self._config.name, generation=generation,
                   version=announced.version, merges=self._state.merges, numbers=layout.size)  # fmt: skip
         return layout, row
@@ -226,6 +229,8 @@ class Coordinator:
     def _order_again(self) -> None:
         """Begins a round where there is none, or another where the deadline passed without a quorum."""
         following, missed = self._order(), self._open
+        if missed is not None and following:
+            self._figures.miss()
         if missed is not None and (following or self._is_untold()):
             _log.warning("a round missed its quorum", round=missed.round, quorum=missed.quorum,
                          updates=len(self._gathered.candidates), left_out=len(self._gathered.left_out))  # fmt: skip
@@ -237,9 +242,13 @@ class Coordinator:
                          names=here[:10], gone=len(self._inbox.heard) - len(here))  # fmt: skip
         if following is not None:
             self._writer.commit([following])
-            self._state.take(following)
+            self._begin_round(following)
             self._gathered.judged = len(self._gathered.left_out)
             crash_point("round_ordered")
+
+    def _begin_round(self, order: RoundOrder) -> None:
+        self._state.take(order)
+        self._figures.ask(len(order.sites))
 
     def _is_untold(self) -> bool:
         """Whether the log has not said for a while what this round waits for."""
@@ -253,6 +262,7 @@ class Coordinator:
         """
         config = self._config
         here = present(self._inbox.heard, now(), config.selection.gone_after_s)
+        self._figures.hear(len(here))
         chosen = select(here, config.selection, self._chance, independently=bool(config.privacy.noise_multiplier))
         asked = orders(chosen, config.selection)
         again: set[str] = set()
@@ -284,6 +294,7 @@ class Coordinator:
         self._state.note(update.site, update.sequence)
         self._gathered.candidates.append(Candidate(update, record.offset, norm, self._spool.put(row)))
         self._gathered.bytes += update.bytes
+        self._figures.gather(len(self._gathered.candidates))
         crash_point("update_examined")
 
     def _leave_out(self, record: Any, verdict: LeftOut) -> None:
@@ -332,8 +343,9 @@ class Coordinator:
         following = self._order() if goes_on else None
         self._writer.commit([entry, announced, *([following] if following else [])])
         crash_point("merge_committed")
+        self._figures.merge(entry)
         if following:
-            self._state.take(following)
+            self._begin_round(following)
         figures = {name: round(value, 4) for name, value in entry.metrics.items()}
         _log.info("merged", version=entry.version, round=entry.round, updates=len(entry.merged),
                   left_out=len(entry.left_out), **figures)  # fmt: skip

@@ -15,6 +15,7 @@ from pipelines.gateway import metrics as gateway
 from pipelines.reward_model import metrics as scorer
 from schemas import traces
 from schemas.objectives import ObjectiveConfig
+from trainers.federation.figures import Figures
 from trainers.metrics import FIGURES, Gauges
 from trainers.objective import Objective
 from trainers.returns import MOMENTS
@@ -32,7 +33,7 @@ RUNS = sorted((ROOT / "docs/benchmarks/gpu/results").rglob("metrics.jsonl"))
 
 def registered():
     """Every figure by the name that it is served under, with type and labels."""
-    holders = (rollout, feedback, gateway, scorer, traces, Metrics(CollectorRegistry()), Gauges(0))
+    holders = (rollout, feedback, gateway, scorer, traces, Metrics(CollectorRegistry()), Gauges(0), Figures())
     metrics = [each for holder in holders for each in vars(holder).values() if isinstance(each, MetricWrapperBase)]
     found = {name_of(each): (each._type, tuple(each._labelnames)) for each in metrics}
     return found | {f"asyncflow_learner_{name}": ("gauge", ()) for name in FIGURES}
@@ -122,7 +123,7 @@ def test_alerts_ask_for_what_is_served_and_say_what_to_do():
 def test_prometheus_scrapes_every_process_that_has_an_endpoint():
     scraped = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
     jobs = {config["job_name"].removeprefix("asyncflow-") for config in scraped["scrape_configs"]}
-    assert jobs == {"worker", "rollout", "learner", "join-feedback", "gateway"}
+    assert jobs == {"worker", "rollout", "learner", "join-feedback", "gateway", "federate"}
     assert scraped["rule_files"] == [RULES.name]
 
 

@@ -9,7 +9,7 @@ from hypothesis.extra import numpy as hnp
 
 from schemas.errors import ConfigError, StateError
 from trainers.federation import strategies
-from trainers.federation.merge import Part, merge
+from trainers.federation.arithmetic import Part, combine
 from trainers.federation.spool import Spool
 from trainers.federation.strategies import discount, find, sizes_to_shares, strategy
 
@@ -84,7 +84,7 @@ def test_pieces_give_what_the_whole_gives(rows, name, chunk_bytes):
     parts = [Part(spool.put(row), share) for row, share in zip(rows, shares, strict=True)]
     chosen, present = find(name), np.ones(rows.shape[1], dtype=np.float32)
     state = {key: np.full(rows.shape[1], 0.5, dtype=np.float32) for key in chosen.state}
-    found, after = merge(chosen, parts, spool, present, state, chunk_bytes)
+    found, after = combine(chosen, parts, spool, present, state, chunk_bytes)
     whole = {key: value.astype(np.float64) for key, value in state.items()}
     np.testing.assert_allclose(found, present + chosen(rows.astype(np.float64), shares, whole), rtol=1e-5, atol=1e-5)
     for key, value in whole.items():
@@ -96,7 +96,7 @@ def test_clipped_updates_and_those_from_an_older_version():
     spool = Spool(2)
     update, base = spool.put(np.float32([4, 0])), spool.put(np.float32([1, 1]))
     parts = [Part(update, 1.0, factor=0.5, base=base)]
-    found, _ = merge(find("fedasync", {"alpha": 1.0}), parts, spool, np.float32([7, 7]), {}, 1 << 10)
+    found, _ = combine(find("fedasync", {"alpha": 1.0}), parts, spool, np.float32([7, 7]), {}, 1 << 10)
     assert found.tolist() == [3.0, 1.0], "base + clipped update, wherever the present version is"
 
 
@@ -104,7 +104,7 @@ def test_a_strategy_that_gives_no_numbers_publishes_nothing():
     spool = Spool(1)
     part = Part(spool.put(np.float32([3e38])), 1.0)
     with pytest.raises(StateError, match="strategy fedavg made numbers that are not finite"):
-        merge(find("fedavg", {"learning_rate": 1e9}), [part], spool, np.float32([0]), {}, 1 << 10)
+        combine(find("fedavg", {"learning_rate": 1e9}), [part], spool, np.float32([0]), {}, 1 << 10)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from schemas.federation import CoordinatorStart, SiteUpdate
 from trainers.federation.bases import Bases
 from trainers.federation.coordinator import strategy_of
 from trainers.federation.examine import Candidate
-from trainers.federation.merging import Gathered, Merger
+from trainers.federation.merge import Gathered, Merger
 from trainers.federation.spool import Spool
 from trainers.federation.state import State
 
