@@ -15,6 +15,7 @@ few of them are answered and not yet trained (``--ahead``).
 """
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -81,7 +82,8 @@ def main():
     options = parse()
     configure_logging()  # what the stack tells goes to standard error
     begin(options.out)
-    figures = {name: measure(options, name, KINDS[name]) for name in options.kinds}
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print as they like
+        figures = {name: measure(options, name, KINDS[name]) for name in options.kinds}
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
     return 0 if all(each["passed"] for each in figures.values()) else 1
 

@@ -11,6 +11,7 @@ unless ``--engine vllm`` is given: two vLLM servers take minutes to start on two
 """
 
 import argparse
+import contextlib
 import json
 import sys
 import tempfile
@@ -37,7 +38,7 @@ def config_of(seed):
 
 def run(options, runs):
     """Drills a cluster and returns the account."""
-    with Hosts(HOSTS, options.seed) as hosts:
+    with contextlib.redirect_stdout(sys.stderr), Hosts(HOSTS, options.seed) as hosts:  # libraries print as they like
         plan = Plan(
             seed=options.seed,
             minutes=options.minutes,

@@ -12,6 +12,7 @@ model SmolLM2-135M-Instruct. A run takes about 20 minutes on two cores.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -44,8 +45,9 @@ GAINED, LEARNED_BY_CHANCE = 0.3, 0.1
 def main():
     options = parse()
     configure_logging()  # standard output is for the figures
-    runs = [one(options, seed, shuffled=False) for seed in options.seeds]
-    controls = [one(options, seed, shuffled=True) for seed in options.controls]
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print as they like
+        runs = [one(options, seed, shuffled=False) for seed in options.seeds]
+        controls = [one(options, seed, shuffled=True) for seed in options.controls]
     figures = {"runs": runs, "controls": controls, "passed": judge(runs, controls)}
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
     return 0 if figures["passed"] else 1

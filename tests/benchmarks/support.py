@@ -13,6 +13,7 @@ model SmolLM2-135M-Instruct unless another one is given.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -43,8 +44,9 @@ def main():
     options = parse()
     configure_logging()  # what the stack tells goes to standard error
     begin(options.out)
-    runs = {seed: support(options, seed, shuffled=False) for seed in options.seeds}
-    controls = {seed: support(options, seed, shuffled=True) for seed in options.controls}
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print as they like
+        runs = {seed: support(options, seed, shuffled=False) for seed in options.seeds}
+        controls = {seed: support(options, seed, shuffled=True) for seed in options.controls}
     figures = {"runs": list(runs.values()), "controls": list(controls.values()), "passed": judge(runs, controls)}
     sys.stdout.write(json.dumps(figures, indent=1) + "\n")
     return 0 if figures["passed"] else 1

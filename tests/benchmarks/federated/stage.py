@@ -23,6 +23,7 @@ import tomli_w
 from kafka import KafkaConsumer, KafkaProducer
 
 from pipelines.audit import audit
+from pipelines.cli.logs import configure_logging
 from pipelines.local.broker import Broker, Quorum, Seat
 from pipelines.local.supervisor import Supervisor, tied_to_us
 from pipelines.local.topics import create_topics
@@ -145,11 +146,13 @@ class Stage:
 
     def __enter__(self):
         with contextlib.ExitStack() as made:
+            made.enter_context(contextlib.redirect_stdout(sys.stderr))  # libraries print as they like
             self._make(made.enter_context)
             self._closing = made.pop_all()
         return self
 
     def _make(self, enter):
+        configure_logging()
         self.directory = Path(enter(tempfile.TemporaryDirectory(prefix="asyncflow-federated-")))
         sites = [f"site-{number}" for number in range(self.loops)]
         self.hosts = enter(Hosts([*sites, FEDERATION]))
