@@ -14,6 +14,8 @@ import importlib
 import signal
 import sys
 
+from tests.support.hosts import NoHostsError
+
 PARTS = ("thousand", "bad_site", "sites", "asynchronous", "kills")
 
 
@@ -23,7 +25,10 @@ def main(arguments):
         sys.stderr.write(f"{__doc__}\nexpected one of {', '.join(PARTS)}, given {' '.join(arguments) or 'nothing'}\n")
         return 0 if arguments == ["--help"] else 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # brokers and learners are ended, too
-    return importlib.import_module(f"tests.benchmarks.federated.{arguments[0]}").main(arguments[1:])
+    try:
+        return importlib.import_module(f"tests.benchmarks.federated.{arguments[0]}").main(arguments[1:])
+    except NoHostsError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":
