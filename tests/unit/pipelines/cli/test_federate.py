@@ -1,6 +1,7 @@
 """The verb ``federate`` before it reaches a broker."""
 
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -54,18 +55,36 @@ def test_a_rehearsal_tells_what_is_wrong(file, monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
-def spool_of(file, capsys, *flags):
+@pytest.fixture
+def _empty_broker(monkeypatch):
+    """One that has no topics yet: whom nobody answers is waited for, for seconds."""
+    monkeypatch.setattr("pipelines.federation.rehearse.inspect_topics", lambda config: {})
+
+
+def rehearsed(file, capsys, *flags):
     main(["federate", "--config", file, "--dry-run", *flags])
     return capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_empty_broker")
 def test_a_rehearsal_counts_whatever_lies_in_the_spool(file, capsys):
-    assert "(2 updates) × 12 numbers" in spool_of(file, capsys)
+    assert "(2 updates) × 12 numbers" in rehearsed(file, capsys)
     asynchronous = ["--asynchronous", "--buffer", "2", "--keep", "9", "--max-staleness", "8"]
-    told = spool_of(file, capsys, *asynchronous, "--strategy.name", "fedasync")
+    told = rehearsed(file, capsys, *asynchronous, "--strategy.name", "fedasync")
     assert "(2 updates + 9 versions they start from) × 12 numbers" in told
     noise = ["--privacy.clip-norm", "1", "--privacy.noise-multiplier", "1", "--strategy.weigh-by", "equal"]
-    assert "(2 updates + 1 of noise) × 12 numbers" in spool_of(file, capsys, *noise)
+    assert "(2 updates + 1 of noise) × 12 numbers" in rehearsed(file, capsys, *noise)
+
+
+@pytest.mark.usefixtures("_empty_broker")
+def test_a_rehearsal_tells_where_the_figures_are(file, capsys):
+    assert "metrics_port 0: no figures" in rehearsed(file, capsys)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+        listener.listen()
+        assert f"127.0.0.1:{port} is taken" in rehearsed(file, capsys, "--metrics-port", port)
+    assert f"http://127.0.0.1:{port}/metrics" in rehearsed(file, capsys, "--metrics-port", port)
 
 
 @pytest.fixture
@@ -76,8 +95,9 @@ def open_to_all(file):
     return file
 
 
+@pytest.mark.usefixtures("_empty_broker")
 def test_a_rehearsal_does_not_know_how_many_come_where_nobody_is_named(open_to_all, capsys):
-    told = spool_of(open_to_all, capsys, "--quorum", "3")
+    told = rehearsed(open_to_all, capsys, "--quorum", "3")
     assert "(3 updates) × 12 numbers" in told
     assert "there may be more updates in a round than its quorum" in told
 
