@@ -1,11 +1,13 @@
 """The coordinator on a real broker: what comes of rounds, of bad updates, of two of its kind."""
 
 import json
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pipelines.local.ports import free_ports
 from schemas.errors import FencedError
 from schemas.federation import Merge, decode_rounds_entry
 from trainers.federation.bases import Bases
@@ -29,7 +31,8 @@ def reasons(config):
 
 
 def test_a_round_is_the_mean_by_samples_of_what_sites_send(configure, lead, play):
-    config = configure(rounds=2, quorum=4)
+    (port,) = free_ports(1)
+    config = configure(rounds=2, quorum=4, metrics_port=port)
     sites = play(config)
     sites.beat()
     leading = lead(config)
@@ -45,6 +48,10 @@ def test_a_round_is_the_mean_by_samples_of_what_sites_send(configure, lead, play
     counts = leading.end()
     assert (counts["merges"], counts["merged"], counts["left_out"]) == (2, 8, {})
     assert [each.weight for each in merges(config)[0].merged] == [0.1, 0.2, 0.3, 0.4]
+    served = urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5).read().decode().splitlines()
+    for figure in ("version 3.0", "updates_merged_total 8.0", "sites 4.0", "sites_asked 4.0", "updates_waiting 0.0",
+                   "rounds_missed_total 0.0", "merge_seconds_count 2.0"):  # fmt: skip
+        assert f"asyncflow_federation_{figure}" in served
 
 
 def test_what_is_published_is_a_version_as_a_learner_writes_it(configure, lead, play, tmp_path):
