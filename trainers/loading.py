@@ -8,4 +8,4 @@ import threading
 from typing import Final
 
 LOADING: Final = threading.Lock()
-"""Held while transformers loads a model."""
+"""Held while a model is loaded, by whatever other threads of its process may do at the same time."""

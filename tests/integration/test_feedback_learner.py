@@ -6,8 +6,6 @@ import signal
 from collections import Counter
 from dataclasses import asdict
 
-from pipelines.audit import audit
-from pipelines.log import RunReader
 from schemas.admission import AdmissionFrontier
 from schemas.dead_letters import DeadLetter
 from schemas.identity import FEEDBACK, GroupId
@@ -21,6 +19,7 @@ from tests.support.trajectories import (
     read_ledger,
     shared_ranks,
     steps_of,
+    verdict_of,
     wait_until,
     weight_hash,
     write_prompts,
@@ -33,11 +32,6 @@ logging.getLogger("kafka").setLevel(logging.ERROR)
 
 SETTINGS = {"groups_per_step": 4, "max_staleness": 1, "max_feedback_staleness": 9, "max_rater_share": 0.5,
             "checkpoint_every": 4, "keep_checkpoints": 9}  # fmt: skip
-
-
-def verdict_of(config):
-    with RunReader(config.kafka, config.name) as reader:
-        return audit(config.name, reader.advance())
 
 
 def frontiers(config):

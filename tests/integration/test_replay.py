@@ -12,9 +12,7 @@ import torch
 from kafka import TopicPartition
 from kafka.admin import KafkaAdminClient
 
-from pipelines.audit import audit
 from pipelines.local.tiny_model import build_tiny_model
-from pipelines.log import RunReader
 from schemas.errors import ConfigError, RunError
 from schemas.trajectories import Span
 from schemas.weights import version_path
@@ -26,6 +24,7 @@ from tests.support.trajectories import (
     read_ledger,
     shared_ranks,
     steps_of,
+    verdict_of,
     weight_hash,
     write_prompts,
 )
@@ -198,8 +197,7 @@ def test_tokens_that_were_too_old_are_left_out_again(make_config, model_dir):
     whole = config.model_copy(update={"learner": config.learner.model_copy(update={"max_token_staleness": None})})
     assert again(config).equal
     assert again(whole, left_out[0].step).equal, "the ledger says what was left out"
-    with RunReader(config.kafka, config.name) as reader:
-        verdict = audit(config.name, reader.advance())
+    verdict = verdict_of(config)
     assert verdict.ok, verdict.faults
     assert verdict.staleness_max <= 1
 

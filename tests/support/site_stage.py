@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from pipelines.audit import audit
-from pipelines.log import RunReader
 from schemas.config import validate
 from schemas.crash_points import VARIABLE, arm
 from schemas.ledger import UpdateEntry
 from schemas.weights import version_path
 from tests.support.federation import Federation
 from tests.support.learners import Nursery
-from tests.support.trajectories import Rollouts, read_ledger, wait_until, write_prompts
+from tests.support.trajectories import Rollouts, read_ledger, verdict_of, wait_until, write_prompts
 
 
 @dataclass
@@ -78,11 +76,6 @@ def updates_of(config):
 
 def local_weights(config, version):
     return load_file(Path(version_path(config.weights.root, version)) / "model.safetensors")
-
-
-def verdict_of(config):
-    with RunReader(config.kafka, config.name) as reader:
-        return audit(config.name, reader.advance())
 
 
 class Merging(threading.Thread):

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
+from pipelines.audit import audit
+from pipelines.log import RunReader
 from schemas.admission import AdmissionFrontier
 from schemas.identity import GroupId
 from schemas.ledger import StepEntry, decode_entry, surviving_steps
@@ -63,6 +65,12 @@ def read_all(config, topic):
         records += [record for batch in consumer.poll(timeout_ms=100).values() for record in batch]
     consumer.close()
     return records
+
+
+def verdict_of(config):
+    """What the audit says of a run."""
+    with RunReader(config.kafka, config.name) as reader:
+        return audit(config.name, reader.advance())
 
 
 def read_ledger(config):

@@ -27,7 +27,7 @@ class Figures:
         registry = CollectorRegistry()
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
         self._version = gauge("asyncflow_federation_version", "Newest global version.")
-        self._sites = gauge("asyncflow_federation_sites", "Sites heard of lately, when a round was last thought of.")
+        self._sites = gauge("asyncflow_federation_sites", "With rounds, sites that were there for the newest.")
         self._asked = gauge("asyncflow_federation_sites_asked", "Sites that the newest round asks.")
         self._waiting = gauge("asyncflow_federation_updates_waiting", "Updates that the next merge has so far.")
         self._merged = counter("asyncflow_federation_updates_merged", "Updates merged.")

@@ -22,12 +22,10 @@ from uuid import uuid4
 import tomli_w
 from kafka import KafkaConsumer, KafkaProducer
 
-from pipelines.audit import audit
 from pipelines.cli.logs import configure_logging
 from pipelines.local.broker import Broker, Quorum, Seat
 from pipelines.local.supervisor import Supervisor, tied_to_us
 from pipelines.local.topics import create_topics
-from pipelines.log import RunReader
 from schemas.config import KafkaConfig, RunConfig, validate
 from schemas.federation import Merge, SiteUpdate, decode_rounds_entry, weights_root
 from schemas.ledger import surviving_steps
@@ -38,7 +36,7 @@ from tests.benchmarks.federated import digits
 from tests.benchmarks.stack import ROOT
 from tests.support.hosts import Hosts
 from tests.support.learners import Nursery
-from tests.support.trajectories import read_all, read_ledger
+from tests.support.trajectories import read_all, read_ledger, verdict_of
 
 GROUP_SIZE = 16
 FEDERATION = "federation"
@@ -120,8 +118,7 @@ class Loop:
             raise RuntimeError(f"the player ended with {code}: {self.player.said()[-4000:]}")
 
     def verdict(self):
-        with RunReader(self.config.kafka, self.config.name) as reader:
-            return audit(self.config.name, reader.advance())
+        return verdict_of(self.config)
 
     def samples(self):
         """That the surviving line trained."""

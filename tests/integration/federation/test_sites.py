@@ -16,8 +16,8 @@ from schemas.lora import LoraConfig, adapter_shapes
 from schemas.records import now
 from schemas.weights import version_path
 from tests.support.federation import Federation
-from tests.support.site_stage import Merging, assert_each_step_is_in_one_update, local_weights, updates_of, verdict_of
-from tests.support.trajectories import read_ledger, wait_until
+from tests.support.site_stage import Merging, assert_each_step_is_in_one_update, local_weights, updates_of
+from tests.support.trajectories import read_ledger, verdict_of, wait_until
 
 logging.getLogger("kafka").setLevel(logging.ERROR)
 

@@ -8,16 +8,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from pipelines.audit import audit as audit_run
 from pipelines.federation.audit import audit
 from pipelines.local.topics import create_topics
-from pipelines.log import RunReader
 from schemas.config import KafkaConfig, RunConfig, validate
 from schemas.federating import FederationConfig
 from schemas.federation import Merge, decode_rounds_entry, update_path, weights_root
 from schemas.weights import version_path
 from tests.support.learners import learner_config
-from tests.support.trajectories import Rollouts, learn, read_all, write_prompts
+from tests.support.trajectories import Rollouts, learn, read_all, verdict_of, write_prompts
 from trainers.federation.coordinator import run
 
 logging.getLogger("kafka").setLevel(logging.ERROR)
@@ -78,8 +76,7 @@ def test_a_round_is_the_mean_that_one_computes_by_hand(federation, make_site, mo
     verdict = audit(federation)
     assert verdict.holds, verdict.faults
     for config in (north, south):
-        with RunReader(config.kafka, config.name) as reader:
-            found = audit_run(config.name, reader.advance())
+        found = verdict_of(config)
         assert found.ok, found.faults
         assert (found.updates, found.adoptions, found.steps) == (ROUNDS, ROUNDS, ROUNDS * STEPS)
 

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from schemas.federating import FederationConfig
-from schemas.federation import CoordinatorStart, Merge, MergedUpdate, SiteUpdate
+from schemas.federation import Merge, MergedUpdate, SiteUpdate
 from trainers.federation.examine import Candidate, Examiner, LeftOut
 from trainers.federation.layout import Layout
-from trainers.federation.state import State
 
 LAYOUT = Layout({"w": (3,)})
 
@@ -17,13 +16,6 @@ LAYOUT = Layout({"w": (3,)})
 def update(site="north", sequence=1, base=1):
     return SiteUpdate(site=site, sequence=sequence, base_version=base, samples=1, tokens=1, steps=1, bytes=1,
                       manifest_sha256="ab" * 32)  # fmt: skip
-
-
-@pytest.fixture
-def state():
-    found = State(remembered=2)
-    found.take(CoordinatorStart(generation=1, version=1, strategy="fedavg"))
-    return found
 
 
 @pytest.fixture

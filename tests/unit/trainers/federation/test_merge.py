@@ -4,13 +4,12 @@ import pytest
 
 from schemas.errors import ConfigError
 from schemas.federating import FederationConfig
-from schemas.federation import CoordinatorStart, SiteUpdate
+from schemas.federation import SiteUpdate
 from trainers.federation.bases import Bases
 from trainers.federation.coordinator import strategy_of
 from trainers.federation.examine import Candidate
 from trainers.federation.merge import Gathered, Merger
 from trainers.federation.spool import Spool
-from trainers.federation.state import State
 
 NOISE = {"clip_norm": 1.0, "noise_multiplier": 1.0}
 
@@ -22,13 +21,6 @@ def candidate(site, samples, at=0):
 
 
 CANDIDATES = [candidate("east", 1, 0), candidate("north", 3, 1), candidate("south", 4, 2)]
-
-
-@pytest.fixture
-def state():
-    found = State(remembered=2)
-    found.take(CoordinatorStart(generation=1, version=1, strategy="fedavg"))
-    return found
 
 
 @pytest.fixture
