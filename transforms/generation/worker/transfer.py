@@ -26,6 +26,7 @@ from transforms.generation.worker.executor import wait_patiently
 from transforms.generation.worker.lifeline import hold
 from transforms.generation.worker.names import BACKEND
 from transforms.generation.worker.staging import Staging
+from transforms.generation.worker.tiles import ask_for_tiles
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -63,6 +64,7 @@ class Transfer(WeightTransferEngine[TransferInit, TransferUpdate]):  # type: ign
         self._copies = Copies()
         hold()
         if self.device.type == "cpu":
+            ask_for_tiles()
             wait_patiently()
 
     def init_transfer_engine(self, init_info: TransferInit) -> None:
