@@ -25,6 +25,8 @@ _CHAT_TEMPLATE: Final = (
 )
 """As the model's own, without the system prompt that it would put before a conversation that has none:
 31 tokens that every prompt of the demo would pay for."""
+_END: Final = "<|im_end|>"
+"""Of a turn, and so of an answer. Named here: transformers 5.17 reads the start of a turn for it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -71,6 +73,7 @@ def _convert(target: Path) -> None:
     model = _as_plain_model(gguf)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.chat_template = _CHAT_TEMPLATE
+    tokenizer.eos_token = tokenizer.pad_token = _END
     ids = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**ids)
     for key, value in ids.items():
