@@ -336,6 +336,21 @@ class LearnerConfig(Section):
         return self
 
 
+class LocalConfig(Section):
+    """What ``asyncflow up`` starts several of on this host.
+
+    On its GPUs the learner's ranks get the first ones, workers those after them in turn. With fewer GPUs they are
+    shared, and with ``weights.transport = "ipc"`` all workers share the first. Where something else starts the
+    processes, that decides.
+    """
+
+    workers: Positive = 1
+    """vLLM workers, each with as many GPUs as ``worker.engine_args.tensor_parallel_size`` says. Where several share
+    one, ``worker.gpu_memory_utilization`` is each one's part."""
+    ranks: Positive = 1
+    """Processes of the learner, by ``torchrun``, each with a GPU of its own."""
+
+
 class RunConfig(Section):
     """Everything that the processes of one run read."""
 
@@ -356,6 +371,7 @@ class RunConfig(Section):
     gateway: GatewayConfig = GatewayConfig()
     tracing: TracingConfig = TracingConfig()
     federation: SiteConfig = SiteConfig()
+    local: LocalConfig = LocalConfig()
 
     @field_validator("name")
     @classmethod
@@ -378,6 +394,15 @@ class RunConfig(Section):
         if not self.rollout.workers and not self.rollout.discover:
             raise ValueError(
                 "rollout.workers is empty and rollout.discover is false: nobody would answer; name workers, or discover"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _further_workers_are_found(self) -> Self:
+        if self.local.workers > 1 and not self.rollout.discover:
+            raise ValueError(
+                f"local.workers = {self.local.workers} needs rollout.discover: all but the first announce themselves; "
+                "set rollout.discover = true, or local.workers = 1"
             )
         return self
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pipelines.local.broker import known_jars
 from pipelines.local.machine import Gpu, Memory, expected_dtype, free_bytes, gpus, memory
+from pipelines.local.placement import visible_gpus
 from pipelines.local.ports import is_free
 from pipelines.local.prism import known_prism
 from pipelines.local.stack import check_model
@@ -31,6 +32,8 @@ class Facts:
     cores: int
     memory: Memory
     gpus: tuple[Gpu, ...]
+    visible_gpus: tuple[str, ...]
+    """Those that a process started here sees, as ``CUDA_VISIBLE_DEVICES`` names them."""
     ranks: int
     """Processes of the learner, by the environment that a launcher sets."""
     dtype: str
@@ -71,6 +74,7 @@ def probe(config: RunConfig, directory: Path | None, *, asks_broker: bool, wants
         cores=cores(),
         memory=memory(),
         gpus=gpus(),
+        visible_gpus=visible_gpus(),
         ranks=int(os.environ.get("WORLD_SIZE", "1")),
         dtype=expected_dtype() if config.model.dtype == "auto" else config.model.dtype,
         model=_model(config) if wants_model else None,

@@ -3,15 +3,17 @@
 What is compared is the least that is needed: what does not fit even so does not work.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
 from pipelines.dry_run.facts import Facts
+from pipelines.local.placement import place
 from pipelines.model_facts import ModelFacts
 from pipelines.sizes import BYTES_OF, gib, kv_token_bytes, learner_bytes, trained_numbers
 from schemas.checks import Check
 from schemas.config import RunConfig
-from schemas.errors import ModelError
+from schemas.errors import ConfigError, ModelError
 
 _BROKER_BYTES: Final = 512 << 20
 """Kafka's heap: see ``pipelines/local/broker.py``."""
@@ -142,14 +144,36 @@ def _learner(config: RunConfig, facts: Facts, total: int, formula: str) -> Check
 
 def _together(config: RunConfig, facts: Facts, engine: int, learner: int) -> Check:
     if facts.gpus:
-        formula = f"engine {gib(engine)} + learner {gib(learner)} = {gib(engine + learner)} on one GPU"
-        found = _fits("together", formula, engine + learner, facts.gpus[0].total_bytes)
+        engines, ranks = _fullest(config, facts, engine, learner)
+        total = engines * engine + ranks * learner
+        parts = [f"{_times(engines)}engine {gib(engine)}"] * bool(engines) + [f"learner {gib(learner)}"] * ranks
+        found = _fits("together", f"{' + '.join(parts)} = {gib(total)} on one GPU", total, facts.gpus[0].total_bytes)
         if found.verdict == "problem" and config.learner.deepspeed:
             return found._replace(verdict="warning")
         return found
-    total = engine + learner + _BROKER_BYTES
-    formula = f"engine {gib(engine)} + learner {gib(learner)} + Kafka {gib(_BROKER_BYTES)} = {gib(total)}"
+    engines, ranks = config.local.workers, config.local.ranks
+    total = engines * engine + ranks * learner + _BROKER_BYTES
+    formula = (
+        f"{_times(engines)}engine {gib(engine)} + {_times(ranks)}learner {gib(learner)} + Kafka {gib(_BROKER_BYTES)} = "
+        f"{gib(total)}"
+    )
     return _fits("together", formula, total, facts.memory.available_bytes)
+
+
+def _times(number: int) -> str:
+    return f"{number} × " if number > 1 else ""
+
+
+def _fullest(config: RunConfig, facts: Facts, engine: int, learner: int) -> tuple[int, int]:
+    """Engines and ranks of the learner on the GPU that has to hold most; one of each where nothing can be placed."""
+    try:
+        placed = place(config, facts.visible_gpus)
+    except ConfigError:  # told where it is said what would be started
+        return 1, 1
+    engines = Counter(gpu for gpus in placed.workers for gpu in gpus.split(","))
+    ranks = Counter(placed.learner.split(","))
+    shares = ((engines[gpu], ranks[gpu]) for gpu in engines | ranks)
+    return max(shares, key=lambda share: share[0] * engine + share[1] * learner)
 
 
 def _fits(name: str, formula: str, needed: int, available: int) -> Check:

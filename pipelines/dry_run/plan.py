@@ -1,7 +1,7 @@
 """From a configuration and the facts to what would be started and what is wrong: pure functions, a section each."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +9,7 @@ from pipelines.dry_run.facts import Facts, ports_of
 from pipelines.dry_run.memory import adapter_is_wrong, memory_checks, model_checks
 from pipelines.dry_run.verbs import STACK, VERBS
 from pipelines.local.broker import KAFKA_VERSION
+from pipelines.local.placement import place
 from pipelines.local.ports import LOOPBACK
 from pipelines.local.stack import HELD_BY_EVALUATOR, SPARE_BYTES, local_port
 from pipelines.sizes import checkpoint_bytes, gib, version_bytes
@@ -49,6 +50,8 @@ class Section:
 
 def plan(start: Start, facts: Facts) -> list[Section]:
     """All sections that a verb has, in the order in which they are read; empty ones are left out."""
+    if start.is_stack:
+        facts = replace(facts, ranks=start.config.local.ranks)
     sections = [Section(title, tuple(make(start, facts))) for title, make in _SECTIONS.items()]
     return [section for section in sections if section.checks]
 
@@ -87,8 +90,7 @@ def _parts(start: Start, facts: Facts) -> Iterator[Check]:
     config = start.config
     yield _broker_part(config, facts)
     yield _prism_part(facts)
-    yield Check("worker", f"vLLM on {_address(config.worker.port, 'worker.port')}", "ok", "")
-    yield Check("learner", f"{config.learner.steps} steps; its metrics on a free port unless given", "ok", "")
+    yield from _computing_parts(config, facts)
     yield Check("rollout", f"Beam on Prism, rollout.shares {config.rollout.shares}", "ok", "")
     if start.evaluates:
         yield Check("evaluate", f"asks held-out prompts of every {config.evaluation.every}. version", "ok", "")
@@ -96,6 +98,25 @@ def _parts(start: Start, facts: Facts) -> Iterator[Check]:
         yield Check("join-feedback", "Beam on a Prism of its own", "ok", "")
     if start.gateway:
         yield Check("gateway", f"web page on {_address(config.gateway.port, 'gateway.port')}", "ok", "")
+
+
+def _computing_parts(config: RunConfig, facts: Facts) -> Iterator[Check]:
+    """Workers and learner, and the GPUs that they get."""
+    try:
+        placed = place(config, facts.visible_gpus)
+    except ConfigError as error:
+        yield Check("GPUs", f"{len(facts.gpus)} here", "problem", str(error))
+        return
+    for number, gpus in enumerate(placed.workers, 1):
+        where = _address(config.worker.port, "worker.port") if number == 1 else f"http://{LOOPBACK}:a free port"
+        yield Check("worker" if number == 1 else f"worker-{number}", f"vLLM on {where}{_on(gpus)}", "ok", "")
+    ranks = f" by {config.local.ranks} ranks" if config.local.ranks > 1 else ""
+    what = f"{config.learner.steps} steps{ranks}{_on(placed.learner)}; its metrics on a free port unless given"
+    yield Check("learner", what, "ok", "")
+
+
+def _on(gpus: str) -> str:
+    return f", GPU {gpus}" if gpus else ""
 
 
 def _broker_part(config: RunConfig, facts: Facts) -> Check:

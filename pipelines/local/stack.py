@@ -28,6 +28,7 @@ import tomli_w
 
 from pipelines.local.broker import Broker
 from pipelines.local.paths import DEFAULT_RUNS, make_directory
+from pipelines.local.placement import environment_on, place, visible_gpus
 from pipelines.local.ports import LOOPBACK, accepts, free_ports, require_free
 from pipelines.local.prism import find_prism, prism_command
 from pipelines.local.supervisor import TICK_S, Spec, Supervisor
@@ -134,7 +135,7 @@ class Stack:
         return served(str(self.directory))
 
     def start_serving(self, on_tick: Callable[[], None] | None = None) -> None:
-        """Starts broker, worker, learner and Prism; returns when the worker serves its first version.
+        """Starts broker, workers, learner and Prism; returns when the workers serve their first version.
 
         Raises:
             ProcessDied: one died too often or did not come up in time.
@@ -144,10 +145,9 @@ class Stack:
         self.supervisor.start(self._broker_spec())
         self.supervisor.wait_ready(BROKER, on_tick=on_tick)
         create_topics(self.config)
-        self.supervisor.start(
-            self._prism_spec(prism, PRISM, self._prism_port, ROLLOUT), self._worker_spec(), self._learner_spec()
-        )
-        self.supervisor.wait_ready(WORKER, PRISM, on_tick=on_tick)
+        workers = [self._worker_spec(), *self._further_worker_specs()]
+        self.supervisor.start(self._prism_spec(prism, PRISM, self._prism_port, ROLLOUT), *workers, self._learner_spec())
+        self.supervisor.wait_ready(*(worker.name for worker in workers), PRISM, on_tick=on_tick)
 
     def start_rollout(self) -> None:
         """Starts the pipeline."""
@@ -222,8 +222,9 @@ class Stack:
 
     def _prepare(self) -> None:
         check_room(self._given, self.directory, evaluates=self._held_out is not None)
-        ports = free_ports(9)
-        self._controller_port, self._prism_port, self._feedback_prism_port = ports[6:]
+        self._placement = place(self._given, visible_gpus())
+        ports = free_ports(8 + self._given.local.workers)
+        self._controller_port, self._prism_port, self._feedback_prism_port, *self._worker_ports = ports[6:]
         self.config = self._resolve(ports[:6])
         (self.directory / CONFIG_NAME).write_text(tomli_w.dumps(self.config.model_dump(mode="json", exclude_none=True)))
         if self._given.feedback.key_file == KEY_NAME:
@@ -245,16 +246,28 @@ class Stack:
         )  # fmt: skip
 
     def _worker_spec(self) -> Spec:
-        status = f"http://{LOOPBACK}:{self.config.worker.port}/asyncflow/status"
+        return self._worker_on(WORKER, self.config.worker.port, self._placement.workers[0])
+
+    def _further_worker_specs(self) -> list[Spec]:
+        """The workers beside the first; they announce themselves to the pipeline."""
+        places = enumerate(zip(self._worker_ports, self._placement.workers[1:], strict=True), 2)
+        return [
+            self._worker_on(f"{WORKER}-{number}", port, gpus, "--worker.port", str(port))
+            for number, (port, gpus) in places
+        ]
+
+    def _worker_on(self, name: str, port: int, gpus: str, *more: str) -> Spec:
+        status, environment = f"http://{LOOPBACK}:{port}/asyncflow/status", environment_of(WORKER)
         return Spec(
-            WORKER, self._command("worker"), environment_of(WORKER), ready=lambda: _answers(status),
+            name, self._command("worker", *more), environment | environment_on(gpus), ready=lambda: _answers(status),
             ready_timeout_s=_WORKER_READY_S, restarts=self._restarts,
         )  # fmt: skip
 
     def _learner_spec(self) -> Spec:
-        port = self.config.learner.metrics_port
+        port, ranks = self.config.learner.metrics_port, self.config.local.ranks
+        environment = environment_of(LEARNER, ranks) | environment_on(self._placement.learner)
         return Spec(
-            LEARNER, self._command("learn"), environment_of(LEARNER), ready=lambda: accepts(port),
+            LEARNER, [*_launcher(ranks), *self._command("learn")], environment, ready=lambda: accepts(port),
             ready_timeout_s=_LEARNER_READY_S, restarts=self._restarts, grace_s=60, ends=True,
         )  # fmt: skip
 
@@ -278,6 +291,13 @@ def asyncflow_command() -> list[str]:
     """What starts the command line of this environment."""
     script = Path(sys.executable).with_name("asyncflow")
     return [str(script)] if script.exists() else [sys.executable, "-m", "pipelines.cli.main"]
+
+
+def _launcher(ranks: int) -> list[str]:
+    """What starts several ranks of a command."""
+    if ranks == 1:
+        return []
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--no-python"]
 
 
 def resolve(config: RunConfig, directory: Path, ports: list[int]) -> RunConfig:
@@ -398,9 +418,9 @@ def saved_config(name: str, runs: Path = DEFAULT_RUNS) -> RunConfig:
     return validate(tree, str(file))
 
 
-def environment_of(process: str) -> dict[str, str]:
-    """The environment in which a process of the stack runs."""
-    own = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **thread_environment(process, cores())}
+def environment_of(process: str, ranks: int = 1) -> dict[str, str]:
+    """The environment in which a process of the stack runs, or each of so many ranks that share the cores."""
+    own = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **thread_environment(process, max(1, cores() // ranks))}
     return {**os.environ, **own}
 
 

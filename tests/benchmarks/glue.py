@@ -46,11 +46,8 @@ from pipelines.evaluation.benchmarks import LABELS, mean_score, measure
 from pipelines.evaluation.intervals import interval, replicate
 from pipelines.evaluation.prompts import HeldOut, check_usable, load_registries
 from pipelines.local.demo_model import demo_model
-from pipelines.local.ports import accepts, free_ports
-from pipelines.local.stack import LEARNER, ROLLOUT, WORKER, Stack, asyncflow_command, environment_of
-from pipelines.local.supervisor import Spec
+from pipelines.local.stack import LEARNER, ROLLOUT, Stack, environment_of
 from pipelines.log import RunReader
-from pipelines.runs import CONFIG_NAME
 from pipelines.submit import submit
 from pipelines.tasks.registry import find
 from schemas.config import validate
@@ -73,8 +70,6 @@ whose classes are nearly even as they are: what little one is ahead must not be 
 GAIN = 0.15
 """Of the mean accuracy, at least."""
 OPENED_S = 300
-STARTED_S = 600
-RESTARTS = 3
 LOOK_S = 0.25
 QUIET_S = 20.0
 """After the last prompt: this long without a step, and what is left does not fill one."""
@@ -118,7 +113,6 @@ def parse():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seconds", type=float, default=1500.0, help="after which training ends, of each part")
     parser.add_argument("--limit-held-out", type=int, default=500, help="prompts of a task; 0 for all")
-    parser.add_argument("--engines", type=int, default=3, help="workers that share the GPU")
     parser.add_argument("--every", type=int, default=100, help="versions between held-out figures; 0 for none")
     parser.add_argument("--curve-prompts", type=int, default=20, help="of a task, asked for these figures")
     parser.add_argument("--ahead", type=int, default=2048, help="prompts written and not yet trained or dropped")
@@ -314,10 +308,8 @@ def serving(options, config, *, rollout=True):
     """A stack whose worker serves its first version; configuration and logs are copied to ``--out``."""
     with tempfile.TemporaryDirectory(prefix="asyncflow-glue-") as runs:
         try:
-            with Stack(config, runs=Path(runs), restarts=RESTARTS) as stack:
-                more = Engines(stack, options.engines if rollout else 1)
-                stack.start_serving(more.start)
-                more.wait()
+            with Stack(config, runs=Path(runs), restarts=3) as stack:
+                stack.start_serving()
                 if rollout:
                     stack.start_rollout()
                 yield stack
@@ -325,34 +317,6 @@ def serving(options, config, *, rollout=True):
             keep(Path(runs) / config.name, options.out / config.name)
             if Path(config.weights.root).is_absolute():  # else it is below the run
                 shutil.rmtree(config.weights.root, ignore_errors=True)
-
-
-class Engines:
-    """Further workers on the same GPU: with answers of a few tokens the engine's own Python bounds a worker.
-
-    They start beside the stack's own and announce themselves, as any worker that is added to a run.
-    """
-
-    def __init__(self, stack, number):
-        self._stack, self._ports = stack, free_ports(number - 1)
-        self._names = [f"{WORKER}-{which}" for which in range(2, number + 1)]
-
-    def start(self):
-        """To be called until the stack's own worker is there; once that has begun, all are started."""
-        if self._ports and self._stack.supervisor.log(WORKER).exists():
-            self._stack.supervisor.start(*map(self._spec, self._names, self._ports))
-            self._ports = []
-
-    def _spec(self, name, port):
-        run = ["--config", str(self._stack.directory / CONFIG_NAME), "--worker.port", str(port)]
-        command, environment = [*asyncflow_command(), "worker", *run], environment_of(WORKER)
-        return Spec(
-            name, command, environment, ready=lambda: accepts(port), ready_timeout_s=STARTED_S, restarts=RESTARTS
-        )
-
-    def wait(self):
-        """Returns when all of them take requests."""
-        self._stack.supervisor.wait_ready(*self._names)
 
 
 def opened(stack):

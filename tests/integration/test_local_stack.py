@@ -33,20 +33,24 @@ from pathlib import Path
 from schemas.config import load
 verb, config = sys.argv[1], load(Path(sys.argv[3]))
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-print(verb, *sys.argv[4:], os.environ.get("OMP_NUM_THREADS"), flush=True)
+told = {name: os.environ.get(name) for name in ("RANK", "CUDA_VISIBLE_DEVICES")}
+print(verb, *sys.argv[4:], *(f"{name}={value}" for name, value in told.items() if value is not None), flush=True)
+print(os.environ.get("OMP_NUM_THREADS"), flush=True)
 class Status(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200 if self.path == "/asyncflow/status" else 404)
         self.end_headers()
 if verb == "worker":
-    http.server.HTTPServer((config.worker.host, config.worker.port), Status).serve_forever()
+    port = int(sys.argv[5]) if "--worker.port" in sys.argv else config.worker.port
+    http.server.HTTPServer((config.worker.host, port), Status).serve_forever()
 if verb == "evaluate":
     assert Path(sys.argv[5]).is_absolute(), sys.argv
     while not (Path(config.learner.checkpoint_root).parent / "evaluated").exists():
         time.sleep(0.02)
     sys.exit(0)
 port = config.learner.metrics_port if verb == "learn" else config.rollout.metrics_port
-listener = socket.create_server(("127.0.0.1", port))
+if os.environ.get("RANK", "0") == "0":
+    listener = socket.create_server(("127.0.0.1", port))
 finish = Path(config.learner.checkpoint_root).parent / "finish"
 while not (verb == "learn" and finish.exists()):
     time.sleep(0.02)
@@ -74,7 +78,7 @@ def preset(name, run, model):
 def test_two_stacks_run_at_once_and_leave_nothing(tmp_path, model):
     with (
         Stack(preset("gpu-1", "one", model), runs=tmp_path) as one,
-        Stack(preset("gpu-8", "two", model), runs=tmp_path) as two,
+        Stack(preset("cpu-small", "two", model), runs=tmp_path) as two,
     ):
         pids = []
         for stack in (one, two):
@@ -91,6 +95,26 @@ def test_two_stacks_run_at_once_and_leave_nothing(tmp_path, model):
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert not any(accepts(port) for port in ports)
     assert not list(tmp_path.glob("*/pids.*"))
+
+
+def test_on_eight_gpus_each_worker_has_its_own_and_the_ranks_have_the_others(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(stack_module, "visible_gpus", lambda: tuple("01234567"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with Stack(preset("gpu-8", "run", model), runs=tmp_path) as stack:
+        stack.start_serving()
+        stack.supervisor.wait_ready(LEARNER)
+        logs = {name: stack.supervisor.log(name) for name in (LEARNER, WORKER, *(f"worker-{n}" for n in (2, 3, 4)))}
+        _wait_for(lambda: logs[LEARNER].read_text().count("learn RANK=") == 4)
+        for rank in range(4):
+            assert f"learn RANK={rank} CUDA_VISIBLE_DEVICES=0,1,2,3\n" in logs[LEARNER].read_text()
+        said = [logs[name].read_text().split("\n")[0].split() for name in logs if name != LEARNER]
+        assert [words[-1] for words in said] == [f"CUDA_VISIBLE_DEVICES={gpu}" for gpu in (4, 5, 6, 7)]
+        ports = {stack.config.worker.port, *(int(words[2]) for words in said[1:])}
+        assert len(ports) == 4
+        assert all(accepts(port) for port in ports)
+        (stack.directory / "finish").touch()
+        stack.wait()
+    assert not any(accepts(port) for port in ports)
 
 
 def _port(stack, key):
@@ -117,7 +141,7 @@ def test_the_resolved_configuration_is_whole_and_every_process_reads_it(tmp_path
         assert 0 not in (written.rollout.metrics_port, written.learner.metrics_port)
         log = stack.supervisor.log(ROLLOUT)
         _wait_for(lambda: "rollout --runner=PortableRunner --job_endpoint=127.0.0.1:" in log.read_text())
-        assert log.read_text().endswith(" --environment_type=LOOPBACK 1\n")
+        assert log.read_text().endswith(" --environment_type=LOOPBACK\n1\n")
 
 
 def test_a_learner_that_dies_is_started_again_and_one_that_may_not_die_ends_the_run(tmp_path, model):

@@ -17,9 +17,10 @@ GIB = 1 << 30
 MODEL = ModelFacts("LlamaForCausalLM", {"model.x.up_proj.weight": (1 << 15, 1 << 12)}, ("F32",), GIB // 2, 11520, 8192)
 H200 = Gpu("NVIDIA H200", 139 * GIB, 138 * GIB, "580.1")
 FINE = Facts(
-    cores=2, memory=Memory(16 * GIB, 12 * GIB), gpus=(), ranks=1, dtype="float32", model=MODEL, topics={},
-    busy_ports=frozenset(), prism=Path("/cache/prism"), jars=Path("/cache/kafka"), exists=False, is_locked=False,
-    free_bytes={"weights.root": 50 * GIB, "learner.checkpoint_root": 50 * GIB}, one_disk=True, missing={},
+    cores=2, memory=Memory(16 * GIB, 12 * GIB), gpus=(), visible_gpus=(), ranks=1, dtype="float32", model=MODEL,
+    topics={}, busy_ports=frozenset(), prism=Path("/cache/prism"), jars=Path("/cache/kafka"), exists=False,
+    is_locked=False, one_disk=True, missing={},
+    free_bytes={"weights.root": 50 * GIB, "learner.checkpoint_root": 50 * GIB},
 )  # fmt: skip
 BILLION = replace(MODEL, shapes={"w.up_proj.weight": (1 << 15, 1 << 15)})
 
@@ -101,7 +102,7 @@ def test_defaults_of_a_stack_are_replaced_by_free_ports_and_what_was_asked_for_i
 
 
 def test_on_a_gpu_engine_and_learner_share_its_memory():
-    facts = replace(FINE, gpus=(H200,), dtype="bfloat16", model=BILLION)
+    facts = replace(FINE, gpus=(H200,), visible_gpus=("0",), dtype="bfloat16", model=BILLION)
     assert not faults(stack(), facts)
     greedy = Start("up", config(worker={"gpu_memory_utilization": 0.95}), Path("runs/t"))
     assert set(faults(greedy, facts)) == {"together"}
@@ -126,3 +127,42 @@ def test_a_worker_that_follows_nobody_asks_no_broker():
 
 def test_a_model_that_is_converted_at_the_first_start_is_no_fault():
     assert not faults(stack(), replace(FINE, model=None))
+
+
+def several(workers, ranks, **sections):
+    given = config(local={"workers": workers, "ranks": ranks}, **sections)
+    return Start("up", given, Path("runs/t"))
+
+
+def on_gpus(number):
+    return replace(
+        FINE, gpus=(H200,) * number, visible_gpus=tuple(str(each) for each in range(number)), dtype="bfloat16"
+    )
+
+
+def test_what_starts_several_times_is_listed_with_its_gpus():
+    page = render("up", plan(several(2, 2), on_gpus(4)))
+    assert "worker: vLLM on http://127.0.0.1:a free port, GPU 2\n" in page
+    assert "worker-2: vLLM on http://127.0.0.1:a free port, GPU 3\n" in page
+    assert "steps by 2 ranks, GPU 0,1; its metrics" in page
+    assert "nothing is wrong\n" in page
+
+
+def test_all_that_share_a_gpu_have_to_fit_on_it_together():
+    third = {"gpu_memory_utilization": 0.4}
+    assert not faults(several(2, 1, worker=third), on_gpus(2)), (
+        "both engines are on the second, the learner on the first"
+    )
+    assert "together" in faults(several(3, 1, worker=third), on_gpus(1))
+    page = render("up", plan(several(2, 1, worker=third), on_gpus(1)))
+    assert "2 × engine 55.60 GiB + learner" in page
+
+
+def test_too_few_gpus_for_the_ranks_are_told():
+    assert "exceeds the 1 GPUs here" in faults(several(1, 2), on_gpus(1))["GPUs"]
+
+
+def test_several_on_a_cpu_share_its_memory():
+    page = render("up", plan(several(2, 2), FINE))
+    assert "2 × engine" in page
+    assert "2 × learner" in page
