@@ -1,16 +1,16 @@
 """Which GPUs the learner and the workers of a local stack get.
 
-    GPUs that this process sees     0   1   2   3   4   5
-    local.ranks = 2                 └─┬─┘   │   │   │   │
-    learner ◄─────────────────────────┘     │   │   │   │
-    worker, worker-2 ◄──────────────────────┴─┬─┘   │   │        worker.engine_args.tensor_parallel_size = 2
-                     ◄────────────────────────┴─────┴─┬─┘
+    GPUs that this process sees             0   1   2   3   4   5
+    learner    local.ranks = 2            ◄─┴───┘   │   │   │   │
+    worker     tensor_parallel_size = 2   ◄─────────┴───┘   │   │
+    worker-2                              ◄─────────────────┴───┘
 
 Processes are told by ``CUDA_VISIBLE_DEVICES``. Where nobody is left to choose from, GPUs are shared.
 """
 
 import os
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 from pipelines.local.machine import gpus
@@ -32,8 +32,8 @@ class Placement:
 def visible_gpus() -> tuple[str, ...]:
     """The GPUs that a process started here sees: those that the environment names, otherwise all."""
     named = os.environ.get(_VISIBLE)
-    if named is not None:
-        return tuple(name for name in (part.strip() for part in named.split(",")) if name)
+    if named is not None:  # CUDA sees those before the first that there cannot be, such as -1
+        return tuple(takewhile(lambda name: name not in ("", "-1"), (part.strip() for part in named.split(","))))
     return tuple(str(number) for number in range(len(gpus())))
 
 

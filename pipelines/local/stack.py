@@ -128,7 +128,7 @@ class Stack:
 
     def workers(self) -> list[str]:
         """Base URLs of the vLLM workers that it starts."""
-        return [f"http://{self.config.worker.host}:{self.config.worker.port}"]
+        return [f"http://{LOOPBACK}:{port}" for port in (self.config.worker.port, *self._worker_ports)]
 
     def served(self) -> AbstractContextManager[RunConfig]:
         """The configuration under which the log can be read, after :meth:`stop`, while the context lasts."""

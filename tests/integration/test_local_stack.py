@@ -110,6 +110,7 @@ def test_on_eight_gpus_each_worker_has_its_own_and_the_ranks_have_the_others(tmp
         said = [logs[name].read_text().split("\n")[0].split() for name in logs if name != LEARNER]
         assert [words[-1] for words in said] == [f"CUDA_VISIBLE_DEVICES={gpu}" for gpu in (4, 5, 6, 7)]
         ports = {stack.config.worker.port, *(int(words[2]) for words in said[1:])}
+        assert sorted(stack.workers()) == sorted(f"http://127.0.0.1:{port}" for port in ports)
         assert len(ports) == 4
         assert all(accepts(port) for port in ports)
         (stack.directory / "finish").touch()

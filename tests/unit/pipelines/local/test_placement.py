@@ -62,8 +62,9 @@ def test_gpus_are_those_that_the_environment_names_or_all(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-a1")
     assert visible_gpus() == ("3", "GPU-a1")
     assert environment_on("GPU-a1") == {"CUDA_VISIBLE_DEVICES": "GPU-a1"}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert visible_gpus() == ()
+    for none in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", none)
+        assert visible_gpus() == ()
     assert environment_on("") == {}
 
 
