@@ -12,6 +12,8 @@ Place = tuple[int | str, ...]
 """The parts of a dotted key."""
 _TYPES: Final = ("str", "int", "float", "bool")
 """By which pydantic names the members of a union, behind the place."""
+_A_SLIP: Final = 0.85
+"""So much alike are names that differ by a letter or two."""
 
 
 def explain(error: ValidationError, root: type[BaseModel], written: Mapping[str, str] | None = None) -> str:
@@ -76,9 +78,11 @@ def _known_key(root: type[BaseModel], where: Place) -> str:
     section = field_type(root, where[:-1])
     known = list(section.model_fields) if hasattr(section, "model_fields") else []
     given = str(where[-1])
-    # A key of that very name in another section is nearer than one here that looks alike.
+    # A key of that very name in another section is nearer than one here that looks alike, but for a letter or two.
     elsewhere = nearest_path(".".join(map(str, where)), _keys_of(root), cutoff=1)
-    return f"did you mean {elsewhere}?" if elsewhere else did_you_mean(given, known, others="known here:")
+    if elsewhere and not nearest(given, known, _A_SLIP):
+        return f"did you mean {elsewhere}?"
+    return did_you_mean(given, known, others="known here:")
 
 
 def _keys_of(section: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -410,6 +410,8 @@ def saved_config(name: str, runs: Path = DEFAULT_RUNS) -> RunConfig:
     if not file.exists():
         raise RunError(f"no run {name!r} to resume: {file} does not exist; start it first")
     tree: dict[str, Any] = load(file).model_dump(mode="json")
+    own = f"http://{LOOPBACK}:{tree['worker']['port']}"
+    tree["rollout"]["workers"] = [url for url in tree["rollout"]["workers"] if url != own] or RolloutConfig().workers
     tree["kafka"]["bootstrap"] = KafkaConfig().bootstrap
     tree["worker"]["port"] = WorkerConfig().port
     tree["gateway"]["port"] = GatewayConfig().port

@@ -15,6 +15,7 @@ from pipelines.presets import preset_layer
 from schemas.config import (
     EnvironmentsConfig,
     LearnerConfig,
+    LocalConfig,
     ModelConfig,
     RewardsConfig,
     RolloutConfig,
@@ -97,21 +98,21 @@ def test_two_stacks_run_at_once_and_leave_nothing(tmp_path, model):
     assert not list(tmp_path.glob("*/pids.*"))
 
 
-def test_on_eight_gpus_each_worker_has_its_own_and_the_ranks_have_the_others(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(stack_module, "visible_gpus", lambda: tuple("01234567"))
+def test_on_four_gpus_each_worker_has_its_own_and_the_ranks_have_the_others(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(stack_module, "visible_gpus", lambda: tuple("0123"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    with Stack(preset("gpu-8", "run", model), runs=tmp_path) as stack:
+    config = preset("gpu-8", "run", model).model_copy(update={"local": LocalConfig(workers=2, ranks=2)})
+    with Stack(config, runs=tmp_path) as stack:
         stack.start_serving()
         stack.supervisor.wait_ready(LEARNER)
-        logs = {name: stack.supervisor.log(name) for name in (LEARNER, WORKER, *(f"worker-{n}" for n in (2, 3, 4)))}
-        _wait_for(lambda: logs[LEARNER].read_text().count("learn RANK=") == 4)
-        for rank in range(4):
-            assert f"learn RANK={rank} CUDA_VISIBLE_DEVICES=0,1,2,3\n" in logs[LEARNER].read_text()
-        said = [logs[name].read_text().split("\n")[0].split() for name in logs if name != LEARNER]
-        assert [words[-1] for words in said] == [f"CUDA_VISIBLE_DEVICES={gpu}" for gpu in (4, 5, 6, 7)]
-        ports = {stack.config.worker.port, *(int(words[2]) for words in said[1:])}
-        assert sorted(stack.workers()) == sorted(f"http://127.0.0.1:{port}" for port in ports)
-        assert len(ports) == 4
+        logs = {name: stack.supervisor.log(name) for name in (LEARNER, WORKER, "worker-2")}
+        _wait_for(lambda: logs[LEARNER].read_text().count("learn RANK=") == 2)
+        for rank in range(2):
+            assert f"learn RANK={rank} CUDA_VISIBLE_DEVICES=0,1\n" in logs[LEARNER].read_text()
+        said = [logs[name].read_text().split("\n")[0].split() for name in (WORKER, "worker-2")]
+        assert [words[-1] for words in said] == ["CUDA_VISIBLE_DEVICES=2", "CUDA_VISIBLE_DEVICES=3"]
+        ports = [stack.config.worker.port, int(said[1][2])]
+        assert stack.workers() == [f"http://127.0.0.1:{port}" for port in ports]
         assert all(accepts(port) for port in ports)
         (stack.directory / "finish").touch()
         stack.wait()
@@ -176,7 +177,8 @@ def test_a_broker_that_is_killed_comes_back_with_its_log(tmp_path, model):
 
 
 def test_a_run_in_use_one_that_exists_and_one_that_does_not_are_told_apart(tmp_path, model):
-    config = RunConfig(name="run", model=model)
+    other = "http://gpu-7.internal:8000"
+    config = RunConfig(name="run", model=model, rollout=RolloutConfig(workers=(other,)))
     with Stack(config, runs=tmp_path) as first:
         with (
             pytest.raises(RunError, match=r"in use by another process \(its log: 127\.0\.0\.1:"),
@@ -194,6 +196,7 @@ def test_a_run_in_use_one_that_exists_and_one_that_does_not_are_told_apart(tmp_p
     with Stack(saved_config("run", tmp_path), runs=tmp_path, resume=True) as again:
         assert again.config.weights == before.weights
         assert again.config.kafka.bootstrap != before.kafka.bootstrap
+        assert again.config.rollout.workers == (f"http://127.0.0.1:{again.config.worker.port}", other)
 
 
 def test_a_port_that_was_asked_for_and_is_taken_is_named_with_its_key(tmp_path, model, broker):
