@@ -110,6 +110,11 @@ class WorkerConfig(Section):
     """Further arguments of ``vllm serve``, such as ``tensor_parallel_size``. Keys and tokens are not written here: vLLM
     takes them from its environment."""
 
+    @property
+    def tensor_parallel_size(self) -> int:
+        """GPUs over which one engine divides each layer."""
+        return int(self.engine_args.get("tensor_parallel_size", 1))
+
     @field_validator("api_key")
     @classmethod
     def _says_where_it_is(cls, given: str) -> str:

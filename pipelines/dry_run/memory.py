@@ -98,7 +98,7 @@ def adapter_is_wrong(config: RunConfig, model: ModelFacts) -> bool:
 
 def _engine(config: RunConfig, facts: Facts, model: ModelFacts) -> tuple[int, list[Check]]:
     """Weights, and with what is left room for at least one sequence of the longest kind."""
-    parallel = int(config.worker.engine_args.get("tensor_parallel_size", 1))
+    parallel = config.worker.tensor_parallel_size
     weights = model.parameters * BYTES_OF[facts.dtype] // parallel
     if not facts.gpus:
         cache = int(config.worker.kv_cache_gib * 2**30)

@@ -11,7 +11,7 @@ from pipelines.dry_run.verbs import STACK, VERBS
 from pipelines.local.broker import KAFKA_VERSION
 from pipelines.local.placement import place
 from pipelines.local.ports import LOOPBACK
-from pipelines.local.stack import HELD_BY_EVALUATOR, SPARE_BYTES, local_port
+from pipelines.local.stack import HELD_BY_EVALUATOR, SPARE_BYTES, local_port, worker_name
 from pipelines.sizes import checkpoint_bytes, gib, version_bytes
 from schemas.checks import Check, Verdict, check
 from schemas.config import KafkaConfig, RunConfig
@@ -109,7 +109,7 @@ def _computing_parts(config: RunConfig, facts: Facts) -> Iterator[Check]:
         return
     for number, gpus in enumerate(placed.workers, 1):
         where = _address(config.worker.port, "worker.port") if number == 1 else f"http://{LOOPBACK}:a free port"
-        yield Check("worker" if number == 1 else f"worker-{number}", f"vLLM on {where}{_on(gpus)}", "ok", "")
+        yield Check(worker_name(number), f"vLLM on {where}{_on(gpus)}", "ok", "")
     ranks = f" by {config.local.ranks} ranks" if config.local.ranks > 1 else ""
     what = f"{config.learner.steps} steps{ranks}{_on(placed.learner)}; its metrics on a free port unless given"
     yield Check("learner", what, "ok", "")

@@ -48,21 +48,23 @@ def place(config: RunConfig, visible: tuple[str, ...]) -> Placement:
         return Placement("", ("",) * workers)
     if ranks > len(visible):
         raise ConfigError(f"local.ranks = {ranks} exceeds the {len(visible)} GPUs here: each rank needs one; lower it")
-    own, width = visible[:ranks], int(config.worker.engine_args.get("tensor_parallel_size", 1))
-    pool = _pool(config, own, visible[ranks:], visible)
+    pool, width = _pool(config, visible), config.worker.tensor_parallel_size
     if width > len(pool):
         raise ConfigError(
             f"worker.engine_args.tensor_parallel_size = {width} exceeds the {len(pool)} GPUs that are left for workers "
             f"(of {len(visible)}, local.ranks = {ranks}); lower the one or the other"
         )
     places = [pool[start : start + width] for start in range(0, len(pool) - width + 1, width)]
-    return Placement(",".join(own), tuple(",".join(places[number % len(places)]) for number in range(workers)))
+    return Placement(
+        ",".join(visible[:ranks]), tuple(",".join(places[number % len(places)]) for number in range(workers))
+    )
 
 
-def _pool(config: RunConfig, own: tuple[str, ...], rest: tuple[str, ...], visible: tuple[str, ...]) -> tuple[str, ...]:
+def _pool(config: RunConfig, visible: tuple[str, ...]) -> tuple[str, ...]:
     """Those that workers get in turn."""
     if config.weights.transport == "ipc":
-        return own[:1]  # the rank that publishes has the first one
+        return visible[:1]  # that of the rank that publishes
+    rest = visible[config.local.ranks :]
     if config.weights.transport == "nccl" and not rest:
         raise ConfigError(
             f'weights.transport = "nccl" needs a GPU for workers beside the learner\'s: there are {len(visible)}, and '

@@ -252,7 +252,7 @@ class Stack:
         """The workers beside the first; they announce themselves to the pipeline."""
         places = enumerate(zip(self._worker_ports, self._placement.workers[1:], strict=True), 2)
         return [
-            self._worker_on(f"{WORKER}-{number}", port, gpus, "--worker.port", str(port))
+            self._worker_on(worker_name(number), port, gpus, "--worker.port", str(port))
             for number, (port, gpus) in places
         ]
 
@@ -285,6 +285,11 @@ class Stack:
 
     def _command(self, verb: str, *more: str) -> list[str]:
         return [*asyncflow_command(), verb, "--config", str(self.directory / CONFIG_NAME), *more]
+
+
+def worker_name(number: int) -> str:
+    """Of the stack's workers, counted from 1."""
+    return WORKER if number == 1 else f"{WORKER}-{number}"
 
 
 def asyncflow_command() -> list[str]:

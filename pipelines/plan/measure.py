@@ -113,8 +113,7 @@ def _add_engine(draft: _Draft, runs: Sequence[Run]) -> None:
     draft.put("engine.step_s", step_s, source)
     draft.put("engine.sequence_s", sequence_s, source)
     draft.put("engine.slots", config.worker.max_num_seqs, runs[0].said("worker.max_num_seqs"))
-    parallel = config.worker.engine_args.get("tensor_parallel_size", 1)
-    draft.put("engine.gpus", int(parallel), runs[0].said("worker.engine_args"))
+    draft.put("engine.gpus", config.worker.tensor_parallel_size, runs[0].said("worker.engine_args"))
 
 
 def _pace(run: Run) -> Pace:

@@ -68,6 +68,7 @@ def _stand_ins(tmp_path, monkeypatch):
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
     monkeypatch.setattr(stack_module, "asyncflow_command", lambda: [sys.executable, str(script)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)  # stand-ins tell it
 
 
 def preset(name, run, model):
@@ -100,7 +101,6 @@ def test_two_stacks_run_at_once_and_leave_nothing(tmp_path, model):
 
 def test_on_four_gpus_each_worker_has_its_own_and_the_ranks_have_the_others(tmp_path, model, monkeypatch):
     monkeypatch.setattr(stack_module, "visible_gpus", lambda: tuple("0123"))
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     config = preset("gpu-8", "run", model).model_copy(update={"local": LocalConfig(workers=2, ranks=2)})
     with Stack(config, runs=tmp_path) as stack:
         stack.start_serving()
