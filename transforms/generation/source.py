@@ -42,9 +42,9 @@ from transforms.generation.pool import Finished, all_pools, pool_of
 
 _PATIENCE_S: Final = 0.08
 """How long a bundle waits for its first outcome; shares of one process may be read one after the other."""
-_LULL_SHARE: Final = 0.1
-"""The pause before the next look as a share of the time that nothing has come: an outcome after a lull
-waits a tenth of it at most."""
+_LULL_SHARE: Final = 0.5
+"""The pause before the next look as a share of the time that nothing has come: an outcome after a lull waits half
+of it at most, and what looking costs is left to the engine, which on a CPU shares its cores."""
 _BUNDLE_FACTOR: Final = 2
 """The pause after a bundle as a multiple of its time: the busier the pipeline, the larger its bundles, and
 the less of the machine goes into opening and closing them."""
@@ -147,7 +147,7 @@ class BatchSource(UnboundedSource):  # type: ignore[misc]
         return hash(self.share)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By its coder, and to the same object each time: a configuration takes milliseconds to copy."""
+        """By its coder."""
         return _decoded, (SourceCoder().encode(self),)
 
     def split(self, desired_num_splits: int, options: Any = None) -> Iterable["BatchSource"]:  # noqa: ARG002 - Beam's
@@ -175,10 +175,8 @@ class SourceCoder(Coder):  # type: ignore[misc]
         return json.dumps([source.config.model_dump_json(), source.share, files]).encode()
 
     def decode(self, encoded: bytes) -> BatchSource:
-        """What was encoded."""
-        config, share, files = json.loads(encoded)
-        carried = Carried(tuple((name, base64.b64decode(content)) for name, content in files))
-        return BatchSource(RunConfig.model_validate_json(config), share, carried)
+        """What was encoded: the same object each time, because every bundle asks and a configuration takes long."""
+        return _decoded(encoded)
 
     def is_deterministic(self) -> bool:
         """Yes."""
@@ -190,7 +188,9 @@ registry.register_coder(BatchSource, SourceCoder)
 
 @lru_cache(maxsize=64)
 def _decoded(encoded: bytes) -> BatchSource:
-    return SourceCoder().decode(encoded)
+    config, share, files = json.loads(encoded)
+    carried = Carried(tuple((name, base64.b64decode(content)) for name, content in files))
+    return BatchSource(RunConfig.model_validate_json(config), share, carried)
 
 
 class ReadFn(_ReadFromUnboundedSourceDoFn):  # type: ignore[misc]
