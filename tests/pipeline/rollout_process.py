@@ -30,7 +30,7 @@ class RolloutProcess:
     module = "rollout"
 
     def __init__(self, config, directory, beam_args=(), cwd=None):
-        file = directory / "config.toml"
+        file = directory / f"{self.module}.toml"  # of its own: another process may be reading its file already
         file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
         self.log = directory / f"{self.module}.log"
         self._output = self.log.open("ab")

@@ -148,13 +148,14 @@ def test_nothing_beyond_the_frontier_is_answered_and_versions_are_asked_for(conf
 def test_kill_9_in_the_middle_loses_and_doubles_nothing(configure, engine, tmp_path):
     config = configure(max_bundle_groups=8)
     topics = Topics(config)
-    engine.mean_s = 0.1
+    engine.mean_s, engine.slow_s = 0.1, {SLOW: 3600.0}
     producer = KafkaProducer(**config.kafka.producer_options(f"{config.name}.producer"))
     producer.init_transactions()
     for part in range(10):  # transactions leave offsets without a prompt
         producer.begin_transaction()
         for index in range(40):
-            producer.send(config.topics.prompts, prompt(), partition=index % 2)
+            first = SLOW if part == 0 and index < 2 else 7
+            producer.send(config.topics.prompts, prompt(first), partition=index % 2)
         producer.abort_transaction() if part == 3 else producer.commit_transaction()
     topics.admit(1000, 1000)
     for kill_at in (60, 200):
@@ -162,13 +163,15 @@ def test_kill_9_in_the_middle_loses_and_doubles_nothing(configure, engine, tmp_p
             wait_for(process.hears_signals, process=process)
             wait_for(lambda at=kill_at: len(topics.outcomes()) >= at, process=process)
             process.kill()
+    engine.slow_s = {}
     with RolloutProcess(config, tmp_path) as process:
         wait_for(process.hears_signals, process=process)
         wait_for(lambda: len(topics.outcomes()) >= 360, process=process)
         assert process.drain() == 0
     assert set(topics.outcomes().values()) == {1}
     assert len(topics.outcomes()) == 360
-    assert len(engine.requests) > 360, "what was in flight was asked for again"
+    slow = [asked for asked in engine.requests if asked.body["token_ids"][0] == SLOW]
+    assert len(slow) == 2 * 3, "what was in flight was asked for again"
 
 
 def test_sigterm_finishes_what_is_in_flight_and_takes_no_more(configure, engine, tmp_path):
