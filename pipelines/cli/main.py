@@ -70,6 +70,8 @@ _GROUPS: Final[dict[str, tuple[str, ...]]] = {
     _TOOLS: ("topics", "kafka", "bundle", "completion", "simulate-users", "simulate-raters", "drill", "bench"),
 }  # fmt: skip
 
+_ONLY_TOKENIZE: Final = ("rollout", "join-feedback", "gateway", "evaluate")
+"""Verbs whose processes use transformers for its tokenizers alone."""
 _OUT_OF_MEMORY: Final = "OutOfMemoryError"
 """Of torch, by its name: torch is not imported for it."""
 _NARROWEST: Final = 36
@@ -89,13 +91,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = given.pop(0)
     if verb not in VERBS:
         return _complain("asyncflow", f"no verb {verb!r}; {did_you_mean(verb, VERBS)}")
-    return _call(f"asyncflow {verb}", partial(_run, verb), given)
+    return _call(f"asyncflow {verb}", partial(_run, verb, is_process=arguments is None), given)
 
 
-def _run(verb: str, arguments: list[str]) -> int:
+def _run(verb: str, arguments: list[str], *, is_process: bool) -> int:
+    """With ``is_process`` the verb has the process for itself, whose settings are its own then."""
     from pipelines.cli.logs import configure_logging
 
     configure_logging()
+    if is_process and verb in _ONLY_TOKENIZE:
+        from transforms.generation.tokenizer import spare_torch
+
+        spare_torch()
     return int(importlib.import_module(f"pipelines.cli.{verb.replace('-', '_')}").main(arguments))
 
 

@@ -30,7 +30,7 @@ def drilled(tmp_path, monkeypatch):
         monkeypatch.setattr(feed, "_AHEAD", 20)
         plan = Plan(
             seed=1, minutes=0, times=1, faults=tuple(faults), baseline_s=0, config=config(), runs=tmp_path,
-            patience_s=120 if build is None else 20,
+            patience_s=120 if build is None else 20, replays=build is None,
         )  # fmt: skip
         report = drill(plan)
         show(report)

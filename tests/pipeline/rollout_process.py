@@ -15,28 +15,20 @@ from schemas import trajectories
 from schemas.admission import AdmissionFrontier
 from schemas.dead_letters import DeadLetter
 
-_PROGRAM = """
-import sys
-from pathlib import Path
-from pipelines.{} import run
-from schemas.config import load
-sys.exit(run(load(Path(sys.argv[1])), sys.argv[2:]))
-"""
-
 
 class RolloutProcess:
     """Starts the pipeline and ends everything of it at the end."""
 
-    module = "rollout"
+    verb = "rollout"
 
     def __init__(self, config, directory, beam_args=(), cwd=None):
-        file = directory / f"{self.module}.toml"  # of its own: another process may be reading its file already
+        file = directory / f"{self.verb}.toml"  # of its own: another process may be reading its file already
         file.write_text(tomli_w.dumps(config.model_dump(mode="json", exclude_none=True)))
-        self.log = directory / f"{self.module}.log"
+        self.log = directory / f"{self.verb}.log"
         self._output = self.log.open("ab")
         self._begins = self._output.tell()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM.format(self.module), str(file), *beam_args],
+            [sys.executable, "-m", "pipelines.cli.main", self.verb, "--config", str(file), *beam_args],
             stdout=self._output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -71,7 +63,7 @@ class RolloutProcess:
 class JoinProcess(RolloutProcess):
     """The feedback pipeline in the same way."""
 
-    module = "join_feedback"
+    verb = "join-feedback"
 
 
 class Topics:

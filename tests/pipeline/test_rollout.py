@@ -100,6 +100,7 @@ def test_every_prompt_comes_out_once_bad_and_slow_ones_too(kind, configure, engi
         wait_for(lambda: set(topics.outcomes()) == everything, process=process)
         figures = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
         children = psutil.Process(process.process.pid).children(recursive=True)
+        assert not [each.path for each in psutil.Process(process.process.pid).memory_maps() if "libtorch" in each.path]
         assert process.drain() == 0, process.log.read_text()[-3000:]
     assert set(topics.outcomes().values()) == {1}
     assert {tuple(letter.group): letter.reason for letter in topics.letters()} == bad

@@ -1,5 +1,8 @@
 """What is said between two answers, as the model's chat template puts it."""
 
+import subprocess
+import sys
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -122,3 +125,27 @@ def test_a_text_as_an_answer_leaves_the_marks_of_later_prompts_whole(chatml):
     tokenizer.encode_answer("yes")
     assert tokenizer.encode(prompt) == before
     assert chatml.convert_tokens_to_ids("<|im_start|>") in before
+
+
+WITHOUT_TORCH = """
+import os, sys
+{first}
+from schemas.prompts import Message, Prompt, RewardSpec
+from transforms.generation.tokenizer import Tokenizer, spare_torch
+
+spare_torch()
+tokenizer = Tokenizer.load(sys.argv[1])
+asked = Prompt(messages=[Message(role="user", content="2+3")], reward=RewardSpec(name="last_number"))
+print(tokenizer.encode(asked), "torch" in sys.modules, "TRANSFORMERS_NO_ADVISORY_WARNINGS" in os.environ)
+import torch
+"""
+
+
+@pytest.mark.parametrize(("first", "has_torch"), [("", False), ("import torch", True)])
+def test_a_process_that_only_tokenizes_does_so_without_torch_unless_it_has_it(tmp_path, first, has_torch):
+    directory = str(build_tiny_model(tmp_path))
+    command = [sys.executable, "-c", WITHOUT_TORCH.format(first=first), directory]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    asked = Prompt(messages=[Message(role="user", content="2+3")], reward=RewardSpec(name="last_number"))
+    assert done.stdout.splitlines() == [f"{Tokenizer.load(directory).encode(asked)} {has_torch} False"]
+    assert "PyTorch" not in done.stderr, "nobody is told what is as it should be"
