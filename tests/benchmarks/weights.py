@@ -126,8 +126,7 @@ def parse():
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     options = parser.parse_args()
     options.root = options.root or (SHARED_MEMORY if roomy(SHARED_MEMORY, options.size or "135m") else None)
-    if options.dtype == "auto":
-        options.dtype = "bfloat16" if options.device == "cuda" else fastest_dtype()
+    options.dtype = fastest_dtype() if options.dtype == "auto" else options.dtype
     return options
 
 
