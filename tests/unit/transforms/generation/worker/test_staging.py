@@ -160,7 +160,7 @@ class LearnerProcess:
 
     def made(self, staging, version):
         expected = tensors_of(version, self._device, self._megabytes)
-        return all(torch.equal(tensor, expected[name]) for name, tensor in staging.tensors().items())
+        return all(torch.equal(tensor.cpu(), expected[name].cpu()) for name, tensor in staging.tensors().items())
 
     def __enter__(self):
         return self
