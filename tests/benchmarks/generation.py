@@ -17,7 +17,7 @@ import time
 
 from pipelines.local.demo_model import demo_model
 from tests.benchmarks import engine_ratio, stages, workers
-from tests.benchmarks.stack import ROOT, Bench, sums
+from tests.benchmarks.stack import ROOT, Bench, end_orderly, sums
 
 GROUP = {"group_size": 8}
 TOKENS = {"fixed_tokens": 64}
@@ -183,6 +183,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     wanted = parser.parse_args().parts
+    end_orderly()
     figures = {}
     with contextlib.redirect_stdout(sys.stderr), Bench() as bench:  # libraries print as they like
         for name in wanted:

@@ -35,9 +35,14 @@ PARTITIONS = 2
 EVERYTHING = 2**40
 
 
+def end_orderly():
+    """From now on SIGTERM ends this process with what it started, and keeps what there is so far."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
+
+
 def begin(out):
     """Before a stack starts: SIGTERM ends it orderly, figures have a place, its processes find this checkout."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # what there is so far is kept
+    end_orderly()
     out.mkdir(parents=True, exist_ok=True)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
