@@ -11,9 +11,9 @@ misses its bar.
 """
 
 import importlib
-import signal
 import sys
 
+from tests.benchmarks.stack import end_orderly
 from tests.support.hosts import NoHostsError
 
 PARTS = ("thousand", "bad_site", "sites", "asynchronous", "kills")
@@ -24,7 +24,7 @@ def main(arguments):
     if not arguments or arguments[0] not in PARTS:
         sys.stderr.write(f"{__doc__}\nexpected one of {', '.join(PARTS)}, given {' '.join(arguments) or 'nothing'}\n")
         return 0 if arguments == ["--help"] else 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # brokers and learners are ended, too
+    end_orderly()
     try:
         return importlib.import_module(f"tests.benchmarks.federated.{arguments[0]}").main(arguments[1:])
     except NoHostsError as error:

@@ -29,7 +29,6 @@ import math
 import os
 import random
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +47,7 @@ from schemas.identity import GroupId
 from schemas.ledger import StepEntry, TrainedGroup
 from schemas.weights import WeightVersion
 from tests.benchmarks.generation import at_least, at_most
+from tests.benchmarks.stack import end_orderly
 from tests.benchmarks.turns import add_option, wait_for_turn
 from tests.benchmarks.weights import SHAPES, make_shape
 
@@ -66,7 +66,7 @@ CLIP = 0.2
 
 
 def main():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # the broker ends with this process
+    end_orderly()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the local stack's learner
     options = parse()
     if options.sizes:

@@ -36,7 +36,7 @@ EVERYTHING = 2**40
 
 
 def end_orderly():
-    """From now on SIGTERM ends this process with what it started, and keeps what there is so far."""
+    """From now on SIGTERM ends this process with code 1, through whatever closes what it started."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
 
 

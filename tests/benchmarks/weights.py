@@ -20,7 +20,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from pipelines.local.tiny_model import build_tiny_model
 from pipelines.local.topics import create_topics
 from schemas.config import KafkaConfig, ModelConfig, RunConfig, WeightsConfig, WorkerConfig
 from schemas.weights import WeightVersion, version_path
+from tests.benchmarks.stack import end_orderly
 from tests.benchmarks.turns import add_option, wait_for_turn
 from tests.support.worker import WorkerProcess
 from trainers.precision import fastest_dtype
@@ -77,7 +77,7 @@ PARAMETERS = {"135m": 0.14e9, "1.5b": 1.6e9, "7b": 7.7e9}
 
 def main():
     options = parse()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the worker and the broker end with this process
+    end_orderly()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the local stack's learner
     os.environ.setdefault("DS_ACCELERATOR", options.device)  # else DeepSpeed warns on the standard output
     reached = []
